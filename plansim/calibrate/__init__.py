@@ -1,0 +1,1 @@
+"""plansim.calibrate."""

@@ -1,0 +1,290 @@
+"""Files at the border: safe YAML with line numbers, pydantic checks with places, overrides, atomic writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from plansim.errors import InputError, UnitError, nearest
+from plansim.units import parse
+
+MAX_FILE_BYTES = 16 * 2**20
+MAX_YAML_DEPTH = 32
+
+
+class Schema(BaseModel):
+    """Base of every file schema: unknown keys are errors, values are never changed after checking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _quantity(dimension: str) -> BeforeValidator:
+    def convert(value: object) -> float:
+        try:
+            return parse(value, dimension)
+        except UnitError as error:
+            raise ValueError(str(error)) from None
+
+    return BeforeValidator(convert)
+
+
+Bytes = Annotated[float, _quantity("bytes")]
+BytesPerSecond = Annotated[float, _quantity("bytes/s")]
+Seconds = Annotated[float, _quantity("seconds")]
+FlopPerSecond = Annotated[float, _quantity("flop/s")]
+Watts = Annotated[float, _quantity("watts")]
+Tokens = Annotated[float, _quantity("tokens")]
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the data of a YAML 1.2 (or JSON) file as ruamel's commented containers, which know their lines.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, too large, not UTF-8, not YAML, nested too deep, or uses aliases (which
+        let a small file expand without bound).
+    """
+    text = read_text(path)
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if re.search(r"(^|[\s\[{,:-])\*[A-Za-z_]", _without_strings_and_comments(text)):
+        raise InputError(f"{path}: YAML aliases (*name) are not accepted; write the value out")
+    try:
+        return YAML(typ="rt", pure=True).load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise InputError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not readable as YAML: {type(error).__name__}: {error}") from None
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text; refuses folders, absent files, more than `MAX_FILE_BYTES`, and what is not UTF-8."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: {size} bytes is too large, at most {MAX_FILE_BYTES} are read")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, expected a file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _without_strings_and_comments(text: str) -> str:
+    text = re.sub(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'", '""', text)
+    return re.sub(r"(^|\s)#.*", "", text)
+
+
+def check(data: Any, schema: type[S], *, source: str, overrides: Mapping[str, str] | None = None) -> S:
+    """Return `data` checked by `schema`, or raise one `InputError` that lists every error with its place.
+
+    Parameters
+    ----------
+    data : Any
+        What `read_yaml` returned, or plain containers.
+    schema : type
+        A pydantic model.
+    source : str
+        File name for messages.
+    overrides : mapping of str to str, optional
+        Dotted path to YAML text, as ``-o`` gives them (without the leading file kind).
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(f"{source}: expected a mapping of keys, found {type(data).__name__}")
+    _limit_depth(data, source)
+    for path, text in (overrides or {}).items():
+        data = _with_override(data, path.split("."), _scalar(text), source, path)
+    try:
+        return schema.model_validate(_plain(data))
+    except ValidationError as error:
+        lines = [_explain(e, data, schema, source) for e in error.errors(include_url=False)]
+        raise InputError("\n".join(lines)) from None
+
+
+def _limit_depth(data: Any, source: str, depth: int = 0) -> None:
+    if depth > MAX_YAML_DEPTH:
+        raise InputError(f"{source}: nested deeper than {MAX_YAML_DEPTH} levels")
+    children: Iterable[Any] = data.values() if isinstance(data, Mapping) else data if isinstance(data, list) else ()
+    for child in children:
+        _limit_depth(child, source, depth + 1)
+
+
+def _plain(data: Any) -> Any:
+    """Return ruamel's containers and scalars as plain Python ones."""
+    if isinstance(data, Mapping):
+        return {str(k): _plain(v) for k, v in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(v) for v in data]
+    if isinstance(data, bool) or data is None:
+        return data
+    if hasattr(data, "isoformat"):
+        return data.isoformat()
+    for kind in (int, float, str):
+        if isinstance(data, kind):
+            return kind(data)
+    return data
+
+
+def _scalar(text: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        return text
+
+
+def _with_override(data: Any, keys: list[str], value: Any, source: str, path: str) -> Any:
+    """Return a copy of `data` with the value at the dotted path replaced; list items go by index."""
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if isinstance(data, list):
+        if not key.isdigit() or int(key) >= len(data):
+            raise InputError(f"-o {path}: '{key}' is no index into {source}'s list of {len(data)} items")
+        return [_with_override(v, rest, value, source, path) if i == int(key) else v for i, v in enumerate(data)]
+    if data is not None and not isinstance(data, Mapping):
+        raise InputError(f"-o {path}: '{key}' goes below a plain value in {source}")
+    copy = dict(data or {})
+    copy[key] = _with_override(copy.get(key), rest, value, source, path)
+    return copy
+
+
+def _explain(error: Any, data: Any, schema: type[BaseModel], source: str) -> str:
+    loc = [p for p in error["loc"] if not (isinstance(p, str) and _is_union_tag(p))]
+    dotted = ".".join(str(p) for p in loc)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        known = sorted(_fields_at(schema, loc[:-1]))
+        near = nearest(str(loc[-1]), known)
+        hint = f"did you mean '{near}'? " if near else ""
+        message = f"unknown key ({hint}known: {', '.join(known)})" if known else "unknown key"
+    elif error["type"] == "missing":
+        message = "this key is required"
+    elif "input" in error and not message.startswith("'") and isinstance(error["input"], str | int | float | bool | None):
+        message = f"{message}, got {error['input']!r}"
+    return f"{source}{_place(data, loc)}: {dotted + ': ' if dotted else ''}{message}"
+
+
+def _is_union_tag(part: str) -> bool:
+    return "[" in part or part in {"str", "int", "float", "bool", "none"} or part[:1].isupper()
+
+
+def _fields_at(schema: type[BaseModel], loc: list[Any]) -> set[str]:
+    if not loc:
+        return {f.alias or name for name, f in schema.model_fields.items()}
+    field = schema.model_fields.get(str(loc[0]))
+    models = list(_models_in(field.annotation)) if field else []
+    rest = loc[2:] if len(loc) > 1 and isinstance(loc[1], int) else loc[1:]
+    return set().union(*(_fields_at(m, rest) for m in models)) if models else set()
+
+
+def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for arg in get_args(annotation):
+        yield from _models_in(arg)
+
+
+def _place(data: Any, loc: list[Any]) -> str:
+    """Return ``:line:column`` of the deepest part of `loc` that the file really has."""
+    place = ""
+    for part in loc:
+        marks = getattr(data, "lc", None)
+        try:
+            line, column = (marks.key(part) if isinstance(data, Mapping) else marks.item(part)) if marks else (None, None)
+        except (KeyError, TypeError, IndexError, AttributeError):
+            break
+        if line is None:
+            break
+        place = f":{line + 1}:{column + 1}"
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            break
+    return place
+
+
+def dump_yaml(data: Any) -> str:
+    """Return plain data as YAML text in the order given."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 100
+    out = io.StringIO()
+    yaml.dump(_plain(data), out)
+    return out.getvalue()
+
+
+def dump_json(data: Any) -> str:
+    """Return plain data as strict JSON text (no NaN)."""
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old content or the new, never a part.
+
+    Raises
+    ------
+    InputError
+        When the folder is missing or the disk refuses; the old file is then untouched.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resolve(name: str, folders: Iterable[Path], suffixes: tuple[str, ...], kind: str, known: Callable[[], list[str]]) -> Path:
+    """Return the file that `name` means: a path as given, else below `folders`, with the suffix left off or not.
+
+    Raises
+    ------
+    InputError
+        When nothing matches; lists the known names and offers the nearest.
+    """
+    given = Path(name)
+    roots = [Path(), *folders] if not given.is_absolute() else [Path()]
+    for root in roots:
+        for candidate in (root / given, *(root / f"{name}{s}" for s in suffixes)):
+            if candidate.is_file():
+                return candidate
+    names = known()
+    near = nearest(given.stem, names)
+    hint = f"did you mean '{near}'? " if near else ""
+    raise InputError(f"no {kind} '{name}' ({hint}known: {', '.join(names)}; or give a path)")

@@ -1,0 +1,1 @@
+"""Hardware as pure data: devices, fabrics, profiles and the catalogue."""

@@ -1,0 +1,127 @@
+"""A cluster as one record: devices in nodes, the fabric between them, host, prices and reliability."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from plansim.errors import ProfileError
+from plansim.hardware.device import Device
+from plansim.hardware.fabric import FabricLevel
+
+BACKENDS = {"cpu": "gloo", "tpu": "ici", "gpu": "nccl", "accelerator": "nccl"}
+"""Collective library by kind of device; AMD devices use RCCL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The machine around the devices of one node.
+
+    Attributes
+    ----------
+    cores : int
+        CPU cores of one node.
+    memory_bytes : float
+        Host memory of one node, bytes.
+    pcie_bytes_per_s : float
+        Host to device bandwidth of one device, one direction, bytes per second.
+    storage_read_bytes_per_s, storage_write_bytes_per_s : float
+        Storage bandwidth of one node, bytes per second.
+    """
+
+    cores: int = 1
+    memory_bytes: float = 0.0
+    pcie_bytes_per_s: float = 25e9
+    storage_read_bytes_per_s: float = 5e9
+    storage_write_bytes_per_s: float = 2e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Economics:
+    """What a device costs to run. `basis` says where and when the price was read."""
+
+    usd_per_device_hour: float = 0.0
+    power_watts: float = 0.0
+    pue: float = 1.2
+    kg_co2_per_kwh: float = 0.4
+    usd_per_device_hour_reserved: float | None = None
+    basis: str = "not stated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """How often one device takes the job down, and how long a restart takes."""
+
+    mtbf_device_hours: float = 50_000.0
+    restart_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeGroup:
+    """`count` equal nodes of `devices` devices each."""
+
+    device: Device
+    devices: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.devices < 1 or self.count < 1:
+            raise ProfileError(f"a node group needs at least one node and one device, got {self.count} x {self.devices}")
+
+    @property
+    def num_devices(self) -> int:
+        """Devices in the whole group."""
+        return self.devices * self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A cluster.
+
+    Attributes
+    ----------
+    groups : tuple of NodeGroup
+        One entry for a uniform cluster, several for a mixed one.
+    fabric : tuple of FabricLevel
+        Innermost level first.
+    backend : str
+        Collective library: ``nccl``, ``rccl``, ``gloo`` or ``ici``.
+    calibration : mapping
+        What `plansim calibrate` measured beyond the device's curves (date, host overheads, spread).
+    """
+
+    name: str
+    groups: tuple[NodeGroup, ...]
+    fabric: tuple[FabricLevel, ...]
+    backend: str = "nccl"
+    host: Host = field(default_factory=Host)
+    economics: Economics = field(default_factory=Economics)
+    reliability: Reliability = field(default_factory=Reliability)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def device(self) -> Device:
+        """The device of the first group."""
+        return self.groups[0].device
+
+    @property
+    def devices_per_node(self) -> int:
+        """Devices in one node of the first group."""
+        return self.groups[0].devices
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes in the cluster."""
+        return sum(g.count for g in self.groups)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices in the cluster."""
+        return sum(g.num_devices for g in self.groups)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the cluster holds more than one kind of device."""
+        return len({g.device.id for g in self.groups}) > 1

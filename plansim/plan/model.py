@@ -1,0 +1,171 @@
+"""The plan: every choice that turns a model and a cluster into a running job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from plansim.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be trained: batch, sequence, arithmetic and optimizer.
+
+    Attributes
+    ----------
+    global_batch : int
+        Sequences (or samples) in one optimizer step over all replicas.
+    seq_len : int
+        Tokens in a sequence; 1 for families without a sequence.
+    dtype : str
+        Arithmetic of the matrix products (``bf16``, ``fp16``, ``fp32``, ``tf32``, ``fp8``, ``int8``, ``fp4``).
+    optimizer : str
+        ``sgd``, ``momentum``, ``adam`` or ``adamw``.
+    target_tokens : float or None
+        Tokens the whole training should see.
+    phase : str
+        ``train`` or ``infer``.
+    """
+
+    global_batch: int
+    seq_len: int
+    dtype: str = "bf16"
+    optimizer: str = "adamw"
+    target_tokens: float | None = None
+    phase: str = "train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel:
+    """The parallel degrees and the order of work. ``dp * tp * pp * cp`` is the world size.
+
+    Attributes
+    ----------
+    dp, tp, pp, cp, ep : int
+        Data, tensor, pipeline, context and expert degrees; `ep` divides ``dp * cp``.
+    zero_stage : int
+        0 plain data parallel, 1 sharded optimizer, 2 + gradients, 3 + parameters (FSDP).
+    zero_group : int or None
+        Ranks that share one sharded copy (hybrid shard); None means all of ``dp * cp``.
+    sequence_parallel : bool
+        Shard norms and dropouts over tp as well (reduce-scatter + all-gather in place of all-reduce).
+    microbatch : int
+        Sequences in one microbatch of one replica.
+    schedule : str
+        A name in `plansim.schedules.SCHEDULES`.
+    virtual_stages : int
+        Model chunks per pipeline rank.
+    stage_layers : tuple of int or None
+        Layers of each stage (or chunk, in model order); None means as even as it goes.
+    """
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    zero_stage: int = 0
+    zero_group: int | None = None
+    sequence_parallel: bool = False
+    microbatch: int = 1
+    schedule: str = "1f1b"
+    virtual_stages: int = 1
+    stage_layers: tuple[int, ...] | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in the job."""
+        return self.dp * self.tp * self.pp * self.cp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """What runs beside compute instead of after it."""
+
+    gradients: bool = True
+    parameters: bool = True
+    tensor_parallel: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One compression method with its options, e.g. ``Method(method="powersgd", options={"rank": 4})``."""
+
+    method: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.method, tuple(sorted(self.options.items()))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """Compression per edge of the communication graph; `model` compresses the model itself."""
+
+    gradients: Method = field(default_factory=Method)
+    parameters: Method = field(default_factory=Method)
+    activations: Method = field(default_factory=Method)
+    outer: Method = field(default_factory=Method)
+    model: Method = field(default_factory=Method)
+
+    def items(self) -> list[tuple[str, Method]]:
+        """Return (edge, method) for every edge."""
+        return [(f.name, getattr(self, f.name)) for f in fields(self)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Every choice, in one record; equal plans compare and hash equal.
+
+    Attributes
+    ----------
+    model, profile : str
+        Names or paths as the user gave them.
+    aggregation : str
+        ``all_reduce`` or ``parameter_server`` (with `servers`).
+    recompute : str or tuple of str
+        ``none``, ``selective`` or ``full``; a tuple gives one per stage.
+    attention : str
+        ``flash`` or ``unfused``.
+    offload : bool
+        Optimizer state kept in host memory.
+    placement : tuple of str
+        Axes from the innermost (neighbouring ranks) to the outermost.
+    """
+
+    model: str
+    profile: str
+    job: Job
+    parallel: Parallel = field(default_factory=Parallel)
+    aggregation: str = "all_reduce"
+    servers: int = 1
+    recompute: str | tuple[str, ...] = "none"
+    overlap: Overlap = field(default_factory=Overlap)
+    attention: str = "flash"
+    offload: bool = False
+    placement: tuple[str, ...] = ("tp", "cp", "dp", "pp")
+    stack: str | None = None
+    compression: Compression = field(default_factory=Compression)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches each replica runs in one step (gradient accumulation counts here too).
+
+        Raises
+        ------
+        PlanError
+            When the global batch does not split into ``dp * microbatch``.
+        """
+        share = self.parallel.dp * self.parallel.microbatch
+        if self.job.global_batch % share:
+            raise PlanError(
+                f"global_batch {self.job.global_batch} does not split into dp {self.parallel.dp} "
+                f"x microbatch {self.parallel.microbatch}"
+            )
+        return self.job.global_batch // share
+
+    def recompute_of(self, stage: int) -> str:
+        """Return the recompute mode of one pipeline stage."""
+        return self.recompute if isinstance(self.recompute, str) else self.recompute[stage]
