@@ -1,0 +1,53 @@
+"""Decoder transformers: GPT, Llama and mixtures of experts share one file, for they differ only in their record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from plansim.workload.families import pieces
+from plansim.workload.families.base import bias_elements, block, hidden_bytes
+from plansim.workload.model import Model
+from plansim.workload.operators import Block, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A stack of attention + MLP (or expert) layers between an embedding and a language-model head."""
+
+    name: str
+    keys: tuple[str, ...] = ("experts", "top_k", "moe_ffn", "shared_ffn", "dense_layers", "moe_every", "window", "mla")
+
+    def blocks(self, model: Model, shard: Shard) -> tuple[Block, ...]:
+        """Return embedding, layers and head."""
+        boundary = hidden_bytes(model, shard)
+        kinds = {kind: self._layer(model, shard, kind, boundary) for kind in set(layer_kinds(model))}
+        return (
+            block("embedding", pieces.embedding(model, shard), boundary),
+            *(kinds[kind] for kind in layer_kinds(model)),
+            _head(model, shard),
+        )
+
+    def _layer(self, model: Model, shard: Shard, kind: str, boundary: float) -> Block:
+        second = pieces.experts(model, model.moe, shard) if kind == "moe_layer" and model.moe else pieces.mlp(model, shard)
+        biases = (bias_elements(model, shard, (model.head_dim * (model.heads + 2 * model.kv_heads),)),) if model.bias else ()
+        return block(kind, (*pieces.attention(model, shard), *second, *biases), boundary)
+
+
+def layer_kinds(model: Model) -> tuple[str, ...]:
+    """Return ``layer`` or ``moe_layer`` for every layer, in order."""
+    moe = model.moe
+    if moe is None:
+        return ("layer",) * model.layers
+    return tuple("moe_layer" if i >= moe.dense_layers and (i - moe.dense_layers) % moe.every == moe.every - 1 else "layer" for i in range(model.layers))
+
+
+def _head(model: Model, shard: Shard) -> Block:
+    head = block("head", pieces.head(model, shard), 0.0)
+    if not model.tied_embeddings:
+        return head
+    return replace(head, parameters=head.parameters - -(-model.vocab // shard.tp) * model.hidden)
+
+
+GPT = Decoder("gpt")
+LLAMA = Decoder("llama")
+MOE = Decoder("moe")

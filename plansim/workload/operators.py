@@ -1,0 +1,222 @@
+"""Operators: what one rank really computes and sends in one block, for one microbatch.
+
+A family writes a block as a tuple of these records, already divided over the tensor, context and expert
+axes; `costs` turns each into seconds and bytes. Shapes are those of one rank and one microbatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matmul:
+    """``batch`` products of (m, k) by (k, n). With `weight` the (k, n) operand is a parameter.
+
+    `saved_bytes` is what the operator keeps from forward to backward; `core` marks attention-core
+    operators, whose saved bytes selective recomputation drops and whose forward it repeats.
+    `groups` > 1 is a grouped product: `groups` experts share the m rows evenly.
+    """
+
+    name: str
+    m: int
+    n: int
+    k: int
+    batch: int = 1
+    weight: bool = True
+    groups: int = 1
+    saved_bytes: float = 0.0
+    core: bool = False
+
+    @property
+    def flop(self) -> float:
+        """Forward FLOP: two per multiply-add."""
+        return 2.0 * self.m * self.n * self.k * self.batch
+
+    @property
+    def parameters(self) -> int:
+        """Weights held by this rank."""
+        return self.k * self.n * self.groups * self.batch if self.weight else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Fused (flash) attention over one rank's heads."""
+
+    name: str
+    batch: int
+    heads: int
+    kv_heads: int
+    seq_q: int
+    seq_kv: int
+    head_dim: int
+    v_head_dim: int
+    causal: bool = True
+    window: int | None = None
+    saved_bytes: float = 0.0
+    core: bool = True
+
+    @property
+    def flop(self) -> float:
+        """Forward FLOP of both products over the whole square (the mask is not subtracted)."""
+        return 2.0 * self.batch * self.heads * self.seq_q * self.seq_kv * (self.head_dim + self.v_head_dim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elementwise:
+    """A memory-bound operator by the bytes it moves. `launches` counts kernels."""
+
+    name: str
+    forward_bytes: float
+    backward_bytes: float
+    launches: int = 1
+    saved_bytes: float = 0.0
+    core: bool = False
+    parameters: int = 0
+
+    @property
+    def flop(self) -> float:
+        """Not counted as model FLOP."""
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolution:
+    """A 2-D convolution (as an implicit matrix product)."""
+
+    name: str
+    batch: int
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+    saved_bytes: float = 0.0
+    core: bool = False
+
+    @property
+    def flop(self) -> float:
+        """Forward FLOP."""
+        pixels = (self.height // self.stride) * (self.width // self.stride) * self.batch
+        return 2.0 * pixels * self.out_channels * self.in_channels // self.groups * self.kernel**2
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the kernel."""
+        return self.in_channels // self.groups * self.out_channels * self.kernel**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurrent:
+    """One recurrent layer: `gates` products per time step (4 for LSTM, 3 for GRU)."""
+
+    name: str
+    batch: int
+    seq: int
+    in_features: int
+    hidden: int
+    gates: int
+    saved_bytes: float = 0.0
+    core: bool = False
+
+    @property
+    def flop(self) -> float:
+        """Forward FLOP."""
+        return 2.0 * self.batch * self.seq * self.gates * self.hidden * (self.in_features + self.hidden)
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return self.gates * self.hidden * (self.in_features + self.hidden + 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communication:
+    """A collective inside a block. `nbytes` is the whole array S; `backward` names its mirror (None: nothing)."""
+
+    name: str
+    axis: str
+    collective: str
+    nbytes: float
+    backward: str | None = None
+    repeat: int = 1
+    saved_bytes: float = 0.0
+    core: bool = False
+
+    @property
+    def flop(self) -> float:
+        """Communication computes nothing."""
+        return 0.0
+
+
+Operator = Union[Matmul, Attention, Elementwise, Convolution, Recurrent, Communication]  # noqa: UP007
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """How one rank's share of a block is cut out of the model.
+
+    Attributes
+    ----------
+    microbatch, seq_len : int
+        Sequences and tokens of one microbatch before `cp` divides them.
+    element_bytes : float
+        Bytes of one activation element (2 for 16-bit training).
+    flash : bool
+        Fused attention; otherwise scores are written out.
+    """
+
+    microbatch: int
+    seq_len: int
+    tp: int = 1
+    cp: int = 1
+    ep: int = 1
+    sequence_parallel: bool = False
+    element_bytes: float = 2.0
+    flash: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one rank in one microbatch."""
+        return self.microbatch * -(-self.seq_len // self.cp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A run of operators that pipeline stages and recomputation never split.
+
+    Attributes
+    ----------
+    kind : str
+        ``embedding``, ``layer``, ``moe_layer``, ``head`` …; equal kinds within a model are equal blocks.
+    operators : tuple of Operator
+        In forward order, sized for one rank and one microbatch.
+    parameters, expert_parameters : int
+        Parameters on one rank: replicated over dp x cp, and over the smaller expert-data axis.
+    boundary_bytes : float
+        Activation passed to the next block, on one rank, bytes.
+    """
+
+    kind: str
+    operators: tuple[Operator, ...]
+    parameters: int
+    boundary_bytes: float
+    expert_parameters: int = 0
+
+    @property
+    def flop(self) -> float:
+        """Forward FLOP on one rank."""
+        return sum(op.flop for op in self.operators)
+
+    @property
+    def saved_bytes(self) -> float:
+        """Bytes kept for backward without recomputation."""
+        return sum(op.saved_bytes for op in self.operators)
+
+    @property
+    def core_saved_bytes(self) -> float:
+        """Bytes that selective recomputation drops."""
+        return sum(op.saved_bytes for op in self.operators if op.core)
