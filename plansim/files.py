@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from plansim.errors import InputError, UnitError, nearest
 from plansim.units import parse
 
 MAX_FILE_BYTES = 16 * 2**20
+MAX_YAML_BYTES = 2**20
 MAX_YAML_DEPTH = 32
 
 
@@ -43,6 +44,14 @@ FlopPerSecond = Annotated[float, _quantity("flop/s")]
 Watts = Annotated[float, _quantity("watts")]
 Tokens = Annotated[float, _quantity("tokens")]
 
+Count = Annotated[int, Field(strict=True, ge=1, le=2**31)]
+"""A whole number from 1; text, booleans and fractions are refused."""
+WholeNumber = Annotated[int, Field(strict=True, ge=0, le=2**31)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
+
+_NAMES = re.compile(r"'([^']*)'")
+
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -55,7 +64,7 @@ def read_yaml(path: Path) -> Any:
         When the file is missing, too large, not UTF-8, not YAML, nested too deep, or uses aliases (which
         let a small file expand without bound).
     """
-    text = read_text(path)
+    text = read_text(path, MAX_YAML_BYTES)
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -66,17 +75,19 @@ def read_yaml(path: Path) -> Any:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise InputError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise InputError(
+            f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or error}"
+        ) from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: not readable as YAML: {type(error).__name__}: {error}") from None
 
 
-def read_text(path: Path) -> str:
-    """Return a file's text; refuses folders, absent files, more than `MAX_FILE_BYTES`, and what is not UTF-8."""
+def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
+    """Return a file's text; refuses folders, absent files, more than `max_bytes`, and what is not UTF-8."""
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{path}: {size} bytes is too large, at most {MAX_FILE_BYTES} are read")
+        if size > max_bytes:
+            raise InputError(f"{path}: {size} bytes is too large, at most {max_bytes} are read")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -122,9 +133,13 @@ def check(data: Any, schema: type[S], *, source: str, overrides: Mapping[str, st
 def _limit_depth(data: Any, source: str, depth: int = 0) -> None:
     if depth > MAX_YAML_DEPTH:
         raise InputError(f"{source}: nested deeper than {MAX_YAML_DEPTH} levels")
-    children: Iterable[Any] = data.values() if isinstance(data, Mapping) else data if isinstance(data, list) else ()
+    children: Iterable[Any] = (
+        data.values() if isinstance(data, Mapping) else data if isinstance(data, list) else ()
+    )
     for child in children:
         _limit_depth(child, source, depth + 1)
+        if type(child).__name__ == "TaggedScalar":
+            raise InputError(f"{source}: YAML tags (!name) are not accepted")
 
 
 def _plain(data: Any) -> Any:
@@ -161,7 +176,9 @@ def _with_override(data: Any, keys: list[str], value: Any, source: str, path: st
     if isinstance(data, list):
         if not key.isdigit() or int(key) >= len(data):
             raise InputError(f"-o {path}: '{key}' is no index into {source}'s list of {len(data)} items")
-        return [_with_override(v, rest, value, source, path) if i == int(key) else v for i, v in enumerate(data)]
+        return [
+            _with_override(v, rest, value, source, path) if i == int(key) else v for i, v in enumerate(data)
+        ]
     if data is not None and not isinstance(data, Mapping):
         raise InputError(f"-o {path}: '{key}' goes below a plain value in {source}")
     copy = dict(data or {})
@@ -172,7 +189,7 @@ def _with_override(data: Any, keys: list[str], value: Any, source: str, path: st
 def _explain(error: Any, data: Any, schema: type[BaseModel], source: str) -> str:
     loc = [p for p in error["loc"] if not (isinstance(p, str) and _is_union_tag(p))]
     dotted = ".".join(str(p) for p in loc)
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if error["type"] == "extra_forbidden":
         known = sorted(_fields_at(schema, loc[:-1]))
         near = nearest(str(loc[-1]), known)
@@ -180,7 +197,13 @@ def _explain(error: Any, data: Any, schema: type[BaseModel], source: str) -> str
         message = f"unknown key ({hint}known: {', '.join(known)})" if known else "unknown key"
     elif error["type"] == "missing":
         message = "this key is required"
-    elif "input" in error and not message.startswith("'") and isinstance(error["input"], str | int | float | bool | None):
+    elif error["type"] == "literal_error":
+        names = _NAMES.findall(str(error["ctx"]["expected"]))
+        near = nearest(str(error["input"]), names)
+        hint = f"did you mean '{near}'? " if near else ""
+        known_names = f"{hint}known: {', '.join(names)}" if names else f"expected {error['ctx']['expected']}"
+        message = f"unknown value {error['input']!r} ({known_names})"
+    elif not message.startswith("'") and isinstance(error.get("input", []), str | int | float | bool | None):
         message = f"{message}, got {error['input']!r}"
     return f"{source}{_place(data, loc)}: {dotted + ': ' if dotted else ''}{message}"
 
@@ -209,12 +232,10 @@ def _place(data: Any, loc: list[Any]) -> str:
     """Return ``:line:column`` of the deepest part of `loc` that the file really has."""
     place = ""
     for part in loc:
-        marks = getattr(data, "lc", None)
+        marks: Any = getattr(data, "lc", None)
         try:
-            line, column = (marks.key(part) if isinstance(data, Mapping) else marks.item(part)) if marks else (None, None)
+            line, column = marks.key(part) if isinstance(data, Mapping) else marks.item(part)
         except (KeyError, TypeError, IndexError, AttributeError):
-            break
-        if line is None:
             break
         place = f":{line + 1}:{column + 1}"
         try:
@@ -231,7 +252,7 @@ def dump_yaml(data: Any) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.width = 100
+    yaml.width = 120
     out = io.StringIO()
     yaml.dump(_plain(data), out)
     return out.getvalue()
@@ -270,8 +291,10 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def resolve(name: str, folders: Iterable[Path], suffixes: tuple[str, ...], kind: str, known: Callable[[], list[str]]) -> Path:
-    """Return the file that `name` means: a path as given, else below `folders`, with the suffix left off or not.
+def resolve(
+    name: str, folders: Iterable[Path], suffixes: tuple[str, ...], kind: str, known: Callable[[], list[str]]
+) -> Path:
+    """Return the file that `name` means: a path as given, else below `folders`; the suffix may be left off.
 
     Raises
     ------

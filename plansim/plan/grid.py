@@ -1,4 +1,4 @@
-"""The rank grid: which rank holds which coordinate of every parallel axis. The axis order is stated here, once."""
+"""The rank grid: which rank holds which coordinate of every parallel axis; states the axis order, once."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class Grid:
 
     def coordinates(self, rank: int) -> dict[str, int]:
         """Return the coordinate of `rank` along every axis."""
-        return {axis: rank // self.stride(axis) % size for axis, size in zip(self.axes, self.sizes, strict=True)}
+        return {
+            axis: rank // self.stride(axis) % size for axis, size in zip(self.axes, self.sizes, strict=True)
+        }
 
     def rank(self, **coordinates: int) -> int:
         """Return the rank at the given coordinates; axes left out are 0."""

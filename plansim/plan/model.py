@@ -20,7 +20,7 @@ class Job:
     seq_len : int
         Tokens in a sequence; 1 for families without a sequence.
     dtype : str
-        Arithmetic of the matrix products (``bf16``, ``fp16``, ``fp32``, ``tf32``, ``fp8``, ``int8``, ``fp4``).
+        Arithmetic of the matrix products: ``bf16 fp16 fp32 tf32 fp8 int8 fp4``.
     optimizer : str
         ``sgd``, ``momentum``, ``adam`` or ``adamw``.
     target_tokens : float or None
