@@ -133,9 +133,8 @@ class Fabric:
                     f"fabric level {names[0]} joins everything, so {names[1]} above joins nothing"
                 )
             if outer.group is not None and outer.group % inner.group:
-                raise ProfileError(
-                    f"fabric level {names[1]}: group {outer.group} is no multiple of {inner.group} ({names[0]})"
-                )
+                sizes = f"group {outer.group} is no multiple of {inner.group}"
+                raise ProfileError(f"fabric level {names[1]}: {sizes} ({names[0]})")
         object.__setattr__(self, "_hash", hash((self.levels, self.devices_per_node)))
 
     def __hash__(self) -> int:

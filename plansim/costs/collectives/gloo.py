@@ -1,0 +1,89 @@
+"""Collectives as gloo carries them out over TCP on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log2
+
+from plansim.costs.collectives.curve import CostCurve
+from plansim.costs.collectives.layout import Layout
+
+GLOO_SOURCE = (
+    "gloo source (allreduce.cc, reduce_scatter.h, broadcast.cc) and timings on shaped links, 2 to 4 ranks"
+)
+
+
+def gloo_share(collective: str, n: int) -> float:
+    """Return the part of S that the busiest link carries in one direction.
+
+    A reduce-scatter is an all-reduce inside; a broadcast sends all of S once per level of a binomial tree.
+
+    Examples
+    --------
+    >>> gloo_share("reduce_scatter", 4) == gloo_share("all_reduce", 4) == 1.5
+    True
+    """
+    shares = {
+        "all_reduce": 2 * (n - 1) / n,
+        "reduce_scatter": 2 * (n - 1) / n,
+        "all_gather": (n - 1) / n,
+        "all_to_all": (n - 1) / n,
+        "broadcast": float(ceil(log2(n))),
+        "reduce": float(ceil(log2(n))),
+    }
+    return shares.get(collective, 1.0)
+
+
+def gloo_steps(collective: str, n: int) -> int:
+    """Return how many messages follow one another."""
+    steps = {
+        "all_reduce": 2 * (n - 1),
+        "reduce_scatter": 2 * (n - 1),
+        "all_gather": n - 1,
+        "all_to_all": n - 1,
+    }
+    return steps.get(collective, ceil(log2(n)))
+
+
+@dataclass(frozen=True, slots=True)
+class Gloo:
+    r"""Ring steps over one TCP connection per pair, no faster than the CPU moves the bytes.
+
+    .. math:: T = L + k h + \max\left(\frac{f S (1 + d)}{B}, f S c\right)
+
+    with k steps, f the share of `gloo_share`, c CPU seconds per byte, and d how far traffic both ways at
+    once is serialised (one event thread per connection): all for all-to-all, half for all-gather.
+    """
+
+    collectives: frozenset[str] = frozenset(
+        {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "send_recv"}
+    )
+    in_network: bool = False
+
+    def curves(self, collective: str, layout: Layout) -> tuple[CostCurve, ...]:
+        """Return one curve; levels inside a machine are as the transport's CPU cost allows."""
+        n, share = layout.size, gloo_share(collective, layout.size)
+        serialised = {"all_to_all": 1.0, "all_gather": 0.5}.get(collective, 0.0)
+        wires = []
+        for span in layout.spans:
+            transport, protocol = span.transport, span.transport.protocols[-1]
+            duplex = 1 + serialised * transport.half_duplex_fraction
+            wire = share * duplex * span.s_per_byte(protocol)
+            if collective == "all_to_all":
+                wire = duplex * span.exchange_s_per_byte / protocol.efficiency
+            wires.append(max(wire, share * transport.cpu_s_per_byte))
+        slowest = max(range(len(wires)), key=wires.__getitem__)
+        span = layout.spans[slowest]
+        protocol = span.transport.protocols[-1]
+        return (
+            CostCurve(
+                algorithm="gloo",
+                protocol=protocol.name,
+                latency_s=layout.base_s + gloo_steps(collective, n) * layout.spans[-1].hop_s(protocol),
+                wire_s_per_byte=wires[slowest],
+                stage_s=protocol.stage_s,
+                bottleneck=span.level.name,
+                formula="max of share S/B and share S x CPU time per byte",
+                source=GLOO_SOURCE,
+            ),
+        )
