@@ -1,0 +1,49 @@
+"""fp8 (e4m3): an all-gather of one byte per weight, or two hops where a sum is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from plansim.costs.compression.base import PROXY, Inflation, Traffic, Transfer, Work
+from plansim.costs.compression.two_hop import TwoHop
+
+
+class Fp8(TwoHop):
+    """8-bit floating point with one scale per message, agreed on by a tiny all-reduce of the maximum."""
+
+    name: ClassVar[str] = "fp8"
+    summary: ClassVar[str] = (
+        "8-bit floats with one scale per message; made for the all-gather of sharded weights"
+    )
+    source: ClassVar[str] = (
+        "torchao float8 with FSDP2; Feng et al., 'Enabling Float8 All-Gather in FSDP2', 2024"
+    )
+
+    def payload_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
+        """Return one byte per element."""
+        self.resolve(options)
+        return traffic.num_elements
+
+    def wire(
+        self, operation: str, traffic: Traffic, ranks: int, options: Mapping[str, Any] | None = None
+    ) -> tuple[Transfer, ...]:
+        """Return the all-reduce of the 4-byte maximum and the hops."""
+        hops = super().wire(operation, traffic, ranks, options)
+        return hops if operation == "send" else (Transfer(collective="all_reduce", nbytes=4.0), *hops)
+
+    def encode_once(self, options: Mapping[str, Any]) -> Work:
+        """Maximum (read 4), scale and cast (read 4, write 1)."""
+        return Work(streamed_bytes=9, operations=3, launches=3)
+
+    def decode_once(self, options: Mapping[str, Any]) -> Work:
+        """Read 1, write 4; a scalar loop on CPUs."""
+        return Work(streamed_bytes=5, operations=17, launches=2)
+
+    def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
+        """No measurable loss."""
+        return Inflation(
+            low=1.0,
+            high=1.0,
+            source=f"float8 all-gather: on par at Llama-3 70B; same loss to 1e-4: {PROXY}",
+        )

@@ -1,0 +1,61 @@
+"""Quantisation exchanged in two hops: scatter the pieces by all-to-all, add them, gather the sums.
+
+A quantised array cannot be added on the wire, so each rank receives its piece from all others (all-to-all),
+decodes and adds in fp32, encodes the sum and hands it to everybody (all-gather): ``2 (p-1)/p`` payloads per
+rank like a ring all-reduce, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from plansim.costs.compression.base import CompressionMethod, Traffic, Transfer, Work, unknown_operation
+
+
+class TwoHop(CompressionMethod):
+    """Base of the methods that quantise whole messages.
+
+    Subclasses say what one element costs to encode and to decode; this class says how often that happens.
+    """
+
+    edges: ClassVar[frozenset[str]] = frozenset({"gradients", "parameters", "activations", "outer"})
+    shards: ClassVar[bool] = True
+
+    @abstractmethod
+    def encode_once(self, options: Mapping[str, Any]) -> Work:
+        """Return the work of encoding one element from fp32."""
+
+    @abstractmethod
+    def decode_once(self, options: Mapping[str, Any]) -> Work:
+        """Return the work of decoding one element to fp32."""
+
+    def wire(
+        self, operation: str, traffic: Traffic, ranks: int, options: Mapping[str, Any] | None = None
+    ) -> tuple[Transfer, ...]:
+        """Return all-to-all and all-gather for a reduction, one hop for the others."""
+        payload = self.payload_bytes(traffic, options)
+        hops = {
+            "all_reduce": ("all_to_all", "all_gather"),
+            "reduce_scatter": ("all_to_all",),
+            "all_gather": ("all_gather",),
+            "send": ("send",),
+        }
+        if operation not in hops:
+            raise unknown_operation(self.name, operation)
+        return tuple(Transfer(collective=hop, nbytes=payload) for hop in hops[operation])
+
+    def encode_work(self, traffic: Traffic, options: Mapping[str, Any]) -> Work:
+        """Return the work before the first hop: the whole message once."""
+        return self.encode_once(options)
+
+    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
+        """Return decoding and adding all pieces, encoding the sum (1/p), decoding the gathered sums."""
+        encode, decode = self.encode_once(options), self.decode_once(options)
+        share = 1 / max(ranks, 1)
+        return Work(
+            streamed_bytes=2 * decode.streamed_bytes + 8 + share * encode.streamed_bytes,
+            operations=2 * decode.operations + share * encode.operations,
+            launches=2 * decode.launches + encode.launches + 1,
+        )
