@@ -1,0 +1,292 @@
+"""What a runtime can execute, as data: allowed choices, relations between degrees, pairs it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from plansim.plan.model import Plan
+from plansim.schedules.find import ALIASES
+from plansim.workload.model import ATTENTION_FAMILIES, Model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Mask = bool | NDArray[np.bool_]
+
+Degrees = Mapping[str, Any]
+"""Integers of a plan by name, each a number or an array of one shape.
+
+Of the plan: ``dp tp pp cp ep zero_stage zero_group microbatch virtual_stages num_microbatches seq_len`` and
+the booleans ``sequence_parallel uneven``. Of the model, always numbers: ``heads kv_heads layers experts``.
+`zero_group` is ``dp * cp`` where the plan leaves it out; `heads` and `experts` are 0 where there are none.
+"""
+
+FEATURES: dict[str, Callable[[Degrees], Mask]] = {
+    "dp": lambda d: d["dp"] > 1,
+    "tp": lambda d: d["tp"] > 1,
+    "pp": lambda d: d["pp"] > 1,
+    "cp": lambda d: d["cp"] > 1,
+    "ep": lambda d: d["ep"] > 1,
+    "zero 0": lambda d: d["zero_stage"] == 0,
+    "zero 1": lambda d: d["zero_stage"] == 1,
+    "zero 2": lambda d: d["zero_stage"] == 2,
+    "zero 3": lambda d: d["zero_stage"] == 3,
+    "hybrid shard": lambda d: (d["zero_stage"] > 0) & (d["zero_group"] != d["dp"] * d["cp"]),
+    "virtual stages": lambda d: d["virtual_stages"] > 1,
+    "uneven stages": lambda d: d["uneven"],
+    "sequence parallel": lambda d: d["sequence_parallel"],
+}
+"""What a pair may name, by its test on `Degrees` (element-wise on arrays)."""
+
+CHOICES: dict[str, Callable[[Plan], Any]] = {
+    "schedule": lambda p: schedule_key(p.parallel.schedule) if p.parallel.pp > 1 else None,
+    "zero_stage": lambda p: p.parallel.zero_stage,
+    "recompute": lambda p: p.recompute,
+    "attention": lambda p: p.attention,
+    "aggregation": lambda p: p.aggregation,
+    "offload": lambda p: p.offload,
+    "dtype": lambda p: p.job.dtype,
+    "optimizer": lambda p: p.job.optimizer,
+    "phase": lambda p: p.job.phase,
+    "placement": lambda p: order_of(p),
+    "compression.gradients": lambda p: p.compression.gradients.method,
+    "compression.parameters": lambda p: p.compression.parameters.method,
+    "compression.activations": lambda p: p.compression.activations.method,
+    "compression.outer": lambda p: p.compression.outer.method,
+    "compression.model": lambda p: p.compression.model.method,
+}
+"""The choices that `Backend.allows` restricts, by how they are read from a plan (None: does not matter)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relation:
+    """A rule between degrees. `broken` gives True, or an array of booleans, where the rule does not hold.
+
+    Attributes
+    ----------
+    message : str
+        What is wrong and what was expected; a format string over `Degrees`.
+    remedy : str
+        What to change; a format string too.
+    """
+
+    name: str
+    broken: Callable[[Degrees], Mask]
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Features (names in `FEATURES`) that the runtime does not run together."""
+
+    features: tuple[str, ...]
+    reason: str
+    remedy: str
+    schedules: tuple[str, ...] = ()
+    """Only with these schedules; empty means with any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """The rules of one runtime.
+
+    Attributes
+    ----------
+    name, version : str
+        The runtime and the release its rules were read from.
+    families : tuple of str
+        Model families it can build.
+    allows : mapping of str to tuple
+        Accepted values of every choice named in `CHOICES`; a name left out is not restricted.
+    schedule_names : mapping of str to str
+        Its own spelling of our schedule names.
+    virtual_stages, hybrid_shard, uneven_stages : bool
+        Whether a pipeline rank may hold several chunks, one sharded copy may span fewer ranks than
+        ``dp * cp``, and stages may hold unequal numbers of layers.
+    context_parallel, expert_parallel, tensor_parallel, pipeline_parallel : bool
+        Whether that degree may exceed 1.
+    recompute_per_stage : bool
+        Whether stages may recompute differently.
+    relations : tuple of Relation
+    pairs : tuple of Pair
+    remedies : mapping of str to str
+        What to do instead, by choice.
+    """
+
+    name: str
+    version: str
+    families: tuple[str, ...]
+    allows: Mapping[str, tuple[Any, ...]]
+    schedule_names: Mapping[str, str] = field(default_factory=dict)
+    tensor_parallel: bool = True
+    pipeline_parallel: bool = True
+    context_parallel: bool = True
+    expert_parallel: bool = True
+    virtual_stages: bool = True
+    hybrid_shard: bool = True
+    uneven_stages: bool = True
+    recompute_per_stage: bool = False
+    relations: tuple[Relation, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    remedies: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, plan: Plan, model: Model) -> list[str]:
+        """Return why this runtime cannot run the plan, each reason with its remedy; empty when it can.
+
+        Examples
+        --------
+        >>> from plansim.plan.backends import BACKENDS
+        >>> from plansim.plan.model import Job, Parallel
+        >>> gpt = Model(name="tiny", family="gpt", layers=4, hidden=64, ffn=256, heads=4, kv_heads=4)
+        >>> job = Job(global_batch=8, seq_len=128)
+        >>> plan = Plan(model="tiny", profile="a100x8", job=job, parallel=Parallel(dp=2, pp=2, zero_stage=2))
+        >>> BACKENDS["deepspeed"].check(plan, gpt)
+        ['zero 2 with pp: the pipeline engine keeps gradients whole; use zero_stage 0 or 1']
+        """
+        degrees = degrees_of(plan, model)
+        reasons = [*self._family_reasons(model), *self._choice_reasons(plan)]
+        reasons += [
+            f"{r.message.format(**degrees)}; {r.remedy.format(**degrees)}"
+            for r in self._all_relations()
+            if r.broken(degrees)
+        ]
+        reasons += [
+            f"{_pair_name(pair)}: {pair.reason}; {pair.remedy}"
+            for pair in self.pairs
+            if _pair_holds(pair, degrees, schedule_key(plan.parallel.schedule))
+        ]
+        return reasons
+
+    def rejections(self, degrees: Degrees, schedule: str = "1f1b") -> dict[str, Mask]:
+        """Return, by rule, which entries of arrays of degrees this runtime refuses.
+
+        The counterpart of `check` for a whole search space: same relations and pairs, applied element-wise.
+        What is chosen from a list (schedule, recompute, compression) is in `allows` and restricted before.
+
+        Parameters
+        ----------
+        degrees : mapping of str to array
+            As `Degrees` describes.
+        schedule : str
+            The schedule that all entries share.
+        """
+        found = {relation.name: relation.broken(degrees) for relation in self._all_relations()}
+        for pair in self.pairs:
+            found[_pair_name(pair)] = _pair_holds(pair, degrees, schedule_key(schedule))
+        return found
+
+    def _all_relations(self) -> tuple[Relation, ...]:
+        return (*_switches(self), *self.relations)
+
+    def _family_reasons(self, model: Model) -> list[str]:
+        if model.family in self.families:
+            return []
+        return [
+            f"model family {model.family} is not built by {self.name} (it has {', '.join(self.families)})"
+        ]
+
+    def _choice_reasons(self, plan: Plan) -> list[str]:
+        reasons = []
+        for choice, allowed in self.allows.items():
+            given = CHOICES[choice](plan)
+            if isinstance(given, tuple) and choice == "recompute":
+                reasons += self._recompute_reasons(given, allowed)
+            elif given is not None and given not in allowed:
+                reasons.append(self._refusal(choice, given, allowed))
+        return reasons
+
+    def _recompute_reasons(self, given: tuple[str, ...], allowed: tuple[Any, ...]) -> list[str]:
+        reasons = [self._refusal("recompute", mode, allowed) for mode in sorted(set(given) - set(allowed))]
+        if len(set(given)) > 1 and not self.recompute_per_stage:
+            reasons.append("recompute differs between stages; use one mode for all of them")
+        return reasons
+
+    def _refusal(self, choice: str, given: object, allowed: tuple[Any, ...]) -> str:
+        remedy = self.remedies.get(choice) or f"use {' or '.join(_spell(value) for value in allowed)}"
+        return f"{choice} {_spell(given)} is not available; {remedy}"
+
+
+def schedule_key(name: str) -> str:
+    """Return the schedule's own name for any of its spellings; a table file stays as it is."""
+    if name.endswith(".csv"):
+        return name
+    key = name.lower().replace("_", "-")
+    return ALIASES.get(key, key)
+
+
+def order_of(plan: Plan) -> tuple[str, ...] | None:
+    """Return the axes of the plan that have more than one rank, innermost first; None below two."""
+    axes = tuple(axis for axis in plan.placement if getattr(plan.parallel, axis) > 1)
+    return axes if len(axes) > 1 else None
+
+
+def orders_within(*placements: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Return every order of two or more axes that agrees with one of the placements."""
+    found = set()
+    for placement in placements:
+        for chosen in range(1 << len(placement)):
+            found.add(tuple(axis for i, axis in enumerate(placement) if chosen >> i & 1))
+    return tuple(sorted(order for order in found if len(order) > 1))
+
+
+def degrees_of(plan: Plan, model: Model) -> dict[str, Any]:
+    """Return the degrees of one plan."""
+    p = plan.parallel
+    attention = model.family in ATTENTION_FAMILIES
+    share = p.dp * p.microbatch
+    return {
+        **{name: getattr(p, name) for name in ("dp", "tp", "pp", "cp", "ep", "zero_stage", "microbatch")},
+        "zero_group": p.zero_group or p.dp * p.cp,
+        "virtual_stages": p.virtual_stages,
+        "num_microbatches": max(1, plan.job.global_batch // share),
+        "sequence_parallel": p.sequence_parallel,
+        "uneven": p.stage_layers is not None and len(set(p.stage_layers)) > 1,
+        "seq_len": plan.job.seq_len,
+        "heads": model.heads if attention else 0,
+        "kv_heads": model.kv_heads if attention else 0,
+        "layers": model.layers,
+        "experts": model.moe.experts if model.moe else 0,
+    }
+
+
+def _switches(backend: Backend) -> list[Relation]:
+    """Return the refusals of degrees the runtime does not have at all."""
+    off = {
+        "tensor_parallel": ("tp", "{tp}"),
+        "pipeline_parallel": ("pp", "{pp}"),
+        "context_parallel": ("cp", "{cp}"),
+        "expert_parallel": ("ep", "{ep}"),
+        "virtual_stages": ("virtual stages", "{virtual_stages}"),
+        "hybrid_shard": ("hybrid shard", "(zero_group {zero_group})"),
+        "uneven_stages": ("uneven stages", ""),
+    }
+    return [
+        Relation(
+            name=switch,
+            broken=FEATURES[feature],
+            message=f"{feature} {shown}".rstrip() + f" is not available in {backend.name}",
+            remedy=backend.remedies.get(switch, f"do without {feature}"),
+        )
+        for switch, (feature, shown) in off.items()
+        if not getattr(backend, switch)
+    ]
+
+
+def _pair_holds(pair: Pair, degrees: Degrees, schedule: str) -> Mask:
+    holds: Mask = FEATURES[pair.features[0]](degrees)
+    for feature in pair.features[1:]:
+        holds = holds & FEATURES[feature](degrees)
+    return holds & (not pair.schedules or schedule in pair.schedules)
+
+
+def _pair_name(pair: Pair) -> str:
+    name = " with ".join(pair.features)
+    return f"{name} under {', '.join(pair.schedules)}" if pair.schedules else name
+
+
+def _spell(value: object) -> str:
+    return "-".join(value) if isinstance(value, tuple) else str(value)

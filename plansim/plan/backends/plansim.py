@@ -1,0 +1,45 @@
+"""plansim's own executor: torch.distributed with DDP, FSDP2, DTensor and torch.distributed.pipelining.
+
+The pairs are those that torch 2.13 runs and computes wrongly, found by comparing losses with one process.
+"""
+
+from plansim.plan.backends.base import Backend, Pair
+from plansim.plan.backends.relations import (
+    EP_DIVIDES_EXPERTS,
+    EVERY_CHUNK_HAS_A_LAYER,
+    SEQUENCE_SPLITS_EVENLY_OVER_CP,
+    SEQUENCE_SPLITS_OVER_TP,
+    TP_DIVIDES_HEADS,
+    TP_DIVIDES_KV_HEADS,
+)
+
+PLANSIM = Backend(
+    name="plansim",
+    version="torch 2.13",
+    families=("gpt", "llama", "moe", "bert", "vit", "cnn", "rnn", "mlp"),
+    allows={
+        "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zbv", "dualpipev"),
+        "zero_stage": (0, 1, 2, 3),
+        "recompute": ("none", "selective", "full"),
+        "dtype": ("bf16", "fp16", "fp32"),
+        "optimizer": ("sgd", "momentum", "adam", "adamw"),
+        "phase": ("train",),
+    },
+    recompute_per_stage=True,
+    relations=(
+        TP_DIVIDES_HEADS,
+        TP_DIVIDES_KV_HEADS,
+        SEQUENCE_SPLITS_EVENLY_OVER_CP,
+        SEQUENCE_SPLITS_OVER_TP,
+        EP_DIVIDES_EXPERTS,
+        EVERY_CHUNK_HAS_A_LAYER,
+    ),
+    pairs=(
+        Pair(
+            features=("zero 3", "pp"),
+            schedules=("zb-h1", "zbv", "dualpipev"),
+            reason="resharding between the split backward passes gives slightly wrong gradients",
+            remedy="use zero_stage 2 (parameters stay gathered) or another schedule",
+        ),
+    ),
+)
