@@ -1,0 +1,243 @@
+"""From a plan to the durations of its step: block times summed per chunk, gradient buckets, optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+from plansim.costs.collectives import collective_s
+from plansim.costs.compute import memory_bound_s
+from plansim.costs.interference import overlap_slowdowns
+from plansim.costs.layout import ADAM_STATE_BYTES, Layout
+from plansim.costs.operators import Arithmetic, BlockTime, block_s
+from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
+from plansim.hardware.fabric import Fabric, GroupShape
+from plansim.workload.operators import Block
+
+MAX_BUCKETS = 16
+"""Buckets of one chunk that are told apart; more would only repeat the pattern."""
+
+
+def step_costs(layout: Layout) -> StepCosts:
+    """Return the durations of everything one step of a plan does."""
+    p = layout.plan.parallel
+    comm_slowdown, compute_slowdown = overlap_slowdowns(layout.profile.device, inter_node=layout.num_nodes > 1)
+    return StepCosts(
+        chunks=tuple(_chunk(layout, i) for i in range(len(layout.chunks))),
+        stages=tuple(_stage_end(layout, s) for s in range(p.pp)),
+        schedule=p.schedule,
+        pp=p.pp,
+        num_microbatches=layout.plan.num_microbatches,
+        virtual_stages=p.virtual_stages,
+        overlap_gradients=layout.plan.overlap.gradients and layout.stack.gradient_overlap,
+        overlap_parameters=layout.plan.overlap.parameters and layout.stack.parameter_overlap,
+        comm_slowdown=comm_slowdown,
+        compute_slowdown=compute_slowdown,
+        async_sends=layout.stack.pipeline_overlap,
+    )
+
+
+def comm_s(layout: Layout, axis: str, collective: str, nbytes: float) -> float:
+    """Return the seconds of one collective over the groups of `axis`, alone on the links."""
+    return _collective(collective, nbytes, layout.group(axis), layout.fabric, layout.profile.backend)
+
+
+@lru_cache(maxsize=262144)
+def _collective(collective: str, nbytes: float, group: GroupShape, fabric: Fabric, backend: str) -> float:
+    return collective_s(collective, nbytes, group, fabric, backend=backend)
+
+
+def block_time(layout: Layout, block: Block) -> BlockTime:
+    """Return the seconds of one block, remembered for equal blocks on equal groups."""
+    plan = layout.plan
+    dtype = plan.job.dtype
+    key = (tuple(layout.group(axis) for axis in ("tp", "cp", "ep")), layout.fabric, layout.profile.backend)
+    return _block_time(block, layout.profile.device, dtype, layout.stack, plan.overlap.tensor_parallel, key)
+
+
+@lru_cache(maxsize=65536)
+def _block_time(block: Block, device, dtype, stack, tp_overlap, key) -> BlockTime:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    (tp, cp, ep), fabric, backend = key
+    groups = {"tp": tp, "cp": cp, "ep": ep}
+
+    def seconds(axis: str, collective: str, nbytes: float) -> float:
+        return _collective(collective, nbytes, groups[axis], fabric, backend)
+
+    how = Arithmetic(device=device, dtype=dtype, stack=stack)
+    return block_s(block, how, seconds, tp_overlap=tp_overlap and stack.tp_overlap)
+
+
+def straggler_factor(layout: Layout) -> float:
+    """Return how much longer compute takes because a synchronous step waits for its slowest node."""
+    return 1.0 + layout.stack.straggler_fraction * math.log2(layout.num_nodes)
+
+
+def _chunk(layout: Layout, index: int) -> ChunkCosts:
+    blocks = layout.chunks[index]
+    stage = next(s for s, chunks in enumerate(layout.chunks_of_stage) if index in chunks)
+    mode = layout.plan.recompute_of(stage)
+    times = [block_time(layout, b) for b in blocks]
+    factor = straggler_factor(layout)
+    recompute = [_recompute(t, b, mode) for t, b in zip(times, blocks, strict=True)]
+    per_pass = layout.plan.parallel.zero_stage
+    return ChunkCosts(
+        forward=_sum([t.forward for t in times]).scaled(factor),
+        backward_input=_sum([t.backward_input for t in times]).scaled(factor),
+        backward_weight=_sum([t.backward_weight for t in times]).scaled(factor),
+        recompute=_sum(recompute).scaled(factor),
+        send_forward_s=_send_s(layout, index),
+        send_backward_s=_send_s(layout, index - 1),
+        activation_bytes=sum(kept_bytes(b, mode) for b in blocks),
+        backward_extra_bytes=max((b.saved_bytes - kept_bytes(b, mode) for b in blocks), default=0.0),
+        gathers_per_pass=_gathers(layout, index) if per_pass == 3 else (),
+        reductions_per_pass=_reductions(layout, (index,)) if per_pass >= 2 else (),
+    )
+
+
+def _sum(parts: Sequence[Parts]) -> Parts:
+    return sum(parts, Parts())
+
+
+def _recompute(time: BlockTime, block: Block, mode: str) -> Parts:
+    if mode == "full" and block.kind not in ("embedding", "head"):
+        return time.recompute_all
+    return time.recompute_core if mode == "selective" else Parts()
+
+
+def kept_bytes(block: Block, mode: str) -> float:
+    """Return what one block keeps from forward to backward for one microbatch, bytes.
+
+    Full recomputation keeps the block's input, selective drops the attention core
+    (Korthikanti et al., arXiv 2205.05198, section 5).
+    """
+    if mode == "full" and block.kind not in ("embedding", "head"):
+        return block.boundary_bytes
+    return block.saved_bytes - (block.core_saved_bytes if mode == "selective" else 0.0)
+
+
+def _send_s(layout: Layout, index: int) -> float:
+    """Return the send across the boundary after chunk `index`.
+
+    Ranks of one tensor group hold the same activation: each sends its share and the receivers gather it
+    (Narayanan et al., arXiv 2104.04473, section 4.1).
+    """
+    p = layout.plan.parallel
+    if p.pp == 1 or not 0 <= index < len(layout.chunks) - 1:
+        return 0.0
+    nbytes = layout.chunks[index][-1].boundary_bytes
+    share = nbytes if p.sequence_parallel else nbytes / p.tp
+    gather = comm_s(layout, "tp", "all_gather", nbytes) if p.tp > 1 and not p.sequence_parallel else 0.0
+    return comm_s(layout, "pp", "send_recv", share) + gather
+
+
+def _parameters(layout: Layout, chunks: Sequence[int]) -> tuple[int, int]:
+    blocks = [b for c in chunks for b in layout.chunks[c]]
+    return sum(b.parameters for b in blocks), sum(b.expert_parameters for b in blocks)
+
+
+def reduce_bytes(layout: Layout) -> float:
+    """Return the bytes per parameter that gradients travel as."""
+    return layout.wide_bytes if layout.wide_bytes > 2 else layout.stack.reduce_bytes
+
+
+def gather_bytes(layout: Layout) -> float:
+    """Return the bytes per parameter of a parameter all-gather."""
+    return layout.wide_bytes if layout.wide_bytes > 2 else layout.stack.gather_bytes
+
+
+def _gathers(layout: Layout, index: int) -> tuple[Bucket, ...]:
+    """Return the ZeRO-3 gathers of one chunk, one per block, each needed before its block runs."""
+    blocks = layout.chunks[index]
+    per = gather_bytes(layout)
+    return tuple(
+        _bucket(layout, "shard", "all_gather", b.parameters * per, i / len(blocks), index)
+        for i, b in enumerate(blocks)
+        if b.parameters
+    )
+
+
+def _reductions(layout: Layout, chunks: Sequence[int]) -> tuple[Bucket, ...]:
+    """Return the gradient buckets of some chunks in the order in which backward fills them."""
+    p = layout.plan.parallel
+    collective = "reduce_scatter" if p.zero_stage >= 1 else "all_reduce"
+    made: list[Bucket] = []
+    for chunk in reversed(chunks):
+        dense, expert = _parameters(layout, (chunk,))
+        made += _split(layout, "shard", collective, dense * reduce_bytes(layout), chunk)
+        made += _split(layout, "edp", collective, expert * reduce_bytes(layout), chunk)
+    if p.zero_group and p.zero_group < p.dp * p.cp:
+        share = sum(b.nbytes for b in made) / p.zero_group
+        made.append(_bucket(layout, "replica", "all_reduce", share, 1.0, chunks[0]))
+    return tuple(b for b in made if b.comm_s > 0)
+
+
+def _split(layout: Layout, axis: str, collective: str, nbytes: float, chunk: int) -> list[Bucket]:
+    if not nbytes or layout.group(axis).size == 1:
+        return []
+    overlaps = layout.plan.overlap.gradients and layout.stack.gradient_overlap
+    count = min(MAX_BUCKETS, max(1, math.ceil(nbytes / layout.stack.bucket_bytes))) if overlaps else 1
+    return [_bucket(layout, axis, collective, nbytes / count, (i + 1) / count, chunk) for i in range(count)]
+
+
+def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: float, chunk: int) -> Bucket:
+    seconds = comm_s(layout, axis, collective, nbytes) if layout.group(axis).size > 1 else 0.0
+    return Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=ready, chunk=chunk, what=collective)
+
+
+def _stage_end(layout: Layout, stage: int) -> StageEnd:
+    p = layout.plan.parallel
+    chunks = layout.chunks_of_stage[stage]
+    gathers: list[Bucket] = []
+    if p.zero_stage in (1, 2):
+        for chunk in chunks:
+            dense, expert = _parameters(layout, (chunk,))
+            gathers += _split(layout, "shard", "all_gather", dense * gather_bytes(layout), chunk)
+            gathers += _split(layout, "edp", "all_gather", expert * gather_bytes(layout), chunk)
+    return StageEnd(
+        reductions=_reductions(layout, chunks) if p.zero_stage <= 1 else (),
+        gathers=tuple(gathers),
+        optimizer_s=optimizer_s(layout, stage),
+        host_s=layout.stack.step_host_s,
+        tail_s=_tied_embedding_s(layout, stage),
+    )
+
+
+def _tied_embedding_s(layout: Layout, stage: int) -> float:
+    """Return the all-reduce of a tied embedding between the first and the last stage (Megatron)."""
+    p = layout.plan.parallel
+    if p.pp == 1 or not layout.model.tied_embeddings or stage not in (0, p.pp - 1):
+        return 0.0
+    table = layout.model.vocab / p.tp * layout.model.hidden * reduce_bytes(layout)
+    return 2 * comm_s(layout, "pp", "send_recv", table)
+
+
+def shard_degree(layout: Layout) -> int:
+    """Return over how many ranks the optimizer state is cut."""
+    p = layout.plan.parallel
+    return (p.zero_group or p.dp * p.cp) if p.zero_stage >= 1 else 1
+
+
+def optimizer_s(layout: Layout, stage: int) -> float:
+    """Return the optimizer step of one stage: gradient norm, then state, master weights and gradient read, written back.
+
+    Bytes per parameter: gradient read twice (norm, update), state and master read and written, weight written.
+    """
+    dense, expert = _parameters(layout, layout.chunks_of_stage[stage])
+    p = layout.plan.parallel
+    state, master, gradient, weight = state_bytes(layout)
+    traffic = 2 * gradient + 2 * (state + master) + weight
+    expert_shard = max(1, shard_degree(layout) // p.ep) if p.zero_stage >= 1 else 1
+    owned = dense / shard_degree(layout) + expert / expert_shard
+    seconds = memory_bound_s(layout.profile.device, traffic * owned, launches=4)
+    if layout.plan.offload:
+        seconds += (state + master) * 2 * owned / layout.profile.host.pcie_bytes_per_s
+    return seconds
+
+
+def state_bytes(layout: Layout) -> tuple[float, float, float, float]:
+    """Return bytes per parameter of optimizer state, master copy, gradient and weight under the job's recipe."""
+    state = ADAM_STATE_BYTES[layout.plan.job.optimizer]
+    if layout.wide_bytes > 2:
+        return state, 0.0, 4.0, 4.0
+    return state, layout.stack.master_bytes, layout.stack.gradient_bytes, layout.stack.weight_bytes

@@ -1,0 +1,145 @@
+"""How a plan lies on a cluster: its blocks by chunk and the shape of every communication group on the fabric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from plansim.hardware.device import DTYPE_BYTES
+from plansim.hardware.fabric import Fabric, GroupShape, fabric_of, group_shape
+from plansim.hardware.profile import Profile
+from plansim.hardware.stack import Stack, find_stack
+from plansim.plan.layout import chunk_layers
+from plansim.plan.model import Plan
+from plansim.schedules import find_schedule
+from plansim.workload.families import find_family
+from plansim.workload.model import Model
+from plansim.workload.operators import Block, Shard
+
+ADAM_STATE_BYTES = {"sgd": 0.0, "momentum": 4.0, "adam": 8.0, "adamw": 8.0}
+"""fp32 optimizer state per parameter, bytes (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1)."""
+
+
+def default_stack(profile: Profile, plan: Plan) -> Stack:
+    """Return the software stack a plan runs on: the one it names, or the usual one for its kind of device."""
+    if plan.stack:
+        return find_stack(plan.stack)
+    if profile.device.kind == "tpu":
+        return find_stack("jax")
+    if profile.device.kind == "cpu":
+        return find_stack("pytorch-cpu")
+    return find_stack("fsdp" if plan.parallel.zero_stage == 3 else "megatron-core")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A plan on a cluster, with what follows from the two (computed once, when asked)."""
+
+    model: Model
+    profile: Profile
+    plan: Plan
+    stack: Stack
+
+    @classmethod
+    def of(cls, model: Model, profile: Profile, plan: Plan, stack: Stack | None = None) -> Layout:
+        """Return the layout of a plan; the stack defaults to the one the plan implies."""
+        return cls(model=model, profile=profile, plan=plan, stack=stack or default_stack(profile, plan))
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        """The profile's fabric."""
+        return fabric_of(self.profile)
+
+    @cached_property
+    def wide_bytes(self) -> float:
+        """Bytes of one activation element."""
+        return DTYPE_BYTES["fp32"] if self.plan.job.dtype in ("fp32", "tf32") else DTYPE_BYTES["bf16"]
+
+    @cached_property
+    def shard(self) -> Shard:
+        """How one rank's share is cut out of the model."""
+        p = self.plan.parallel
+        return Shard(
+            microbatch=p.microbatch,
+            seq_len=self.plan.job.seq_len,
+            tp=p.tp,
+            cp=p.cp,
+            ep=p.ep,
+            sequence_parallel=p.sequence_parallel,
+            element_bytes=self.wide_bytes,
+            flash=self.plan.attention == "flash",
+        )
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block of the model in order, as one rank holds it."""
+        return _blocks(self.model, self.shard)
+
+    @cached_property
+    def chunks(self) -> tuple[tuple[Block, ...], ...]:
+        """The blocks of every model chunk, in model order."""
+        p = self.plan.parallel
+        count = p.pp * p.virtual_stages
+        body = [b for b in self.blocks if b.kind not in ("embedding", "head")]
+        layers = chunk_layers(len(body), count, p.stage_layers)
+        head = self.blocks[:1] if self.blocks[0].kind == "embedding" else ()
+        tail = self.blocks[-1:] if self.blocks[-1].kind == "head" else ()
+        made, at = [], 0
+        for i, n in enumerate(layers):
+            made.append((*(head if i == 0 else ()), *body[at : at + n], *(tail if i == count - 1 else ())))
+            at += n
+        return tuple(made)
+
+    @cached_property
+    def chunks_of_stage(self) -> tuple[tuple[int, ...], ...]:
+        """The chunks every pipeline rank holds."""
+        p = self.plan.parallel
+        schedule = find_schedule(p.schedule)
+        owner = [schedule.rank_of_chunk(c, p.pp, p.virtual_stages) for c in range(p.pp * p.virtual_stages)]
+        return tuple(tuple(c for c, rank in enumerate(owner) if rank == stage) for stage in range(p.pp))
+
+    @cached_property
+    def num_nodes(self) -> int:
+        """Nodes the plan's ranks fill."""
+        return max(1, -(-self.plan.parallel.world_size // self.profile.devices_per_node))
+
+    @cached_property
+    def _axes(self) -> tuple[tuple[str, int], ...]:
+        """Axes with sizes, innermost first, with dp and cp joined where they touch (they reduce gradients together)."""
+        p = self.plan.parallel
+        return tuple((axis, getattr(p, axis)) for axis in self.plan.placement)
+
+    def group(self, axis: str) -> GroupShape:
+        """Return how the groups of `axis` lie on the fabric.
+
+        Beside ``tp cp dp pp`` there are ``dp_cp`` (gradients), ``ep`` (expert exchange), ``edp`` (gradients of
+        experts) and, for hybrid sharding, ``shard`` and ``replica``.
+        """
+        return _group(self.fabric, self._axes, axis, self.plan.parallel.ep, self.plan.parallel.zero_group)
+
+
+@lru_cache(maxsize=4096)
+def _blocks(model: Model, shard: Shard) -> tuple[Block, ...]:
+    return find_family(model.family).blocks(model, shard)
+
+
+@lru_cache(maxsize=65536)
+def _group(fabric: Fabric, axes: tuple[tuple[str, int], ...], axis: str, ep: int, zero_group: int | None) -> GroupShape:
+    names = [name for name, _ in axes]
+    if axis in names:
+        return group_shape(fabric, [n for _, n in axes], names.index(axis))
+    joined = 1
+    for name, n in axes:
+        joined *= n if name in ("dp", "cp") else 1
+    first = min(names.index("dp"), names.index("cp"))
+    outer = [(name, n) for name, n in axes if name not in ("dp", "cp")]
+    inside = {"dp_cp": joined, "ep": ep, "edp": ep, "shard": zero_group or joined, "replica": zero_group or joined}[axis]
+    split = [("inner", inside), ("outer", max(1, joined // inside))]
+    merged = [*outer[:first], *split, *outer[first:]]
+    which = first if axis in ("dp_cp", "ep", "shard") else first + 1
+    return group_shape(fabric, [n for _, n in merged], which)
+
+
+def with_plan(layout: Layout, plan: Plan) -> Layout:
+    """Return the same cluster and model under another plan."""
+    return replace(layout, plan=plan)

@@ -1,0 +1,292 @@
+"""Seconds of one block on one rank: every operator by its own formula, communication where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from plansim.costs.compute import attention_s, conv2d_s, grouped_matmul_s, matmul_s, memory_bound_s, recurrent_s
+from plansim.costs.step import Parts
+from plansim.workload.operators import (
+    Attention,
+    Block,
+    Communication,
+    Convolution,
+    Elementwise,
+    Matmul,
+    Operator,
+    Recurrent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plansim.hardware.device import Device
+    from plansim.hardware.stack import Stack
+
+LOW_PRECISION = frozenset({"fp8", "fp4", "int8"})
+"""Types of weight products only: attention and the head stay in 16 bits (Micikevicius et al., arXiv 2209.05433)."""
+
+HEAD_PRODUCTS = frozenset({"lm_head", "router", "classifier"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTime:
+    """Seconds of one operator: forward, gradient of its input, gradient of its weight."""
+
+    forward_s: float
+    input_s: float = 0.0
+    weight_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arithmetic:
+    """What decides an operator's speed: device, data type and software stack."""
+
+    device: Device
+    dtype: str
+    stack: Stack
+
+    @property
+    def wide(self) -> str:
+        """The 16-bit (or wider) type that low-precision recipes keep for attention and the head."""
+        if self.dtype not in LOW_PRECISION:
+            return self.dtype
+        return "bf16" if "bf16" in self.device.peak_flop_per_s else "fp16"
+
+
+def operator_s(op: Operator, how: Arithmetic) -> OperatorTime:
+    """Return the seconds of one compute operator (communication is not one)."""
+    match op:
+        case Matmul():
+            return _matmul(op, how)
+        case Attention():
+            return _attention(op, how)
+        case Elementwise():
+            return _elementwise(op, how)
+        case Convolution():
+            return _convolution(op, how)
+        case Recurrent():
+            return _recurrent(op, how)
+        case Communication():
+            return OperatorTime(forward_s=0.0)
+
+
+def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
+    """Y = X W: dX = dY W^T has shape (m, k) and depth n; dW = X^T dY has shape (k, n) and depth m."""
+    low = op.weight and op.name not in HEAD_PRODUCTS
+    dtype = how.dtype if low else how.wide
+    if op.groups > 1:
+        times = _grouped(op, how, dtype)
+    else:
+
+        def product(m: int, n: int, k: int) -> float:
+            return matmul_s(how.device, m, n, k, dtype=dtype, batch=op.batch) / how.stack.matmul_efficiency
+
+        times = product(op.m, op.n, op.k), product(op.m, op.k, op.n), product(op.k, op.n, op.m)
+    casts = _casts(op, how) if dtype in LOW_PRECISION else (0.0, 0.0)
+    return OperatorTime(forward_s=times[0] + casts[0], input_s=times[1] + casts[1], weight_s=times[2])
+
+
+def _grouped(op: Matmul, how: Arithmetic, dtype: str) -> tuple[float, float, float]:
+    rows = [max(1, op.m // op.groups)] * op.groups
+
+    def product(n: int, k: int) -> float:
+        return grouped_matmul_s(how.device, rows, n, k, dtype=dtype) / how.stack.matmul_efficiency
+
+    weight = matmul_s(how.device, op.k, op.n, rows[0], dtype=dtype, batch=op.groups) / how.stack.matmul_efficiency
+    return product(op.n, op.k), product(op.k, op.n), weight
+
+
+def _casts(op: Matmul, how: Arithmetic) -> tuple[float, float]:
+    """Return quantising the input (forward) and the output gradient (backward), each written twice for its transpose."""
+    read_and_two_writes = 4.0
+    return (
+        memory_bound_s(how.device, read_and_two_writes * op.m * op.k),
+        memory_bound_s(how.device, read_and_two_writes * op.m * op.n),
+    )
+
+
+def _attention(op: Attention, how: Arithmetic) -> OperatorTime:
+    """Context-parallel ranks hold a balanced share of the causal square, so the whole square is timed and divided."""
+    share = op.seq_q / op.seq_kv if op.seq_q < op.seq_kv else 1.0
+
+    def core(direction: str) -> float:
+        whole = attention_s(
+            how.device,
+            batch=op.batch,
+            heads=op.heads,
+            kv_heads=op.kv_heads,
+            seq_q=op.seq_kv if share < 1.0 else op.seq_q,
+            seq_kv=op.seq_kv,
+            head_dim=op.head_dim,
+            v_head_dim=op.v_head_dim,
+            causal=op.causal,
+            window=op.window,
+            dtype=how.wide,
+            direction=direction,
+        )
+        return whole * share / how.stack.attention_efficiency
+
+    return OperatorTime(forward_s=core("forward"), input_s=core("backward"))
+
+
+def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
+    if not op.launches:
+        return OperatorTime(forward_s=0.0)
+    passes = how.stack.elementwise_passes
+    return OperatorTime(
+        forward_s=memory_bound_s(how.device, passes * op.forward_bytes, launches=op.launches),
+        input_s=memory_bound_s(how.device, passes * op.backward_bytes, launches=op.launches) if op.backward_bytes else 0.0,
+    )
+
+
+def _convolution(op: Convolution, how: Arithmetic) -> OperatorTime:
+    def pass_s(direction: str) -> float:
+        seconds = conv2d_s(
+            how.device,
+            batch=op.batch,
+            in_channels=op.in_channels,
+            out_channels=op.out_channels,
+            height=op.height,
+            width=op.width,
+            kernel=op.kernel,
+            stride=op.stride,
+            groups=op.groups,
+            dtype=how.dtype,
+            direction=direction,
+        )
+        return seconds / how.stack.matmul_efficiency
+
+    return OperatorTime(forward_s=pass_s("forward"), input_s=pass_s("input"), weight_s=pass_s("weight"))
+
+
+def _recurrent(op: Recurrent, how: Arithmetic) -> OperatorTime:
+    forward = recurrent_s(
+        how.device, batch=op.batch, seq=op.seq, in_features=op.in_features, hidden=op.hidden, gates=op.gates, dtype=how.dtype
+    )
+    return OperatorTime(forward_s=forward, input_s=forward, weight_s=forward)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTime:
+    """Seconds of one block for one microbatch on one rank, by pass and by what it waits for."""
+
+    forward: Parts
+    recompute_core: Parts
+    recompute_all: Parts
+    backward_input: Parts
+    backward_weight: Parts
+    launches: int
+
+
+def block_s(
+    block: Block, how: Arithmetic, comm_s: Callable[[str, str, float], float], *, tp_overlap: bool = False
+) -> BlockTime:
+    """Return the passes of one block.
+
+    Parameters
+    ----------
+    comm_s : callable
+        ``comm_s(axis, collective, nbytes)`` gives the seconds of one collective alone on the links.
+    tp_overlap : bool
+        Tensor-parallel collectives are pipelined with the product beside them in chunks: only the first
+        chunk (1/tp of the bytes) and what outlasts the product are exposed.
+    """
+    tally = _Tally()
+    times = [operator_s(op, how) for op in block.operators]
+    for i, (op, time) in enumerate(zip(block.operators, times, strict=True)):
+        if isinstance(op, Communication):
+            _add_communication(tally, block.operators, times, i, how, comm_s, tp_overlap)
+        else:
+            tally.add(op, time)
+    return tally.result(how.stack.kernel_launch_s)
+
+
+class _Tally:
+    """Running sums of one block."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, str], float] = {}
+        self.launches = {"forward": 0, "core": 0, "backward": 0}
+
+    def put(self, where: str, part: str, seconds: float) -> None:
+        self.sums[where, part] = self.sums.get((where, part), 0.0) + seconds
+
+    def add(self, op: Operator, time: OperatorTime) -> None:
+        self.put("forward", "compute_s", time.forward_s)
+        self.put("input", "compute_s", time.input_s)
+        self.put("weight", "compute_s", time.weight_s)
+        kernels = op.launches if isinstance(op, Elementwise) else 1
+        self.launches["forward"] += kernels
+        self.launches["backward"] += 2 * kernels
+        if op.core:
+            self.put("core", "compute_s", time.forward_s)
+            self.launches["core"] += kernels
+
+    def parts(self, where: str, kernels: int, launch_s: float) -> Parts:
+        """Return the parts of one pass; launches that outlast the kernels are host time."""
+        sums = {part: seconds for (place, part), seconds in self.sums.items() if place == where}
+        waiting = kernels * launch_s - sum(sums.values())
+        return Parts(**sums, host_s=max(0.0, waiting))
+
+    def result(self, launch_s: float) -> BlockTime:
+        forward = self.parts("forward", self.launches["forward"], launch_s)
+        half = self.launches["backward"] // 2
+        return BlockTime(
+            forward=forward,
+            recompute_core=self.parts("core", self.launches["core"], launch_s),
+            recompute_all=forward,
+            backward_input=self.parts("input", half, launch_s),
+            backward_weight=self.parts("weight", half, launch_s),
+            launches=self.launches["forward"] + self.launches["backward"],
+        )
+
+
+def _add_communication(
+    tally: _Tally,
+    operators: tuple[Operator, ...],
+    times: list[OperatorTime],
+    index: int,
+    how: Arithmetic,
+    comm_s: Callable[[str, str, float], float],
+    tp_overlap: bool,
+) -> None:
+    op = operators[index]
+    assert isinstance(op, Communication)  # noqa: S101  # the caller dispatched on it
+    entering = op.name.endswith("_in")
+    neighbour = _neighbour(operators, times, index, +1 if entering else -1)
+    forward = op.repeat * comm_s(op.axis, op.collective, op.nbytes) if op.collective != "none" else 0.0
+    backward = op.repeat * comm_s(op.axis, op.backward, op.nbytes) if op.backward else 0.0
+    if op.axis == "tp":
+        hide_forward = hide_backward = 0.0
+        if tp_overlap:
+            hide_forward, hide_backward = neighbour.forward_s, neighbour.input_s
+        if entering and how.stack.tp_backward_overlap:
+            hide_backward += neighbour.weight_s
+        forward, backward = _exposed(forward, hide_forward), _exposed(backward, hide_backward)
+    elif op.axis == "cp":
+        core = next((t for o, t in zip(operators, times, strict=True) if isinstance(o, Attention)), OperatorTime(forward_s=0.0))
+        forward, backward = _exposed(forward, core.forward_s), _exposed(backward, core.input_s)
+    tally.put("forward", f"{op.axis}_s", forward)
+    tally.put("input", f"{op.axis}_s", backward)
+    tally.launches["forward"] += 1
+    tally.launches["backward"] += 1
+
+
+def _neighbour(operators: tuple[Operator, ...], times: list[OperatorTime], index: int, step: int) -> OperatorTime:
+    """Return the time of the nearest matrix product in one direction: the one whose input or output travels."""
+    i = index + step
+    while 0 <= i < len(operators):
+        if isinstance(operators[i], Matmul):
+            return times[i]
+        i += step
+    return OperatorTime(forward_s=0.0)
+
+
+def _exposed(comm_s: float, hiding_s: float, chunks: int = 8) -> float:
+    """Return what sticks out of a collective that runs in chunks beside `hiding_s` of compute."""
+    if hiding_s <= 0.0:
+        return comm_s
+    first = comm_s / chunks
+    return first + max(0.0, comm_s - first - hiding_s)

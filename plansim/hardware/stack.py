@@ -1,0 +1,111 @@
+"""Software stacks: what a training framework overlaps, fuses, keeps in memory and costs on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, create_model
+
+from plansim.errors import UnknownNameError
+from plansim.files import Schema, check, read_yaml
+
+FOLDER = Path(__file__).resolve().parent.parent / "catalog" / "stacks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """One software stack. Every figure has a physical meaning and is fitted per stack, never per run.
+
+    Attributes
+    ----------
+    matmul_efficiency : float
+        Time of a tuned matrix-product kernel over the time inside a training step (clocks under sustained
+        power, layouts, kernels that are not the best ones).
+    attention_efficiency : float
+        The same for attention kernels.
+    elementwise_passes : float
+        Bytes that memory-bound operators really move over what perfect fusion would move.
+    tp_backward_overlap : bool
+        Column-parallel backward collectives run beside the weight-gradient product (Megatron).
+    tp_overlap : bool
+        Tensor-parallel collectives are pipelined with their products (user buffers, async TP).
+    gradient_overlap, parameter_overlap : bool
+        What the stack can overlap; a plan can switch it off, not on.
+    kernel_launch_s : float
+        Host time per kernel; a pass is never faster than its launches.
+    step_host_s : float
+        Fixed host time of a step (data, logging, loss scaling), seconds.
+    weight_bytes, gradient_bytes, master_bytes, reduce_bytes, gather_bytes : float
+        Bytes per parameter of the 16-bit recipe: weights as stored, gradients, fp32 master copy, and what
+        gradients and gathered parameters travel as.
+    bucket_bytes : float
+        Size of one gradient bucket, bytes.
+    gathered_layers : int
+        Layers whose parameters are whole at one time under ZeRO-3 (prefetch depth + 1).
+    context_bytes : float
+        Device memory taken by the runtime and communication library, bytes.
+    fragmentation : float
+        Share of the allocated activations that the allocator cannot use.
+    straggler_fraction : float
+        Share of the step added each time the number of nodes doubles: synchronous steps wait for the slowest.
+    residual_log_std : float
+        Spread of log(measured / predicted) on the data it was fitted to.
+    """
+
+    name: str
+    about: str = ""
+    matmul_efficiency: float = 1.0
+    attention_efficiency: float = 1.0
+    elementwise_passes: float = 1.0
+    tp_backward_overlap: bool = True
+    tp_overlap: bool = False
+    gradient_overlap: bool = True
+    parameter_overlap: bool = True
+    pipeline_overlap: bool = True
+    kernel_launch_s: float = 0.0
+    step_host_s: float = 0.0
+    weight_bytes: float = 2.0
+    gradient_bytes: float = 4.0
+    master_bytes: float = 4.0
+    reduce_bytes: float = 4.0
+    gather_bytes: float = 2.0
+    bucket_bytes: float = 160e6
+    gathered_layers: int = 2
+    context_bytes: float = 1.5e9
+    fragmentation: float = 0.05
+    straggler_fraction: float = 0.0
+    residual_log_std: float = 0.10
+    sources: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+_TYPES = {"str": str, "float": float, "int": int, "bool": bool, "dict[str, str]": dict[str, str]}
+_DEFAULTS = Stack(name="")
+_FIELDS: dict[str, tuple[object, object]] = {
+    f.name: (_TYPES[str(f.type)], ... if f.name == "name" else getattr(_DEFAULTS, f.name)) for f in fields(Stack)
+}
+StackFile: type[Schema] = create_model(  # type: ignore[call-overload]  # the fields are those of the record
+    "StackFile", __base__=Schema, schema_=(int, Field(alias="schema", ge=1, le=1)), **_FIELDS
+)
+
+
+@lru_cache(maxsize=1)
+def catalog_stacks() -> dict[str, Stack]:
+    """Return every stack of the catalogue by name."""
+    return {path.stem: read_stack(path) for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def read_stack(path: Path) -> Stack:
+    """Return the stack a file describes."""
+    data = check(read_yaml(path), StackFile, source=str(path)).model_dump()
+    data.pop("schema_")
+    return Stack(**data)
+
+
+def find_stack(name: str) -> Stack:
+    """Return the catalogue's stack called `name`."""
+    try:
+        return catalog_stacks()[name]
+    except KeyError:
+        raise UnknownNameError("software stack", name, catalog_stacks()) from None

@@ -1,0 +1,34 @@
+"""Which layers sit on which model chunk: the embedding on the first, the head on the last."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from plansim.errors import PlanError
+
+
+@lru_cache(maxsize=4096)
+def chunk_layers(num_layers: int, chunks: int, stage_layers: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Return how many layers each chunk holds, in model order.
+
+    Left to itself the split is as even as it goes; what does not divide goes to the inner chunks first,
+    because the outer ones also hold the embedding and the head.
+
+    Examples
+    --------
+    >>> chunk_layers(126, 16)
+    (7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 7)
+    """
+    if stage_layers is not None:
+        if len(stage_layers) != chunks or sum(stage_layers) != num_layers:
+            raise PlanError(
+                f"stage_layers {list(stage_layers)} must have {chunks} entries that sum to {num_layers} layers"
+            )
+        return stage_layers
+    if num_layers < chunks:
+        raise PlanError(f"{num_layers} layers do not fill {chunks} pipeline chunks (pp x virtual_stages)")
+    base, extra = divmod(num_layers, chunks)
+    inner = [i for i in range(chunks) if 0 < i < chunks - 1]
+    order = [*inner, *(i for i in (0, chunks - 1) if 0 <= i < chunks and i not in inner)]
+    more = set(order[:extra])
+    return tuple(base + (i in more) for i in range(chunks))
