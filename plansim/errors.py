@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class PlansimWarning(UserWarning):
+    """Something given has no effect, or is only approximated; commands print it on stderr."""
+
+
 class PlansimError(Exception):
     """Base of every error that plansim raises on purpose."""
 

@@ -104,7 +104,14 @@ def _without_strings_and_comments(text: str) -> str:
     return re.sub(r"(^|\s)#.*", "", text)
 
 
-def check(data: Any, schema: type[S], *, source: str, overrides: Mapping[str, str] | None = None) -> S:
+def check(
+    data: Any,
+    schema: type[S],
+    *,
+    source: str,
+    overrides: Mapping[str, str] | None = None,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> S:
     """Return `data` checked by `schema`, or raise one `InputError` that lists every error with its place.
 
     Parameters
@@ -117,14 +124,17 @@ def check(data: Any, schema: type[S], *, source: str, overrides: Mapping[str, st
         File name for messages.
     overrides : mapping of str to str, optional
         Dotted path to YAML text, as ``-o`` gives them (without the leading file kind).
+    prepare : callable, optional
+        Fills in, after the overrides, what a file may leave out.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"{source}: expected a mapping of keys, found {type(data).__name__}")
     _limit_depth(data, source)
     for path, text in (overrides or {}).items():
         data = _with_override(data, path.split("."), _scalar(text), source, path)
+    plain = _plain(data)
     try:
-        return schema.model_validate(_plain(data))
+        return schema.model_validate(prepare(plain) if prepare else plain)
     except ValidationError as error:
         lines = [_explain(e, data, schema, source) for e in error.errors(include_url=False)]
         raise InputError("\n".join(lines)) from None
@@ -305,9 +315,16 @@ def resolve(
     roots = [Path(), *folders] if not given.is_absolute() else [Path()]
     for root in roots:
         for candidate in (root / given, *(root / f"{name}{s}" for s in suffixes)):
-            if candidate.is_file():
+            if _is_file(candidate):
                 return candidate
     names = known()
-    near = nearest(given.stem, names)
+    near = nearest(given.stem if given.suffix in suffixes else given.name, names)
     hint = f"did you mean '{near}'? " if near else ""
     raise InputError(f"no {kind} '{name}' ({hint}known: {', '.join(names)}; or give a path)")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False

@@ -11,8 +11,15 @@ from plansim.workload.operators import Block, Communication, Elementwise, Matmul
 class Family(Protocol):
     """A model family: what its models compute, block by block."""
 
-    name: str
-    keys: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """Name in the table of families."""
+        ...
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of a model file that only this family knows."""
+        ...
 
     def blocks(self, model: Model, shard: Shard) -> tuple[Block, ...]:
         """Return the blocks in model order; equal blocks may be the same object."""
@@ -21,7 +28,9 @@ class Family(Protocol):
 
 def block(kind: str, operators: tuple[Operator, ...], boundary_bytes: float) -> Block:
     """Return a block with its parameters counted from its operators."""
-    experts = sum(op.parameters for op in operators if isinstance(op, Matmul) and op.name.startswith("expert_"))
+    experts = sum(
+        op.parameters for op in operators if isinstance(op, Matmul) and op.name.startswith("expert_")
+    )
     total = sum(getattr(op, "parameters", 0) for op in operators if not isinstance(op, Communication))
     return Block(
         kind=kind,
@@ -40,4 +49,6 @@ def hidden_bytes(model: Model, shard: Shard) -> float:
 
 def bias_elements(model: Model, shard: Shard, widths: tuple[int, ...]) -> Elementwise:
     """Return the biases of column-parallel products as parameters that move no bytes of their own (fused)."""
-    return Elementwise(name="biases", forward_bytes=0.0, backward_bytes=0.0, launches=0, parameters=sum(widths) // shard.tp)
+    return Elementwise(
+        name="biases", forward_bytes=0.0, backward_bytes=0.0, launches=0, parameters=sum(widths) // shard.tp
+    )

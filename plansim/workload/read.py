@@ -1,0 +1,238 @@
+"""Models from outside: built-in names, model files, Hugging Face configurations and Python factories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from plansim.errors import InputError, nearest
+from plansim.files import (
+    Count,
+    Fraction,
+    Name,
+    Schema,
+    WholeNumber,
+    check,
+    dump_yaml,
+    read_text,
+    read_yaml,
+    resolve,
+)
+from plansim.workload.defaults import FAMILY_DEFAULTS, filled
+from plansim.workload.families import FAMILIES
+from plansim.workload.huggingface import is_hugging_face, model_data_of
+from plansim.workload.model import MLA, Model, MoE
+from plansim.workload.module import ModuleModel, is_factory
+
+BUILT_IN = Path(__file__).parents[1] / "catalog" / "models"
+MODEL_SCHEMA = 1
+
+Layers = Annotated[int, Field(strict=True, ge=1, le=20_000)]
+Width = Annotated[int, Field(strict=True, ge=1, le=2**24)]
+Heads = Annotated[int, Field(strict=True, ge=1, le=2**16)]
+Length = Annotated[int, Field(strict=True, ge=1, le=2**27)]
+Vocabulary = Annotated[int, Field(strict=True, ge=0, le=2**27)]
+Experts = Annotated[int, Field(strict=True, ge=1, le=2**16)]
+
+
+class MlaSchema(Schema):
+    """Multi-head latent attention."""
+
+    q_lora_rank: Width | None = None
+    kv_lora_rank: Width
+    nope_head_dim: Width
+    rope_head_dim: Width
+    v_head_dim: Width
+
+
+class ModelSchema(Schema):
+    """A model file. Keys after `window` belong to some families only."""
+
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    name: Name
+    family: Literal["gpt", "llama", "moe", "bert", "vit", "cnn", "rnn", "mlp"]
+    layers: Layers
+    hidden: Width
+    ffn: Annotated[int, Field(strict=True, ge=0, le=2**24)]
+    heads: Heads
+    kv_heads: Heads
+    head_dim: Annotated[WholeNumber, Field(le=2**16)] = 0
+    vocab: Vocabulary = 0
+    seq_len: Length = 1
+    gated: bool = False
+    bias: bool = False
+    dropout: bool = False
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    positions: Literal["learned", "rotary", "alibi", "none"] = "learned"
+    tied_embeddings: bool = False
+    parallel_block: bool = False
+    causal: bool = True
+    window: Count | None = None
+    experts: Experts | None = None
+    top_k: Experts | None = None
+    moe_ffn: Width | None = None
+    shared_ffn: WholeNumber | None = None
+    dense_layers: WholeNumber | None = None
+    moe_every: Count | None = None
+    capacity_factor: Annotated[float, Field(gt=0, le=1000)] | None = None
+    mla: MlaSchema | None = None
+    image_size: Width | None = None
+    patch: Width | None = None
+    channels: Width | None = None
+    classes: Width | None = None
+    stages: (
+        Annotated[list[Annotated[int, Field(strict=True, ge=1, le=1000)]], Field(max_length=64)] | None
+    ) = None
+    widths: Annotated[list[Width], Field(max_length=64)] | None = None
+    block: Literal["bottleneck", "basic", "plain"] | None = None
+    stem: WholeNumber | None = None
+    dense: Annotated[list[Width], Field(max_length=64)] | None = None
+    cell: Literal["lstm", "gru", "rnn"] | None = None
+    features: Width | None = None
+    masked_fraction: Fraction | None = None
+    published_parameters: Annotated[float, Field(gt=0)] | None = None
+    sources: dict[str, str] = {}  # noqa: RUF012  (pydantic copies defaults)
+
+
+MOE_KEYS = ("experts", "top_k", "moe_ffn", "shared_ffn", "dense_layers", "moe_every", "capacity_factor")
+OPTION_KEYS = (
+    "image_size",
+    "patch",
+    "channels",
+    "classes",
+    "stages",
+    "widths",
+    "block",
+    "stem",
+    "dense",
+    "cell",
+    "features",
+    "masked_fraction",
+)
+
+
+def load_model(name: str | Path, overrides: Mapping[str, str] | None = None) -> Model | ModuleModel:
+    """Return the model that `name` means.
+
+    Parameters
+    ----------
+    name : str or Path
+        A model file, a folder or file with a Hugging Face ``config.json``, a built-in name, or
+        ``package.module:factory``; in this order.
+    overrides : mapping of str to str, optional
+        Dotted key to YAML text, e.g. ``{"layers": "12"}``.
+
+    Raises
+    ------
+    InputError
+        When nothing has that name, or the file is wrong: every error with its place.
+
+    Examples
+    --------
+    >>> load_model("gpt2-small").hidden
+    768
+    """
+    text = str(name)
+    path = Path(text)
+    if is_factory(text) and not path.exists():
+        if overrides:
+            raise InputError(f"{text}: a Python factory has no keys to override ({', '.join(overrides)})")
+        return ModuleModel(factory=text)
+    return model_from_data(*_data_of(path, text), overrides=overrides)
+
+
+def _data_of(path: Path, text: str) -> tuple[Any, str]:
+    """Return the data of a model file (converted if it is Hugging Face's) and its name for messages."""
+    if path.is_dir():
+        path = path / "config.json"
+    found = resolve(str(path), [BUILT_IN], (".yaml", ".yml", ".json"), "model", built_in_models)
+    data = _read_json(found) if found.suffix == ".json" else read_yaml(found)
+    if is_hugging_face(data):
+        return model_data_of(data, source=str(found)), str(found)
+    return data, str(found) if found.parent != BUILT_IN else text
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        place = f":{error.lineno}:{error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{path}{place}: not valid JSON: {getattr(error, 'msg', error)}") from None
+
+
+def built_in_models() -> list[str]:
+    """Return the names of the models that come with plansim."""
+    return sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
+
+
+def model_from_data(data: Any, source: str = "model", overrides: Mapping[str, str] | None = None) -> Model:
+    """Return the model in plain data; what a family leaves out is filled in from its defaults."""
+    file = check(data, ModelSchema, source=source, overrides=overrides, prepare=filled)
+    _refuse_foreign_keys(file, source)
+    mla = MLA(**file.mla.model_dump()) if file.mla else None
+    given = file.model_dump(include=set(Model.__slots__) - {"moe", "mla", "options"})
+    options = {k: v for k, v in file.model_dump(include=set(OPTION_KEYS)).items() if v is not None}
+    try:
+        return Model(**given, moe=_moe(file, source), mla=mla, options=options)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _moe(file: ModelSchema, source: str) -> MoE | None:
+    if file.experts is None:
+        if file.family == "moe":
+            raise InputError(f"{source}: experts: this key is required for family 'moe'")
+        return None
+    top_k = file.top_k or 1
+    if top_k > file.experts:
+        raise InputError(f"{source}: top_k {top_k} is more than the {file.experts} experts")
+    return MoE(
+        experts=file.experts,
+        top_k=top_k,
+        ffn=file.moe_ffn or file.ffn,
+        shared_ffn=file.shared_ffn or 0,
+        dense_layers=file.dense_layers or 0,
+        every=file.moe_every or 1,
+        capacity_factor=file.capacity_factor,
+    )
+
+
+def _refuse_foreign_keys(file: ModelSchema, source: str) -> None:
+    """Refuse keys that would be read but change nothing in this family."""
+    own = set(FAMILIES[file.family].keys) | (
+        {"capacity_factor"} if "experts" in FAMILIES[file.family].keys else set()
+    )
+    given = [k for k in (*MOE_KEYS, *OPTION_KEYS, "mla") if getattr(file, k) is not None]
+    for key in given:
+        if key not in own:
+            near = nearest(key, own)
+            hint = f"did you mean '{near}'? " if near else ""
+            names = ", ".join(sorted(own)) or "none"
+            raise InputError(
+                f"{source}: {key}: means nothing for family '{file.family}' ({hint}its own keys: {names})"
+            )
+
+
+def model_data(model: Model) -> dict[str, Any]:
+    """Return a model as plain data with the keys of a model file; `model_from_data` reads it back equal."""
+    plain = {n: getattr(model, n) for n in Model.__slots__ if n not in ("moe", "mla", "options")}
+    data: dict[str, Any] = {"schema": MODEL_SCHEMA, **plain}
+    if model.moe:
+        m = model.moe
+        values = (m.experts, m.top_k, m.ffn, m.shared_ffn, m.dense_layers, m.every, m.capacity_factor)
+        data |= {k: v for k, v in zip(MOE_KEYS, values, strict=True) if v is not None}
+    if model.mla:
+        data["mla"] = {n: getattr(model.mla, n) for n in MLA.__slots__}
+    return data | dict(model.options)
+
+
+def dump_model(model: Model) -> str:
+    """Return a model as YAML text that `load_model` reads back equal."""
+    return dump_yaml(model_data(model))
+
+
+__all__ = ["FAMILY_DEFAULTS", "built_in_models", "dump_model", "load_model", "model_data", "model_from_data"]
