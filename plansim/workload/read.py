@@ -137,19 +137,17 @@ def load_model(name: str | Path, overrides: Mapping[str, str] | None = None) -> 
     768
     """
     text = str(name)
-    path = Path(text)
-    if is_factory(text) and not path.exists():
+    if is_factory(text):
         if overrides:
             raise InputError(f"{text}: a Python factory has no keys to override ({', '.join(overrides)})")
         return ModuleModel(factory=text)
-    return model_from_data(*_data_of(path, text), overrides=overrides)
+    return model_from_data(*_data_of(text), overrides=overrides)
 
 
-def _data_of(path: Path, text: str) -> tuple[Any, str]:
+def _data_of(text: str) -> tuple[Any, str]:
     """Return the data of a model file (converted if it is Hugging Face's) and its name for messages."""
-    if path.is_dir():
-        path = path / "config.json"
-    found = resolve(str(path), [BUILT_IN], (".yaml", ".yml", ".json"), "model", built_in_models)
+    suffixes = (".yaml", ".yml", ".json", "/config.json")
+    found = resolve(text, [BUILT_IN], suffixes, "model", built_in_models)
     data = _read_json(found) if found.suffix == ".json" else read_yaml(found)
     if is_hugging_face(data):
         return model_data_of(data, source=str(found)), str(found)
