@@ -1,0 +1,24 @@
+"""Time of what runs on one device: matrix products, attention, memory-bound kernels, convolutions, cells.
+
+Each formula reads a fitted curve of the device (`plansim.hardware.curves`); a device with nothing but its
+datasheet uses the pooled curves of its family.
+"""
+
+from plansim.costs.compute.attention import attention_s, unfused_attention_s
+from plansim.costs.compute.dtypes import ARITHMETIC, arithmetic_class, peak_flop_per_s
+from plansim.costs.compute.layers import conv2d_s, recurrent_s
+from plansim.costs.compute.matmul import grouped_matmul_s, matmul_s
+from plansim.costs.compute.memory import memory_bound_s
+
+__all__ = [
+    "ARITHMETIC",
+    "arithmetic_class",
+    "attention_s",
+    "conv2d_s",
+    "grouped_matmul_s",
+    "matmul_s",
+    "memory_bound_s",
+    "peak_flop_per_s",
+    "recurrent_s",
+    "unfused_attention_s",
+]
