@@ -1,1 +1,9 @@
-"""plansim.execute."""
+"""Plans run for real with torch.distributed: DDP, fully_shard, DTensor and pipelining, on gloo and NCCL alike.
+
+`run_plan` starts the ranks (or joins when torchrun did), checks the first losses against a single process, then measures.
+"""
+
+from plansim.execute.rank import RunOptions
+from plansim.execute.run import check_plan_runs, run_plan
+
+__all__ = ["RunOptions", "check_plan_runs", "run_plan"]

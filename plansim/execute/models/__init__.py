@@ -1,0 +1,44 @@
+"""Executable models: one builder a family, the same names as `plansim.workload.families.FAMILIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from plansim.errors import UnknownNameError
+from plansim.execute.models.base import Blueprint, Chunk
+from plansim.execute.models.cnn import cnn
+from plansim.execute.models.decoder import decoder
+from plansim.execute.models.encoder import bert, vit
+from plansim.execute.models.mlp import mlp
+from plansim.execute.models.rnn import rnn
+from plansim.plan.model import Plan
+from plansim.workload.model import Model
+
+BUILDERS: dict[str, Callable[[Model, Plan], Blueprint]] = {
+    "gpt": decoder,
+    "llama": decoder,
+    "moe": decoder,
+    "bert": bert,
+    "vit": vit,
+    "cnn": cnn,
+    "rnn": rnn,
+    "mlp": mlp,
+}
+
+
+def blueprint(model: Model, plan: Plan) -> Blueprint:
+    """Return how to build `model` for `plan`.
+
+    Raises
+    ------
+    PlanError
+        When the plan asks for a cut that the family cannot run.
+    """
+    try:
+        build = BUILDERS[model.family]
+    except KeyError:
+        raise UnknownNameError("model family", model.family, BUILDERS) from None
+    return build(model, plan)
+
+
+__all__ = ["BUILDERS", "Blueprint", "Chunk", "blueprint"]

@@ -1,0 +1,41 @@
+"""Sharded data parallelism: ZeRO-2 and ZeRO-3 by `fully_shard`, ZeRO-1 by the sharded optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+from plansim.execute.mesh import Mesh
+from plansim.execute.optimizers import grouped, optimizer_class
+from plansim.plan.model import Plan
+
+REDUCE_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Gradient methods that `fully_shard` runs itself, by casting before its reduce-scatter."""
+
+
+def shard_module(module: nn.Module, mesh: Mesh, plan: Plan, *, compute_dtype: torch.dtype | None) -> nn.Module:
+    """Return the module with its parameters divided over the replicas; ZeRO-2 keeps them whole from forward to backward."""
+    p = plan.parallel
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=REDUCE_DTYPES[plan.compression.gradients.method] or torch.float32
+    )
+    fully_shard(
+        module,
+        mesh=mesh.hybrid(p.zero_group or mesh.size("replicas")),
+        reshard_after_forward=p.zero_stage == 3,
+        mp_policy=policy,
+    )
+    return module
+
+
+def sharded_optimizer(name: str, parameters: Iterable[nn.Parameter], group: Any) -> ZeroRedundancyOptimizer:
+    """Return a ZeRO-1 optimizer: each replica keeps the state of a share of the parameters and broadcasts them."""
+    cls, options = optimizer_class(name)
+    groups = grouped(parameters)
+    flat = [p for g in groups for p in g["params"]]
+    return ZeroRedundancyOptimizer(flat, optimizer_class=cls, process_group=group, parameters_as_bucket_view=False, **options)

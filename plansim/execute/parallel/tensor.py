@@ -1,0 +1,65 @@
+"""Tensor (and sequence) parallelism by DTensor: each block says how it is cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor.parallel import parallelize_module
+
+from plansim.errors import PlanError
+from plansim.execute.mesh import Mesh
+from plansim.execute.models.attention import SequenceShare
+from plansim.execute.models.transformer import TokenEmbedding
+
+
+def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.Module:
+    """Return the block with its products cut over the tp axis; weights are cut where they are, nothing is sent.
+
+    Raises
+    ------
+    PlanError
+        When the block has no tensor-parallel form.
+    """
+    if mesh.size("tp") == 1:
+        return block
+    if not hasattr(block, "tensor_parallel_plan"):
+        if any(isinstance(p, nn.Linear) for p in block.modules()) and not getattr(block, "replicated_over_tp", False):
+            raise PlanError(f"tp {mesh.size('tp')} cannot be run for a {type(block).__name__} block; use tp 1")
+        return block
+    plan = block.tensor_parallel_plan(sequence_parallel=sequence_parallel)
+    parallelize_module(block, mesh.meshes["tp"], plan, src_data_rank=None)
+    if sequence_parallel and isinstance(block, TokenEmbedding):
+        block.slice = SequenceShare(mesh.index("tp"), mesh.size("tp"), mesh.groups["tp"])
+    return block
+
+
+def partial_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of norms and the like that see a slice of the sequence under sequence parallelism."""
+    parts = [m for m in model.modules() if hasattr(m, "partial_over_tp")]
+    return [p for part in parts for p in part.partial_over_tp()]
+
+
+def sum_gradients(parameters: list[nn.Parameter], group: Any, divide_by: float = 1.0) -> None:
+    """Replace the gradients of `parameters` by their sum over `group` divided by a number, in one flat all-reduce."""
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
+    if not grads:
+        return
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat, group=group)
+    scatter_back(flat, grads, divide_by)
+
+
+def scatter_back(flat: torch.Tensor, grads: list[torch.Tensor], divide_by: float = 1.0) -> None:
+    """Copy a flat buffer back into the gradients it was made of."""
+    if divide_by != 1.0:
+        flat /= divide_by
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def local(tensor: Any) -> torch.Tensor:
+    """Return the local part of a DTensor, or the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

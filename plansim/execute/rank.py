@@ -1,0 +1,191 @@
+"""What one rank of a run does: join, check its first losses, warm up, time steps, trace one."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from plansim.errors import ExecutionError
+from plansim.execute import system
+from plansim.execute.comm_hooks import EXACT
+from plansim.execute.data import Batches, make_batches
+from plansim.execute.launch import Rendezvous
+from plansim.execute.measure import timed_steps, traced_step, watching_memory
+from plansim.execute.mesh import Mesh, process_mesh
+from plansim.execute.models import blueprint
+from plansim.execute.models.base import Blueprint
+from plansim.execute.reference import compare_losses, reference_losses
+from plansim.execute.trainer import COMPUTE_DTYPES, Trainer
+from plansim.plan.grid import grid_of
+from plansim.plan.model import Plan
+from plansim.results.measurement import RankMeasurement
+from plansim.schedules import find_schedule
+from plansim.workload.model import Model
+
+CHECK_STEPS = 3
+"""Steps compared with a single process; optimizer state exists from the second on, so they hold the memory peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How to run and measure.
+
+    Attributes
+    ----------
+    steps, warmup : int
+        Timed steps, and untimed ones before them (the checked first steps come before both).
+    data : str
+        A key of `plansim.execute.data.SOURCES`.
+    check : bool
+        Compare the first losses with a single process before anything is timed.
+    bucket_mb : float
+        Size of DDP's gradient buckets, MiB.
+    trace : bool
+        Trace one more step for phases and spans.
+    shielded : bool
+        Outrank other login sessions' jobs where the system allows it, and keep each rank on a core of its own (CPU).
+    timeout_s : float
+        Seconds without an answer after which a collective, and the run, are given up.
+    """
+
+    steps: int = 10
+    warmup: int = 3
+    data: str = "synthetic"
+    seed: int = 0
+    check: bool = True
+    bucket_mb: float = 25.0
+    trace: bool = True
+    shielded: bool = True
+    device: str = "cpu"
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankResult:
+    """What a rank hands back; `notes` and `machine` come from rank 0 only."""
+
+    measurement: RankMeasurement
+    notes: tuple[str, ...] = ()
+    spans: tuple[dict[str, Any], ...] = ()
+    machine: dict[str, Any] | None = None
+
+
+def run_rank(model: Model, plan: Plan, options: RunOptions, meet: Rendezvous) -> RankResult:
+    """Run one rank from start to end and return what it measured."""
+    device = _prepare(options, meet)
+    print_ = blueprint(model, plan)
+    batches = make_batches(options.data, print_.data, plan.job.global_batch, seed=options.seed)
+    grid, p = grid_of(plan), plan.parallel
+    ends = find_schedule(p.schedule).rank_of_chunk(p.pp * p.virtual_stages - 1, p.pp, p.virtual_stages) if p.pp > 1 else 0
+    with process_mesh(
+        grid, meet, device=device, timeout_s=options.timeout_s, expert_parallel=p.ep, tied=print_.tied and ends > 0
+    ) as mesh:
+        return _Run(print_, plan, options, mesh, batches).measure()
+
+
+def _prepare(options: RunOptions, meet: Rendezvous) -> torch.device:
+    torch.set_num_threads(1 if options.device == "cpu" else max(1, torch.get_num_threads()))
+    if options.device == "cuda":
+        torch.cuda.set_device(meet.local_rank)
+        return torch.device("cuda", meet.local_rank)
+    system.steady_allocation()
+    if options.shielded:
+        system.shield()
+        system.pin(meet.local_rank)
+    return torch.device("cpu")
+
+
+class _Run:
+    """One rank's run, step by step."""
+
+    def __init__(self, print_: Blueprint, plan: Plan, options: RunOptions, mesh: Mesh, batches: Batches) -> None:
+        self.print, self.plan, self.options, self.mesh, self.batches = print_, plan, options, mesh, batches
+        self.notes: list[str] = []
+
+    def measure(self) -> RankResult:
+        options, mesh = self.options, self.mesh
+        expected = self._reference()
+        dist.barrier()
+        with watching_memory(mesh.device) as peak:
+            trainer = Trainer(self.print, self.plan, mesh, seed=options.seed, bucket_mb=options.bucket_mb)
+            first = [self._step(trainer, number) for number in range(CHECK_STEPS)]
+        self._check(self._global_losses(first), expected)
+        warmup = self._warmup()
+        timed_steps(lambda n: self._step(trainer, n), CHECK_STEPS, warmup, mesh.device)
+        pids = self._pids()
+        dist.barrier()
+        before, sent = system.read_clock(pids), self._interface()
+        timed = timed_steps(lambda n: self._step(trainer, n), CHECK_STEPS + warmup, options.steps, mesh.device)
+        dist.barrier()
+        after = system.read_clock(pids)
+        sent = None if sent is None else (self._interface() or 0) - sent
+        losses = self._global_losses([*first, *timed.losses])
+        phases, spans = self._trace(trainer, CHECK_STEPS + warmup + options.steps)
+        foreign = after.foreign_fraction(before, os.cpu_count() or 1)
+        if foreign > 0.05:
+            self.notes.append(f"other processes used {foreign:.0%} of the machine while the steps were timed")
+        return RankResult(
+            measurement=RankMeasurement(
+                rank=mesh.rank,
+                step_times_s=tuple(timed.wall_s),
+                cpu_times_s=tuple(timed.cpu_s),
+                phases_s=phases,
+                peak_memory_bytes=peak.nbytes,
+                losses=tuple(losses),
+                bytes_sent=None if sent is None else sent / options.steps / mesh.grid.world_size,
+            ),
+            notes=tuple(self.notes),
+            spans=tuple(asdict(s) for s in spans),
+            machine={**system.hardware(options.device), "foreign_cpu_fraction": foreign, "shielded": options.shielded},
+        )
+
+    def _step(self, trainer: Trainer, number: int) -> torch.Tensor | None:
+        return trainer.step(*self.batches.batch(number))
+
+    def _warmup(self) -> int:
+        """Return the warm-up steps: enough to be past a compression method's uncompressed start."""
+        start = int(self.plan.compression.gradients.options.get("start_step", 10 if self.plan.compression.gradients.method == "powersgd" else 0))
+        return max(self.options.warmup, start - CHECK_STEPS + 1)
+
+    def _reference(self) -> list[float] | None:
+        if not self.options.check or self.mesh.rank != 0:
+            return None
+        return reference_losses(
+            self.print, self.plan, self.batches, CHECK_STEPS,
+            device=self.mesh.device, dtype=COMPUTE_DTYPES[self.plan.job.dtype], seed=self.options.seed,
+        )  # fmt: skip
+
+    def _check(self, losses: list[float], expected: list[float] | None) -> None:
+        for number, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise ExecutionError(f"the loss of step {number} is {loss}: the run diverged; lower the learning rate or use fp32 or bf16")
+        if expected is not None:
+            exact = all(method.method in EXACT for _, method in self.plan.compression.items())
+            self.notes.append(compare_losses(losses[: len(expected)], expected, self.plan, exact=exact))
+
+    def _global_losses(self, mine: list[torch.Tensor | None]) -> list[float]:
+        """Return the mean loss over all replicas, from the ranks that hold the head."""
+        values = [None if loss is None else float(loss) for loss in mine]
+        every: list[Any] = [None] * self.mesh.grid.world_size
+        dist.all_gather_object(every, values)
+        held = [row for row in every if row and row[0] is not None]
+        return [sum(row[i] for row in held) / len(held) for i in range(len(mine))]
+
+    def _pids(self) -> tuple[int, ...]:
+        every: list[Any] = [None] * self.mesh.grid.world_size
+        dist.all_gather_object(every, os.getpid())
+        return tuple(every)
+
+    def _interface(self) -> int | None:
+        return system.interface_bytes(os.environ["GLOO_SOCKET_IFNAME"]) if "GLOO_SOCKET_IFNAME" in os.environ else None
+
+    def _trace(self, trainer: Trainer, number: int) -> tuple[dict[str, float], list[Any]]:
+        if not self.options.trace:
+            return {}, []
+        dist.barrier()
+        return traced_step(lambda: self._step(trainer, number), self.mesh.rank, self.mesh.device)

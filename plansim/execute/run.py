@@ -1,0 +1,169 @@
+"""Run a plan for real and return what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from plansim.errors import ExecutionError, PlanError
+from plansim.execute import system
+from plansim.execute.launch import Rendezvous, launch, rendezvous_from_environment, under_torchrun
+from plansim.execute.models import blueprint
+from plansim.execute.rank import RankResult, RunOptions, run_rank
+from plansim.files import dump_json, write_atomic
+from plansim.plan.grid import grid_of
+from plansim.plan.model import Plan
+from plansim.plan.read import plan_data
+from plansim.results.measurement import Measurement, RankMeasurement
+from plansim.schedules import find_schedule
+from plansim.workload.model import Model
+
+MAX_LOCAL_RANKS = 64
+"""Ranks one machine without accelerators is asked to host at most."""
+
+
+def run_plan(
+    plan: Plan,
+    model: Model,
+    *,
+    steps: int = 10,
+    warmup: int = 3,
+    repeats: int = 1,
+    out: str | Path | None = None,
+    options: RunOptions | None = None,
+    port: int = 0,
+) -> Measurement:
+    """Return the measurement of a plan run with torch.distributed on this machine (or inside torchrun).
+
+    Parameters
+    ----------
+    plan, model : Plan, Model
+        What to run.
+    steps, warmup : int
+        Timed steps of each repeat, and untimed ones before them.
+    repeats : int
+        Times the whole run is started anew; all their steps are kept.
+    out : path, optional
+        Where to write the measurement as JSON.
+    options : RunOptions, optional
+        Everything else; its `steps` and `warmup` are replaced by those given here.
+    port : int
+        Port to meet at; 0 chooses a free one.
+
+    Raises
+    ------
+    PlanError
+        When the plan asks for something that cannot be run; nothing is started then.
+    ExecutionError
+        When a rank fails, the loss is not finite, or the parallel loss differs from a single process.
+    """
+    if steps < 1 or warmup < 0 or repeats < 1:
+        raise PlanError(f"steps and repeats must be at least 1 and warmup 0, got {steps}, {repeats} and {warmup}")
+    options = replace(options or RunOptions(), steps=steps, warmup=warmup)
+    check_plan_runs(plan, model)
+    runs = [_run_once(plan, model, options, port) for _ in range(repeats)]
+    measurement = _measurement(plan, runs, options)
+    if out is not None and measurement.ranks[0].rank == 0 and _first_process():
+        write_atomic(Path(out), dump_json(measurement.to_json()))
+    return measurement
+
+
+def check_plan_runs(plan: Plan, model: Model) -> None:
+    """Raise `PlanError` when the plan cannot be run here, before anything is started."""
+    p = plan.parallel
+    blueprint(model, plan)
+    grid_of(plan)
+    if plan.job.phase != "train":
+        raise PlanError(f"phase '{plan.job.phase}' cannot be run; only 'train'")
+    if plan.offload:
+        raise PlanError("offload cannot be run: torch's CPU offload needs an accelerator beside the CPU; it is simulated only")
+    reason = find_schedule(p.schedule).check(p.pp, plan.num_microbatches, p.virtual_stages) if p.pp > 1 else None
+    if reason:
+        raise PlanError(f"schedule '{p.schedule}' cannot run: {reason}")
+    if p.ep > 1 and (model.moe is None or model.moe.experts % p.ep or (p.dp * p.cp) % p.ep):
+        raise PlanError(f"ep {p.ep} must divide the experts and dp x cp ({p.dp * p.cp})")
+    if p.pp > 1 and p.zero_stage == 3 and find_schedule(p.schedule).splits_backward:
+        raise PlanError(
+            f"zero_stage 3 with schedule '{p.schedule}' gives slightly wrong gradients in torch; use zero_stage 2 or another schedule"
+        )
+    if plan.aggregation == "parameter_server" and (p.pp > 1 or p.tp > 1 or p.cp > 1 or p.zero_stage or plan.servers > p.dp):
+        raise PlanError(f"parameter servers run with plain data parallelism and at most dp servers, got servers {plan.servers} with dp {p.dp}")
+    _check_compression(plan)
+
+
+def _check_compression(plan: Plan) -> None:
+    for edge, method in plan.compression.items():
+        if method.method == "none":
+            continue
+        if edge != "gradients":
+            raise PlanError(f"compression of {edge} by '{method.method}' cannot be run; it is simulated only")
+        if plan.parallel.zero_stage > 1 and method.method not in ("bf16", "fp16"):
+            raise PlanError(f"gradients of zero_stage {plan.parallel.zero_stage} can be run with bf16 or fp16, not '{method.method}'")
+
+
+def _run_once(plan: Plan, model: Model, options: RunOptions, port: int) -> list[RankResult]:
+    worker: Callable[[Rendezvous], RankResult] = partial(run_rank, model, plan, options)
+    world = plan.parallel.world_size
+    if under_torchrun():
+        return _join(worker, world)
+    if options.device == "cuda" and world > torch.cuda.device_count():
+        raise ExecutionError(f"the plan needs {world} CUDA devices, this machine has {torch.cuda.device_count()}")
+    if world > MAX_LOCAL_RANKS:
+        raise ExecutionError(f"the plan needs {world} ranks, one machine hosts at most {MAX_LOCAL_RANKS}; start it with torchrun on several")
+    fork = not torch.cuda.is_initialized()
+    return launch(worker, world, timeout_s=options.timeout_s, port=port, fork=fork)
+
+
+def _join(worker: Callable[[Rendezvous], RankResult], world: int) -> list[RankResult]:
+    """Run as one rank that a launcher started; every rank gets every result."""
+    meet = rendezvous_from_environment()
+    if meet.world_size != world:
+        raise ExecutionError(f"the plan needs {world} ranks, the launcher started {meet.world_size}")
+    mine = worker(meet)
+    dist.init_process_group("gloo", init_method="env://")
+    try:
+        every: list[Any] = [None] * world
+        dist.all_gather_object(every, mine)
+        return every
+    finally:
+        dist.destroy_process_group()
+
+
+def _first_process() -> bool:
+    return not under_torchrun() or rendezvous_from_environment().rank == 0
+
+
+def _measurement(plan: Plan, runs: list[list[RankResult]], options: RunOptions) -> Measurement:
+    ranks = tuple(_merged([run[i].measurement for run in runs]) for i in range(len(runs[0])))
+    first = runs[0][0]
+    notes = tuple(note for run in runs for note in run[0].notes)
+    tokens = plan.job.global_batch * plan.job.seq_len
+    return Measurement(
+        plan=plan_data(plan),
+        ranks=ranks,
+        warmup_steps=options.warmup,
+        tokens_per_step=float(tokens),
+        samples_per_step=float(plan.job.global_batch),
+        versions=system.versions(),
+        hardware=first.machine or {},
+        notes=tuple(dict.fromkeys(notes)),
+        spans=tuple(span for result in runs[-1] for span in result.spans),
+    )
+
+
+def _merged(parts: list[RankMeasurement]) -> RankMeasurement:
+    """Return one rank's repeats as one measurement: all steps, the largest memory peak, the last phases."""
+    last = parts[-1]
+    return replace(
+        last,
+        step_times_s=tuple(t for p in parts for t in p.step_times_s),
+        cpu_times_s=tuple(t for p in parts for t in p.cpu_times_s),
+        peak_memory_bytes=max(p.peak_memory_bytes for p in parts),
+        losses=parts[0].losses,
+    )

@@ -1,0 +1,168 @@
+"""One rank's training step under a plan: build its share of the model, run microbatches, reduce, update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor.parallel import loss_parallel
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
+
+from plansim.errors import PlanError
+from plansim.execute.build import build_chunks, place_batch
+from plansim.execute.comm_hooks import make_hook
+from plansim.execute.mesh import Mesh
+from plansim.execute.models.base import Blueprint
+from plansim.execute.optimizers import make_optimizer
+from plansim.execute.parallel.pipeline import Pipeline
+from plansim.execute.parallel.replicas import FlatReducer, ParameterServer
+from plansim.execute.parallel.sharded import sharded_optimizer
+from plansim.execute.parallel.tensor import partial_parameters, sum_gradients
+from plansim.plan.model import Plan
+
+COMPUTE_DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Arithmetic of the products by the job's data type; parameters and optimizer state stay fp32."""
+
+
+class Trainer:
+    """Trains one rank's share. Make it inside a `process_mesh`.
+
+    Gradients go the way the plan says: DDP (overlapped, with an optional compression hook), `fully_shard` for ZeRO-2
+    and 3, parameter servers, or one flat all-reduce after the backward pass, which is also what pipelines, expert and
+    context parallelism use.
+    """
+
+    def __init__(self, blueprint: Blueprint, plan: Plan, mesh: Mesh, *, seed: int = 0, bucket_mb: float = 25.0) -> None:
+        if plan.job.dtype not in COMPUTE_DTYPES:
+            raise PlanError(f"dtype '{plan.job.dtype}' cannot be run; use one of {', '.join(COMPUTE_DTYPES)}")
+        self.blueprint, self.plan, self.mesh = blueprint, plan, mesh
+        self.dtype = COMPUTE_DTYPES[plan.job.dtype]
+        chunks = build_chunks(blueprint, plan, mesh, seed=seed, compute_dtype=self.dtype)
+        self.model = nn.ModuleList(chunks.values())
+        self.partial = partial_parameters(self.model) if plan.parallel.sequence_parallel and mesh.size("tp") > 1 else []
+        self.pipeline = Pipeline(chunks, mesh, plan, blueprint.loss) if plan.parallel.pp > 1 else None
+        self.tied = self._tied_table(chunks)
+        self.reducer = self._reducer()
+        self.step_model = self._step_model(next(iter(chunks.values())), bucket_mb)
+        self.optimizer = self._optimizer()
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        """Train one step on this replica's share of a global batch; return its mean loss where the head is."""
+        x, y = place_batch(inputs, targets, self.plan, self.mesh, self.blueprint.data)
+        with self._arithmetic():
+            loss = self.pipeline.step(x, y) if self.pipeline else self._accumulate(x, y)
+        with record_function("plansim::gradients"):
+            self._finish_gradients()
+        with record_function("plansim::optimizer"):
+            self._update()
+        return loss
+
+    def _accumulate(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        count = self.plan.num_microbatches
+        total = torch.zeros((), device=self.mesh.device)
+        for i, (inputs, targets) in enumerate(zip(x.chunk(count), y.chunk(count), strict=True)):
+            with self._without_sync(last=i == count - 1):
+                with record_function("plansim::forward"):
+                    loss = self.blueprint.loss(self.step_model(inputs), targets)
+                with record_function("plansim::backward"):
+                    (loss / count).backward()
+            total += _plain(loss) / count
+        return total
+
+    def _finish_gradients(self) -> None:
+        if self.tied is not None:
+            sum_gradients([self.tied], self.mesh.groups["ends"])
+        if self.partial:
+            sum_gradients(self.partial, self.mesh.groups["tp"])
+        if self.reducer is not None:
+            self.reducer.reduce()
+
+    def _update(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        if isinstance(self.reducer, ParameterServer):
+            self.reducer.publish()
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Compute in the job's data type, with the loss over cut logits where tensor parallelism cuts them."""
+        cut = self.mesh.size("tp") > 1 and self.blueprint.data.kind == "tokens"
+        mixed: AbstractContextManager[Any] = nullcontext()
+        if self.dtype is not None and self.plan.parallel.zero_stage < 2:
+            mixed = torch.autocast(self.mesh.device.type, dtype=self.dtype)
+        with mixed, loss_parallel() if cut else nullcontext():
+            yield
+
+    def _without_sync(self, *, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self.step_model, DistributedDataParallel) and not last:
+            return self.step_model.no_sync()
+        return nullcontext()
+
+    def _step_model(self, chunk: nn.Module, bucket_mb: float) -> nn.Module:
+        """Return what microbatches run through: the chunk itself, or DDP around it."""
+        if self.reducer is not None or self.pipeline or self.plan.parallel.zero_stage > 1 or self.mesh.size("replicas") == 1:
+            return chunk
+        mesh = self.mesh.meshes["replicas"]
+        where: dict[str, Any] = {"device_mesh": mesh} if self.mesh.size("tp") > 1 else {"process_group": mesh.get_group()}
+        if self.mesh.device.type == "cuda":
+            where["device_ids"] = [self.mesh.device.index]
+        model = DistributedDataParallel(chunk, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True, **where)
+        hook = self._hook()
+        if hook is not None:
+            model.register_comm_hook(None, named_hook(hook))
+        return model
+
+    def _hook(self) -> Any:
+        method = self.plan.compression.gradients
+        return make_hook(method.method, method.options, self.mesh.groups["replicas"])
+
+    def _reducer(self) -> FlatReducer | ParameterServer | None:
+        """Return what moves gradients after the backward pass, or None where DDP or `fully_shard` does."""
+        p, plan = self.plan.parallel, self.plan
+        if plan.aggregation == "parameter_server":
+            return ParameterServer(self.model, self.mesh, plan.servers)
+        if p.zero_stage > 1 or self.mesh.size("replicas") == 1:
+            return None
+        after = p.pp > 1 or p.ep > 1 or p.cp > 1 or not plan.overlap.gradients
+        return FlatReducer(self.model, self.mesh, self._hook()) if after else None
+
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        name = self.plan.job.optimizer
+        if isinstance(self.reducer, ParameterServer):
+            owned = self.reducer.owned()
+            return make_optimizer(name, owned) if owned else None
+        if self.plan.parallel.zero_stage == 1 and self.mesh.size("replicas") > 1:
+            return sharded_optimizer(name, self.model.parameters(), self.mesh.groups["replicas"])
+        return make_optimizer(name, self.model.parameters())
+
+    def _tied_table(self, chunks: dict[int, Any]) -> nn.Parameter | None:
+        """Return this rank's copy of a table that the first and the last stage share, if they are different ranks."""
+        if not self.blueprint.tied or "ends" not in self.mesh.groups:
+            return None
+        names = {"0": "tokens.weight", str(len(self.blueprint.blocks) - 1): "lm_head.weight"}
+        for chunk in chunks.values():
+            for block, parameter in names.items():
+                if block in chunk.blocks:
+                    return dict(chunk.blocks[block].named_parameters())[parameter]
+        return None
+
+
+def named_hook(hook: Any) -> Any:
+    """Return a DDP communication hook of (state, bucket); DDP checks annotations and refuses some names."""
+
+    def compressed(state: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        del state
+        return hook(bucket)
+
+    compressed.__annotations__ = {"bucket": torch.distributed.GradBucket, "return": torch.futures.Future[torch.Tensor]}
+    return compressed
+
+
+def _plain(loss: torch.Tensor) -> torch.Tensor:
+    loss = loss.detach()
+    return loss.full_tensor() if hasattr(loss, "full_tensor") else loss  # type: ignore[no-any-return]
