@@ -3,6 +3,7 @@
 from plansim.schedules.base import Action, Program, Schedule, validate_program
 from plansim.schedules.dualpipe import DUALPIPE_V
 from plansim.schedules.find import find_in
+from plansim.schedules.in_flight import peak_in_flight
 from plansim.schedules.interleaved import INTERLEAVED
 from plansim.schedules.one_forward_one_backward import GPIPE, ONE_F_ONE_B
 from plansim.schedules.table import TableSchedule, read_table
@@ -30,6 +31,7 @@ __all__ = [
     "Schedule",
     "TableSchedule",
     "find_schedule",
+    "peak_in_flight",
     "read_table",
     "validate_program",
 ]

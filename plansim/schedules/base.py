@@ -36,6 +36,10 @@ Program = tuple[tuple[Action, ...], ...]
 class Schedule(Protocol):
     """A pipeline schedule."""
 
+    def __hash__(self) -> int:
+        """Schedules are keys of caches."""
+        ...
+
     @property
     def name(self) -> str:
         """The name in the table of schedules."""

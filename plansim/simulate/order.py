@@ -1,0 +1,270 @@
+"""Programs in an order that can be executed: every task after what it waits for. Done once per schedule."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from plansim.errors import SimulationError
+from plansim.schedules.base import Action, Program, Schedule
+from plansim.schedules.phases import Rhythm, rhythm_of, whole
+
+KINDS = ("F", "B", "I", "W")
+
+
+class Task(NamedTuple):
+    """One action with everything the engines look up by number.
+
+    `variant` numbers (kind, chunk, first of its chunk, last gradient of its chunk); boxes hold messages in
+    order of arrival, -1 where none is read or written; `link` is the sender's wire, -1 inside one rank;
+    `following` is the variant of the rank's next F, B or I, or -1.
+    """
+
+    rank: int
+    inbox: int
+    variant: int
+    outbox: int
+    link: int
+    following: int
+    action: Action
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """Tasks in executable order: ``head + block * n + tail``.
+
+    Attributes
+    ----------
+    first : tuple of int
+        For every rank the variant of its first task.
+    num_boxes, num_links : int
+        How many message queues and directed wires the tasks use.
+    """
+
+    pp: int
+    num_chunks: int
+    rank_of_chunk: tuple[int, ...]
+    head: tuple[Task, ...]
+    block: tuple[Task, ...]
+    tail: tuple[Task, ...]
+    first: tuple[int, ...]
+    num_boxes: int
+    num_links: int
+
+
+def variant_of(kind: str, chunk: int, num_chunks: int, *, first: bool, last: bool) -> int:
+    """Return the number under which durations of such an action are stored."""
+    return (KINDS.index(kind) * num_chunks + chunk) * 4 + first + 2 * last
+
+
+def order_of(
+    schedule: Schedule, pp: int, num_microbatches: int, virtual_stages: int, *, full: bool = False
+) -> tuple[Order, int]:
+    """Return the executable order of a program and how often its block repeats.
+
+    Parameters
+    ----------
+    full : bool
+        Write the whole program out, with its true microbatch numbers.
+
+    Raises
+    ------
+    PlanError
+        When the schedule cannot run with these counts.
+    SimulationError
+        When some rank waits for ever; names who waits for whom.
+    """
+    if not full:
+        rhythm, repeats = rhythm_of(schedule, pp, num_microbatches, virtual_stages)
+        order = _compiled(rhythm, schedule, pp, virtual_stages)
+        if order is not None:
+            return order, repeats
+    rhythm = whole(schedule, pp, num_microbatches, virtual_stages)
+    order = _compiled(rhythm, schedule, pp, virtual_stages)
+    if order is None:
+        raise deadlock(
+            rhythm.tail, [schedule.rank_of_chunk(c, pp, virtual_stages) for c in range(pp * virtual_stages)]
+        )
+    return order, 0
+
+
+@lru_cache(maxsize=512)
+def _compiled(rhythm: Rhythm, schedule: Schedule, pp: int, virtual_stages: int) -> Order | None:
+    """Return the tasks of a rhythm in executable order, or None when a phase cannot finish by itself."""
+    num_chunks = pp * virtual_stages
+    ranks = tuple(schedule.rank_of_chunk(c, pp, virtual_stages) for c in range(num_chunks))
+    one = tuple(h + t for h, t in zip(rhythm.head, rhythm.tail, strict=True))
+    in_order = keeps_order(one)
+    if any(rhythm.block) and not in_order:
+        return None
+    writer = _Writer(rhythm.short, ranks, in_order=in_order)
+    phases = []
+    for program in (rhythm.head, rhythm.block, rhythm.tail):
+        tasks = writer.phase(program)
+        if tasks is None:
+            return None
+        phases.append(tasks)
+    head, block, tail = phases
+    first = tuple(
+        variant_of(actions[0].kind, actions[0].chunk, num_chunks, first=True, last=False) if actions else -1
+        for actions in rhythm.short
+    )
+    return Order(
+        pp=pp,
+        num_chunks=num_chunks,
+        rank_of_chunk=ranks,
+        head=head,
+        block=block,
+        tail=tail,
+        first=first,
+        num_boxes=max(writer.num_boxes, 1),
+        num_links=max(len(writer.links), 1),
+    )
+
+
+class _Writer:
+    """Lays the ranks' actions out one after another as their messages allow."""
+
+    def __init__(self, short: Program, ranks: tuple[int, ...], *, in_order: bool) -> None:
+        self.ranks = ranks
+        self.num_chunks = len(ranks)
+        self.links: dict[tuple[int, int], int] = {}
+        self._waiting: Counter[int] = Counter()
+        self._place = [0] * len(short)
+        self._short = short
+        self._last = self._last_gradients(short)
+        self._boxes: dict[tuple[str, int, int], int] = {}
+        self._in_order = in_order
+
+    def phase(self, program: Program) -> tuple[Task, ...] | None:
+        """Return one phase's tasks, or None when some rank cannot get through it."""
+        tasks: list[Task] = []
+        at = [0] * len(program)
+        moved = True
+        while moved:
+            moved = False
+            for rank, actions in enumerate(program):
+                while at[rank] < len(actions) and self._ready(actions[at[rank]]):
+                    tasks.append(self._task(rank, actions[at[rank]]))
+                    at[rank] += 1
+                    moved = True
+        return tuple(tasks) if all(n == len(a) for n, a in zip(at, program, strict=True)) else None
+
+    @property
+    def num_boxes(self) -> int:
+        """How many message queues the tasks use."""
+        return len(self._boxes)
+
+    def _ready(self, action: Action) -> bool:
+        inbox, _ = self._boxes_of(action)
+        return inbox < 0 or self._waiting[inbox] > 0
+
+    def _task(self, rank: int, action: Action) -> Task:
+        place = self._place[rank]
+        self._place[rank] += 1
+        inbox, outbox = self._boxes_of(action)
+        if inbox >= 0:
+            self._waiting[inbox] -= 1
+        link = -1
+        if outbox >= 0:
+            self._waiting[outbox] += 1
+            target = self.ranks[action.chunk + (1 if action.kind == "F" else -1)]
+            if target != rank:
+                link = self.links.setdefault((rank, target), len(self.links))
+        variant = variant_of(
+            action.kind,
+            action.chunk,
+            self.num_chunks,
+            first=action.kind == "F" and action.microbatch == 0,
+            last=self._last.get((rank, place), False),
+        )
+        return Task(rank, inbox, variant, outbox, link, self._following(rank, place), action)
+
+    def _following(self, rank: int, place: int) -> int:
+        """Return the plain variant of the rank's next action that uses parameters, or -1."""
+        actions = self._short[rank]
+        for later in range(place + 1, len(actions)):
+            if (a := actions[later]).kind != "W":
+                return variant_of(a.kind, a.chunk, self.num_chunks, first=False, last=False)
+        return -1
+
+    def _last_gradients(self, short: Program) -> dict[tuple[int, int], bool]:
+        """Return the places where a chunk's gradient is complete: its last B or W."""
+        last: dict[int, tuple[int, int]] = {}
+        for rank, actions in enumerate(short):
+            for place, action in enumerate(actions):
+                if action.kind in "BW":
+                    last[action.chunk] = (rank, place)
+        return dict.fromkeys(last.values(), True)
+
+    def _boxes_of(self, action: Action) -> tuple[int, int]:
+        """Return the message queues that an action reads and writes, -1 for none."""
+        if action.kind == "W":
+            return -1, -1
+        way, step = ("F", 1) if action.kind == "F" else ("B", -1)
+        ends = (0, self.num_chunks - 1)
+        reads = action.chunk != (ends[0] if way == "F" else ends[1])
+        writes = action.chunk != (ends[1] if way == "F" else ends[0])
+        return (
+            self._box(way, action.chunk, action.microbatch) if reads else -1,
+            self._box(way, action.chunk + step, action.microbatch) if writes else -1,
+        )
+
+    def _box(self, way: str, chunk: int, microbatch: int) -> int:
+        """Return the queue of a message: one for a chunk and direction, or one for each message."""
+        key = (way, chunk, -1 if self._in_order else microbatch)
+        return self._boxes.setdefault(key, len(self._boxes))
+
+
+def keeps_order(program: Program) -> bool:
+    """Return whether every chunk takes microbatches in the order in which its neighbours send them.
+
+    Every usual schedule does; then one queue a chunk and direction is enough.
+    """
+    sequences: dict[tuple[str, int], list[int]] = {}
+    for actions in program:
+        for a in actions:
+            if a.kind != "W":
+                sequences.setdefault(("F" if a.kind == "F" else "B", a.chunk), []).append(a.microbatch)
+    for way in "FB":
+        orders = [order for (w, _), order in sequences.items() if w == way]
+        if any(order != orders[0] for order in orders):
+            return False
+    return True
+
+
+def deadlock(program: Program, ranks: Sequence[int]) -> SimulationError:
+    """Return the error that names, for every stuck rank, what it waits for and from whom."""
+    done: set[tuple[str, int, int]] = set()
+    at = [0] * len(program)
+    moved = True
+    while moved:
+        moved = False
+        for rank, actions in enumerate(program):
+            while at[rank] < len(actions) and _needs(actions[at[rank]], len(ranks), done) is None:
+                a = actions[at[rank]]
+                done.add((a.kind if a.kind != "I" else "B", a.microbatch, a.chunk))
+                at[rank] += 1
+                moved = True
+    lines = []
+    for rank, actions in enumerate(program):
+        if at[rank] < len(actions):
+            needed = _needs(actions[at[rank]], len(ranks), done)
+            if needed is not None:
+                lines.append(
+                    f"rank {rank} at {actions[at[rank]]} waits for {needed} of rank {ranks[needed.chunk]}"
+                )
+    return SimulationError("the step cannot finish: " + "; ".join(lines))
+
+
+def _needs(action: Action, num_chunks: int, done: set[tuple[str, int, int]]) -> Action | None:
+    """Return the action whose message is missing, or None."""
+    if action.kind == "F" and action.chunk > 0 and ("F", action.microbatch, action.chunk - 1) not in done:
+        return Action("F", action.microbatch, action.chunk - 1)
+    above = action.chunk + 1
+    if action.kind in "BI" and above < num_chunks and ("B", action.microbatch, above) not in done:
+        return Action("B", action.microbatch, above)
+    return None

@@ -1,0 +1,72 @@
+"""What a simulated step says, and how the critical rank's time divides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plansim.results import Breakdown, CriticalTerm, Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankUse:
+    """How one pipeline rank (a class of equal devices) spends the step, seconds.
+
+    Attributes
+    ----------
+    finish_s : float
+        When its last work is done.
+    busy_s : float
+        Time its compute stream works or communicates in its own stream.
+    dp_wait_s : float
+        Time lost to data-parallel traffic: waiting for it, and running slower beside it.
+    pp_wait_s : float
+        Time it waits for other pipeline ranks.
+    send_s : float
+        Time its sends keep the compute stream (blocking sends only).
+    held : dict
+        Microbatches held per chunk when it holds most activation bytes, and those bytes.
+    """
+
+    finish_s: float
+    busy_s: float
+    dp_wait_s: float
+    pp_wait_s: float
+    send_s: float
+    held: dict[int, int]
+    held_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """One simulated step.
+
+    Attributes
+    ----------
+    step_time_s : float
+        From the first action to the last rank's end, and amortised outer synchronisation, seconds.
+    breakdown : Breakdown
+        The critical rank's time; sums to `step_time_s`.
+    bubble_fraction : float
+        Mean over pipeline ranks of the share of the step without own work.
+    critical_rank : int
+        Pipeline rank that ends last (of several, the one that waits least).
+    ranks : tuple of RankUse
+        One entry per pipeline rank.
+    critical_path : tuple of CriticalTerm
+        What the step time consists of, largest first.
+    spans : tuple of Span
+        Everything that ran, when asked for.
+    """
+
+    step_time_s: float
+    breakdown: Breakdown
+    bubble_fraction: float
+    critical_rank: int
+    ranks: tuple[RankUse, ...]
+    critical_path: tuple[CriticalTerm, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def per_rank_busy_s(self) -> tuple[float, ...]:
+        """Busy time of every pipeline rank, seconds."""
+        return tuple(r.busy_s for r in self.ranks)

@@ -1,0 +1,218 @@
+"""Simulate one step of a plan: the entry that the planner and the commands call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from plansim.costs.step import Bucket, ChunkCosts, Parts, StepCosts
+from plansim.results import Breakdown
+from plansim.simulate.order import Order
+from plansim.simulate.path import critical_path, terms_of
+from plansim.simulate.relax import Machine, relax
+from plansim.simulate.result import RankUse, StepResult
+from plansim.simulate.spans import spans_of
+
+
+def simulate_step(costs: StepCosts, *, spans: bool = False, extrapolate: bool = True) -> StepResult:
+    """Return the time of one step and where it goes, by relaxation.
+
+    Parameters
+    ----------
+    costs : StepCosts
+        Durations of everything; the order comes from the schedule it names.
+    spans : bool
+        Write every action and transfer out, and trace the critical path; cost grows with microbatches.
+    extrapolate : bool
+        Skip whole periods of the pipeline once its state repeats. Exact; off only to check that it is.
+
+    Raises
+    ------
+    PlanError, UnknownNameError
+        When the schedule cannot run with these counts, or is not known.
+    SimulationError
+        When some rank waits for ever.
+    """
+    machine, order, _ = relax(costs, spans=spans, extrapolate=extrapolate)
+    ends = [finish_rank(costs, machine, rank) for rank in range(costs.pp)]
+    uses = [_use(costs, order, machine, rank, end) for rank, end in enumerate(ends)]
+    last = max(u.finish_s for u in uses)
+    critical = min(range(costs.pp), key=lambda r: (-uses[r].finish_s, uses[r].pp_wait_s, r))
+    saved = last - _finish_without_sends(costs) if _has_sends(costs) else 0.0
+    breakdown = _breakdown(costs, order, machine, uses[critical], critical, saved)
+    step_time_s = last + costs.outer_s
+    idle = sum(last - (u.finish_s - u.pp_wait_s) for u in uses)
+    path = critical_path(costs, machine, order, critical, ends) if spans else terms_of(breakdown, critical)
+    return StepResult(
+        step_time_s=step_time_s,
+        breakdown=breakdown,
+        bubble_fraction=idle / (costs.pp * step_time_s) if step_time_s > 0 else 0.0,
+        critical_rank=critical,
+        ranks=tuple(uses),
+        critical_path=path,
+        spans=spans_of(costs, machine, order, ends) if spans else (),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankEnd:
+    """When a rank reaches each point after its last action, seconds.
+
+    Attributes
+    ----------
+    actions_s, reduced_s, tail_s, optimizer_s, gathered_s, finish_s : float
+        End of its last action, of its gradient reductions, of the tail synchronisation, of the optimizer,
+        of parameter gathers that do not overlap, and of the fixed host time.
+    """
+
+    actions_s: float
+    reduced_s: float
+    tail_s: float
+    optimizer_s: float
+    gathered_s: float
+    finish_s: float
+
+
+def finish_rank(costs: StepCosts, machine: Machine, rank: int) -> RankEnd:
+    """Carry a rank from its last action to the end of the step."""
+    end, streams = costs.stages[rank], machine.streams[rank]
+    t = actions_s = machine.clock[rank]
+    if not costs.overlap_gradients:
+        for bucket in end.reductions:
+            t = streams.run(t, bucket.blocking_s)
+            streams.issue(t, bucket.comm_s, bucket.what)
+    t = reduced_s = streams.drain(t)
+    t = tail_s = t + end.tail_s
+    t = optimizer_s = t + end.optimizer_s
+    if not costs.overlap_parameters:
+        for bucket in end.gathers:
+            t = streams.wait(t, streams.issue(t, bucket.comm_s, bucket.what))
+            t = streams.run(t, bucket.blocking_s)
+    return RankEnd(
+        actions_s=actions_s,
+        reduced_s=reduced_s,
+        tail_s=tail_s,
+        optimizer_s=optimizer_s,
+        gathered_s=t,
+        finish_s=t + end.host_s,
+    )
+
+
+def own_work(costs: StepCosts, order: Order, rank: int) -> tuple[Parts, Parts]:
+    """Return what a rank's actions last in all: (forward and backward, recomputation)."""
+    work, again = Parts(), Parts()
+    for chunk, cost in enumerate(costs.chunks):
+        if order.rank_of_chunk[chunk] == rank:
+            work = work + cost.forward + cost.backward_input + cost.backward_weight
+            again = again + cost.recompute
+    return work.scaled(costs.num_microbatches), again.scaled(costs.num_microbatches)
+
+
+def _coding_s(costs: StepCosts, order: Order, rank: int) -> float:
+    """Return the encode and decode time of a rank's buckets in one step, seconds."""
+    end = costs.stages[rank]
+    total = _blocking(end.reductions) + _blocking(end.gathers)
+    for chunk, cost in enumerate(costs.chunks):
+        if order.rank_of_chunk[chunk] == rank:
+            a_pass = 2 * _blocking(cost.gathers_per_pass) + _blocking(cost.reductions_per_pass)
+            total += costs.num_microbatches * a_pass
+    return total
+
+
+def _blocking(buckets: tuple[Bucket, ...]) -> float:
+    return sum(b.blocking_s for b in buckets)
+
+
+def _use(costs: StepCosts, order: Order, machine: Machine, rank: int, end: RankEnd) -> RankUse:
+    """Return how a rank spends the step; what is not its own work is waiting for other ranks."""
+    stage, streams = costs.stages[rank], machine.streams[rank]
+    work, again = own_work(costs, order, rank)
+    busy = work.total_s + again.total_s + _coding_s(costs, order, rank) + stage.optimizer_s + stage.host_s
+    dp_wait = streams.waited_s + streams.slowed_s + stage.tail_s
+    send = 0.0 if costs.async_sends else _send_s(costs, order, rank)
+    wait = end.finish_s - busy - dp_wait - send
+    held, held_bytes = _held(costs, order, rank)
+    return RankUse(
+        finish_s=end.finish_s,
+        busy_s=busy,
+        dp_wait_s=dp_wait,
+        pp_wait_s=wait if wait > 1e-12 * end.finish_s else 0.0,
+        send_s=send,
+        held=held,
+        held_bytes=held_bytes,
+    )
+
+
+def _send_s(costs: StepCosts, order: Order, rank: int) -> float:
+    """Return how long a rank's messages are on its wires in one step, seconds."""
+    total, ranks = 0.0, order.rank_of_chunk
+    for chunk, cost in enumerate(costs.chunks):
+        if ranks[chunk] == rank:
+            if chunk + 1 < len(ranks) and ranks[chunk + 1] != rank:
+                total += cost.send_forward_s
+            if chunk > 0 and ranks[chunk - 1] != rank:
+                total += cost.send_backward_s
+    return total * costs.num_microbatches
+
+
+def _held(costs: StepCosts, order: Order, rank: int) -> tuple[dict[int, int], float]:
+    """Return the microbatches held per chunk, and the activation bytes, when a rank holds most bytes."""
+    counts: dict[int, int] = {}
+    now = most = 0.0
+    peak: dict[int, int] = {}
+    for task in (*order.head, *order.block, *order.tail):
+        if task.rank != rank:
+            continue
+        kind, chunk = task.action.kind, task.action.chunk
+        cost = costs.chunks[chunk]
+        if kind == "F":
+            counts[chunk] = counts.get(chunk, 0) + 1
+            now += cost.activation_bytes
+        needs = now + (cost.backward_extra_bytes if kind in "BI" else 0.0)
+        if needs > most or not peak:
+            most, peak = needs, dict(counts)
+        if kind in "BW":
+            counts[chunk] -= 1
+            now -= cost.activation_bytes
+    return peak, most
+
+
+def _has_sends(costs: StepCosts) -> bool:
+    return costs.pp > 1 and any(c.send_forward_s > 0 or c.send_backward_s > 0 for c in costs.chunks)
+
+
+def _finish_without_sends(costs: StepCosts) -> float:
+    """Return when the step would end if messages between stages took no time, seconds."""
+    free = replace(costs, chunks=tuple(_without_sends(c) for c in costs.chunks))
+    machine, _, _ = relax(free)
+    return max(finish_rank(free, machine, rank).finish_s for rank in range(costs.pp))
+
+
+def _without_sends(chunk: ChunkCosts) -> ChunkCosts:
+    return replace(chunk, send_forward_s=0.0, send_backward_s=0.0)
+
+
+def _breakdown(
+    costs: StepCosts, order: Order, machine: Machine, use: RankUse, rank: int, saved_s: float
+) -> Breakdown:
+    """Return where the critical rank's step goes.
+
+    `pp_exposed_s` is what the step would gain from free messages between stages, as far as this rank waits
+    at all; the rest of its waiting is bubble.
+    """
+    work, again = own_work(costs, order, rank)
+    waits = use.pp_wait_s + use.send_s
+    pp_exposed = min(max(saved_s, 0.0), waits)
+    both = work + again
+    named = Breakdown(
+        compute_s=work.compute_s,
+        recompute_s=again.compute_s,
+        tp_exposed_s=both.tp_s,
+        pp_exposed_s=pp_exposed,
+        dp_exposed_s=use.dp_wait_s + costs.outer_s,
+        cp_exposed_s=both.cp_s,
+        ep_exposed_s=both.ep_s,
+        optimizer_s=costs.stages[rank].optimizer_s,
+        compression_s=both.compression_s + _coding_s(costs, order, rank),
+        host_s=both.host_s + costs.stages[rank].host_s,
+    )
+    return replace(named, bubble_s=waits - pp_exposed)

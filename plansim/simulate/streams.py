@@ -1,0 +1,150 @@
+"""One rank's compute and communication streams, advanced together by the rank's own program."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class Ticket:
+    """A piece of communication that was handed to the stream; `end_s` is None until it is known."""
+
+    __slots__ = ("end_s", "left_s", "name", "start_s")
+
+    def __init__(self, name: str, left_s: float) -> None:
+        self.name = name
+        self.left_s = left_s
+        self.start_s = 0.0
+        self.end_s: float | None = None
+
+
+class Streams:
+    """A compute clock beside a first-in-first-out communication stream.
+
+    While both are busy, each runs slower by its factor; alone, each runs at full speed. The clock is passed
+    in and out; this object keeps what the communication stream has left and what the waits cost.
+
+    Attributes
+    ----------
+    queue : deque of Ticket
+        Communication handed over and not known to have ended (kept only where factors are not 1).
+    waited_s, slowed_s : float
+        Compute time lost waiting for communication, and running slower beside it.
+    """
+
+    __slots__ = (
+        "_comm_factor",
+        "_compute_factor",
+        "_last",
+        "_now_s",
+        "gathers",
+        "log",
+        "queue",
+        "slowed_s",
+        "stage_gathers",
+        "waited_s",
+    )
+
+    def __init__(self, compute_factor: float = 1.0, comm_factor: float = 1.0, *, log: bool = False) -> None:
+        self._compute_factor = compute_factor
+        self._comm_factor = comm_factor
+        self._now_s = 0.0
+        self._last: Ticket | None = None
+        self.queue: deque[Ticket] = deque()
+        self.gathers: deque[Ticket] = deque()
+        self.stage_gathers: deque[Ticket] = deque()
+        self.waited_s = 0.0
+        self.slowed_s = 0.0
+        self.log: list[Ticket] | None = [] if log else None
+
+    @property
+    def interfering(self) -> bool:
+        """Whether communication and compute slow each other down."""
+        return self._compute_factor != 1.0 or self._comm_factor != 1.0
+
+    def issue(self, t: float, seconds: float, name: str) -> Ticket:
+        """Hand `seconds` of communication to the stream at time `t` and return its ticket."""
+        ticket = Ticket(name, seconds)
+        if self.log is not None:
+            self.log.append(ticket)
+        if self.interfering:
+            self._alone_until(t)
+            if not self.queue:
+                ticket.start_s = t
+            self.queue.append(ticket)
+        else:
+            ticket.start_s = max(t, self._now_s)
+            ticket.end_s = self._now_s = ticket.start_s + seconds
+        self._last = ticket
+        return ticket
+
+    def run(self, t: float, seconds: float) -> float:
+        """Compute for `seconds` from time `t` on; return when it is done."""
+        if not self.queue:
+            return t + seconds
+        self._alone_until(t)
+        left, begin = seconds, t
+        while left > 0 and self.queue:
+            head = self.queue[0]
+            both_s = min(left * self._compute_factor, head.left_s * self._comm_factor)
+            if head.left_s * self._comm_factor <= left * self._compute_factor:
+                left -= both_s / self._compute_factor
+                t += both_s
+                self._finish_head(t)
+            else:
+                head.left_s -= both_s / self._comm_factor
+                t += both_s
+                left = 0.0
+        t += left
+        self._now_s = t
+        self.slowed_s += t - begin - seconds
+        return t
+
+    def wait(self, t: float, ticket: Ticket) -> float:
+        """Let compute wait for a piece of communication; return when it goes on."""
+        while ticket.end_s is None:
+            self._alone_until(max(t, self._now_s) + self.queue[0].left_s)
+        if ticket.end_s > t:
+            self.waited_s += ticket.end_s - t
+            return ticket.end_s
+        return t
+
+    def drain(self, t: float) -> float:
+        """Let compute wait for all communication handed over so far."""
+        return t if self._last is None else self.wait(t, self._last)
+
+    def state(self, t: float) -> list[float]:
+        """Return what decides the future, relative to time `t`."""
+        if self.interfering:
+            self._alone_until(t)
+            return [ticket.left_s for ticket in self.queue] + [0.0] * len(self.gathers)
+        return [max(0.0, self._now_s - t), *(max(0.0, (g.end_s or 0.0) - t) for g in self.gathers)]
+
+    def shift(self, seconds: float) -> None:
+        """Move everything that is under way `seconds` later."""
+        self._now_s += seconds
+        tickets = {id(x): x for x in (*self.queue, *self.gathers, *self.stage_gathers)}
+        if self._last is not None:
+            tickets[id(self._last)] = self._last
+        for ticket in tickets.values():
+            ticket.start_s += seconds
+            if ticket.end_s is not None:
+                ticket.end_s += seconds
+
+    def _alone_until(self, t: float) -> None:
+        """Let communication go on by itself until time `t`."""
+        while self.queue and self._now_s < t:
+            head = self.queue[0]
+            if self._now_s + head.left_s <= t:
+                self._finish_head(self._now_s + head.left_s)
+            else:
+                head.left_s -= t - self._now_s
+                self._now_s = t
+        self._now_s = max(self._now_s, t)
+
+    def _finish_head(self, t: float) -> None:
+        """End the first piece at time `t` and begin the next."""
+        head = self.queue.popleft()
+        head.end_s, head.left_s = t, 0.0
+        self._now_s = t
+        if self.queue:
+            self.queue[0].start_s = t
