@@ -1,50 +1,39 @@
 """Compression of messages (`COMPRESSION_METHODS`) and of the model itself (`MODEL_METHODS`).
 
-Adding a method is one file, one line in the table here, and a hook of the same name in
+Adding a method is one file, one line in `registry`, and a hook of the same name in
 `plansim.execute.comm_hooks`; without a hook, set ``executable = False`` and every table says simulate-only.
 """
 
-from __future__ import annotations
-
-from plansim.costs.compression.base import CompressionMethod, Inflation, Traffic, Transfer, Work
-from plansim.costs.compression.bf16 import Bf16
-from plansim.costs.compression.diloco import DiLoCo
-from plansim.costs.compression.fp8 import Fp8
-from plansim.costs.compression.fp16 import Fp16
-from plansim.costs.compression.int4 import Int4
-from plansim.costs.compression.int8 import Int8
-from plansim.costs.compression.local_sgd import LocalSgd
-from plansim.costs.compression.none import Uncompressed
-from plansim.costs.compression.onebit import OneBit
+from plansim.costs.compression.base import CompressionMethod, Inflation, Traffic, Transfer
 from plansim.costs.compression.options import Option
-from plansim.costs.compression.powersgd import PowerSgd
-from plansim.costs.compression.qsgd import Qsgd
-from plansim.costs.compression.randk import RandomK
-from plansim.costs.compression.topk import TopK
-
-COMPRESSION_METHODS: dict[str, CompressionMethod] = {
-    "none": Uncompressed(),
-    "bf16": Bf16(),
-    "fp16": Fp16(),
-    "fp8": Fp8(),
-    "int8": Int8(),
-    "int4": Int4(),
-    "qsgd": Qsgd(),
-    "onebit": OneBit(),
-    "topk": TopK(),
-    "randk": RandomK(),
-    "powersgd": PowerSgd(),
-    "local_sgd": LocalSgd(),
-    "diloco": DiLoCo(),
-}
-"""Methods for messages, by the name a plan uses."""
+from plansim.costs.compression.registry import COMPRESSION_METHODS
+from plansim.costs.compression.timing import (
+    EdgeTime,
+    Network,
+    compressed_all_reduce_s,
+    compressed_s,
+    decode_s,
+    encode_s,
+    find_method,
+)
+from plansim.costs.compression.work import CodingRates, Work, coding_s, rates_of
 
 __all__ = [
     "COMPRESSION_METHODS",
+    "CodingRates",
     "CompressionMethod",
+    "EdgeTime",
     "Inflation",
+    "Network",
     "Option",
     "Traffic",
     "Transfer",
     "Work",
+    "coding_s",
+    "compressed_all_reduce_s",
+    "compressed_s",
+    "decode_s",
+    "encode_s",
+    "find_method",
+    "rates_of",
 ]

@@ -9,10 +9,11 @@ from math import isqrt
 from typing import Any, ClassVar
 
 from plansim.costs.compression.options import Option, checked
+from plansim.costs.compression.work import Work
 from plansim.errors import PlanError
 from plansim.hardware.device import Device
 
-OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "send")
+OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "send_recv")
 """What an edge does without compression; a method replaces it by transfers of its own."""
 
 
@@ -60,7 +61,7 @@ class Transfer:
     """One collective on the wire. `nbytes` is the whole array, as everywhere in the collective costs.
 
     For ``all_reduce``, ``reduce_scatter`` and ``all_to_all`` that is what each rank holds at the start, for
-    ``all_gather`` what each rank holds at the end, for ``send`` the message. Transfers of one method are
+    ``all_gather`` what each rank holds at the end, for ``send_recv`` the message. Transfers of one method are
     dependent rounds: the next starts when the one before has finished.
     """
 
@@ -69,32 +70,10 @@ class Transfer:
 
     def sent_bytes(self, ranks: int) -> float:
         """Return what one rank sends when the collective is bandwidth-optimal, bytes."""
-        if self.collective == "send":
+        if self.collective == "send_recv":
             return self.nbytes
         share = (ranks - 1) / ranks
         return self.nbytes * share * (2 if self.collective == "all_reduce" else 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What coding one message asks of the device, per element unless it says otherwise.
-
-    Attributes
-    ----------
-    streamed_bytes : float
-        Bytes read and written over all passes of the implementation that runs.
-    operations : float
-        Instruction-bound work in element operations (comparing, random numbers, bit packing, scalar casts).
-    launches : float
-        Kernels or library calls per message.
-    flop : float
-        Arithmetic of the whole message (low-rank products).
-    """
-
-    streamed_bytes: float = 0.0
-    operations: float = 0.0
-    launches: float = 1.0
-    flop: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +141,13 @@ class CompressionMethod(ABC):
         """Return the transfers that replace `operation`, in order."""
 
     @abstractmethod
-    def encode_work(self, traffic: Traffic, options: Mapping[str, Any]) -> Work:
+    def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return what encoding one message asks of the device."""
 
     @abstractmethod
-    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
         """Return what decoding asks, all messages that one rank receives together."""
 
     @abstractmethod

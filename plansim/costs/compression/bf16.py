@@ -13,3 +13,5 @@ class Bf16(Cast):
     name: ClassVar[str] = "bf16"
     summary: ClassVar[str] = "cast to bfloat16; free where training is 16-bit already"
     source: ClassVar[str] = "torch.distributed.algorithms.ddp_comm_hooks.default_hooks.bf16_compress_hook"
+    rounding_operations: ClassVar[float] = 3.0
+    """Rounding to nearest by integer arithmetic; IEEE half has an instruction."""

@@ -12,9 +12,9 @@ from plansim.costs.compression.base import (
     Inflation,
     Traffic,
     Transfer,
-    Work,
     unknown_operation,
 )
+from plansim.costs.compression.work import NO_WORK, Work
 
 
 class Cast(CompressionMethod):
@@ -24,6 +24,7 @@ class Cast(CompressionMethod):
     blocking: ClassVar[bool] = False
     shards: ClassVar[bool] = True
     wire_bytes: ClassVar[float] = 2.0
+    rounding_operations: ClassVar[float] = 0.0
 
     def payload_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
         """Return the bytes after the cast; a message that is already as narrow stays as it is."""
@@ -38,18 +39,21 @@ class Cast(CompressionMethod):
             raise unknown_operation(self.name, operation)
         return (Transfer(collective=operation, nbytes=self.payload_bytes(traffic, options)),)
 
-    def encode_work(self, traffic: Traffic, options: Mapping[str, Any]) -> Work:
-        """One pass: read wide, write narrow; nothing where the message is narrow already."""
+    def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return one pass: read wide, write narrow; nothing where the message is narrow already."""
+        return self._pass(traffic, fresh_bytes=self.wire_bytes, operations=self.rounding_operations)
+
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
+        """Return one pass back into the gradient's own memory."""
         return self._pass(traffic)
 
-    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
-        """One pass back."""
-        return self._pass(traffic)
-
-    def _pass(self, traffic: Traffic) -> Work:
+    def _pass(self, traffic: Traffic, fresh_bytes: float = 0.0, operations: float = 0.0) -> Work:
         if traffic.element_bytes <= self.wire_bytes:
-            return Work(launches=0)
-        return Work(streamed_bytes=traffic.element_bytes + self.wire_bytes)
+            return NO_WORK
+        streamed = traffic.element_bytes + self.wire_bytes
+        return Work(streamed_bytes=streamed, operations=operations, fresh_bytes=fresh_bytes)
 
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
         """16-bit gradients are the baseline of mixed-precision training."""

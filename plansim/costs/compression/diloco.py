@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from plansim.costs.compression.base import PROXY, Inflation, Traffic, Work
+from plansim.costs.compression.base import PROXY, Inflation, Traffic
 from plansim.costs.compression.local_sgd import PAYLOAD_BYTES, LocalSgd
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.sparse import between
+from plansim.costs.compression.work import Work
 
 INFLATION = ((1.0, 1.0), (20.0, 1.52), (50.0, 1.58), (500.0, 1.8))
 """Step inflation by period, as `PROXY` measured it; 500 by extrapolation."""
@@ -57,7 +58,9 @@ class DiLoCo(LocalSgd):
         ),
     )
 
-    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
         """Outer step: read average, momentum and weights, write momentum and weights."""
         return Work(streamed_bytes=20.0, launches=3)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from plansim.costs.compression.base import PROXY, Inflation, Traffic, Transfer, Work
+from plansim.costs.compression.base import PROXY, Inflation, Traffic, Transfer
 from plansim.costs.compression.two_hop import TwoHop
+from plansim.costs.compression.work import Work
 
 
 class Fp8(TwoHop):
@@ -30,15 +31,15 @@ class Fp8(TwoHop):
     ) -> tuple[Transfer, ...]:
         """Return the all-reduce of the 4-byte maximum and the hops."""
         hops = super().wire(operation, traffic, ranks, options)
-        return hops if operation == "send" else (Transfer(collective="all_reduce", nbytes=4.0), *hops)
+        return hops if operation == "send_recv" else (Transfer(collective="all_reduce", nbytes=4.0), *hops)
 
-    def encode_once(self, options: Mapping[str, Any]) -> Work:
-        """Maximum (read 4), scale and cast (read 4, write 1)."""
-        return Work(streamed_bytes=9, operations=3, launches=3)
+    def encode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return the maximum (read 4), then scale and cast (read 4, write 1); the two meet in the cache."""
+        return Work(streamed_bytes=5.5, operations=19, fresh_bytes=0, launches=3)
 
-    def decode_once(self, options: Mapping[str, Any]) -> Work:
-        """Read 1, write 4; a scalar loop on CPUs."""
-        return Work(streamed_bytes=5, operations=17, launches=2)
+    def decode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return read 1, write 4; on CPUs a scalar loop."""
+        return Work(streamed_bytes=5, operations=2 if fused else 155, launches=2)
 
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
         """No measurable loss."""

@@ -12,11 +12,11 @@ from plansim.costs.compression.base import (
     Inflation,
     Traffic,
     Transfer,
-    Work,
     unknown_operation,
 )
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.sparse import between
+from plansim.costs.compression.work import Work
 
 INFLATION = ((1.0, 1.0), (8.0, 1.32), (50.0, 1.58), (500.0, 2.0))
 """Step inflation by period, as `PROXY` measured it; 500 by extrapolation."""
@@ -73,11 +73,13 @@ class LocalSgd(CompressionMethod):
             )
         return (Transfer(collective="all_reduce", nbytes=nbytes),)
 
-    def encode_work(self, traffic: Traffic, options: Mapping[str, Any]) -> Work:
+    def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Copy the weights out (and quantise them)."""
         return Work(streamed_bytes=13.0 if self.resolve(options)["payload"] == "int8" else 8.0)
 
-    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
         """Write the average back."""
         return Work(streamed_bytes=8.0)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from plansim.costs.compression.base import PROXY, Inflation, Traffic, Work
+from plansim.costs.compression.base import PROXY, Inflation, Traffic
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
+from plansim.costs.compression.work import FEEDBACK, Work
 
 
 class OneBit(TwoHop):
@@ -30,14 +31,18 @@ class OneBit(TwoHop):
         self.resolve(options)
         return traffic.num_elements / 8 + 4
 
-    def encode_once(self, options: Mapping[str, Any]) -> Work:
-        """Mean magnitude, compare, pack bits; error feedback adds and subtracts once."""
-        feedback = 20.0 if options.get("error_feedback", True) else 0.0
-        return Work(streamed_bytes=14.1 + feedback, operations=16, launches=8)
+    def encode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return mean magnitude, compare and pack bits, with error feedback where it is on."""
+        packing = Work(streamed_bytes=30, operations=70, fresh_bytes=15, launches=8)
+        if fused:
+            packing = Work(streamed_bytes=8.2, operations=10, launches=2)
+        return packing + FEEDBACK if options.get("error_feedback", True) else packing
 
-    def decode_once(self, options: Mapping[str, Any]) -> Work:
-        """Unpack bits, scale."""
-        return Work(streamed_bytes=14.1, operations=16, launches=4)
+    def decode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return unpacking bits and scaling."""
+        if fused:
+            return Work(streamed_bytes=4.2, operations=6)
+        return Work(streamed_bytes=33, operations=78, fresh_bytes=44, launches=6)
 
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
         """Return the band: published runs freeze Adam's variance after a warm-up, short ones pay more."""

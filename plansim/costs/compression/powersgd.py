@@ -11,15 +11,21 @@ from plansim.costs.compression.base import (
     Inflation,
     Traffic,
     Transfer,
-    Work,
     unknown_operation,
 )
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.sparse import between
+from plansim.costs.compression.work import FEEDBACK, Work
 from plansim.errors import PlanError
 
 INFLATION = ((1.0, 1.62), (4.0, 1.17), (16.0, 1.04), (64.0, 1.0))
 """Step inflation by rank, as `PROXY` measured it (64 by extrapolation)."""
+
+TILE_COLUMNS = 16
+"""Columns that a matrix kernel computes at least; rank 1 is a matrix-vector product."""
+
+PANEL_COPIES = 1.5
+"""Time of the products on a CPU over that of their arithmetic: panels of the matrix are copied on the way."""
 
 
 class PowerSgd(CompressionMethod):
@@ -86,23 +92,26 @@ class PowerSgd(CompressionMethod):
                 f"use a rank of 1 to {min(rows, columns)}, or int8"
             )
 
-    def encode_work(self, traffic: Traffic, options: Mapping[str, Any]) -> Work:
-        """Two products that read the matrix, error feedback, and orthogonalising P."""
+    def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return two products that read the matrix, orthogonalising P, and error feedback."""
         given, (rows, columns) = self.resolve(options), traffic.shape
         rank, matrices = given["rank"], traffic.num_elements / (rows * columns)
-        feedback = 20.0 if given["error_feedback"] else 0.0
-        return Work(
-            streamed_bytes=8 + feedback,
-            flop=matrices * (4 * rows * columns * rank + 2 * rows * rank**2),
+        width = 1 if rank == 1 else max(rank, TILE_COLUMNS) * (1 if fused else PANEL_COPIES)
+        products = Work(
+            streamed_bytes=8,
+            flop=matrices * (4 * rows * columns * width + 2 * rows * rank**2),
             launches=4 + matrices * (2 + 3 * rank),
         )
+        return products + FEEDBACK if given["error_feedback"] else products
 
-    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
-        """One product that writes the matrix."""
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
+        """Return one product that writes the matrix."""
         rows, columns = traffic.shape
         matrices = traffic.num_elements / (rows * columns)
         flop = matrices * 2 * rows * columns * self.resolve(options)["rank"]
-        return Work(streamed_bytes=4, flop=flop, launches=1 + matrices)
+        return Work(streamed_bytes=4, fresh_bytes=12, flop=flop, launches=1 + matrices)
 
     def extra_memory_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
         """Return error feedback and both factors in fp32, bytes."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from math import ceil, log2
 from typing import Any, ClassVar
 
-from plansim.costs.compression.base import PROXY, Inflation, Traffic, Work
+from plansim.costs.compression.base import PROXY, Inflation, Traffic
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
+from plansim.costs.compression.work import Work
 
 
 class Qsgd(TwoHop):
@@ -29,13 +30,17 @@ class Qsgd(TwoHop):
         given = self.resolve(options)
         return float(traffic.num_elements * (field_bits(given["levels"]) / 8 + 2 / given["block"]))
 
-    def encode_once(self, options: Mapping[str, Any]) -> Work:
-        """As int8 plus one random number per element."""
-        return Work(streamed_bytes=21, operations=48, launches=6)
+    def encode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return int8's passes and one random number per element."""
+        if fused:
+            return Work(streamed_bytes=5, operations=40, fresh_bytes=1)
+        return Work(streamed_bytes=56, operations=290, fresh_bytes=98, launches=9)
 
-    def decode_once(self, options: Mapping[str, Any]) -> Work:
-        """Read 1, write 4."""
-        return Work(streamed_bytes=5, operations=2, launches=2)
+    def decode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return read 1, write 4 by way of a temporary."""
+        if fused:
+            return Work(streamed_bytes=5, operations=6, fresh_bytes=4)
+        return Work(streamed_bytes=13.5, operations=3, fresh_bytes=22, launches=3)
 
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
         """8 bits as int8; fewer bits by the int4 band, 2 bits at the paper's worst."""

@@ -11,17 +11,17 @@ from plansim.costs.compression.base import (
     Inflation,
     Traffic,
     Transfer,
-    Work,
     unknown_operation,
 )
 from plansim.costs.compression.options import Option
-from plansim.costs.compression.sparse import FEEDBACK, RATIO, between, kept
+from plansim.costs.compression.sparse import FEEDBACK_OPTION, RATIO, between, kept
+from plansim.costs.compression.work import CLEAR, FEEDBACK, SCATTER, Work
 
 INFLATION = ((0.001, 7.1), (0.01, 4.0), (0.1, 2.26), (1.0, 1.0))
 """Step inflation by ratio.
 
-10 % is measured by `PROXY`. At 1 % the loss was that of fewer than 120 uncompressed steps (> 2.5); 4.0 extends
-the uncompressed loss curve by its power law, steps^-0.107. 0.1 % continues by the same factor per decade.
+10 % is measured by `PROXY`. At 1 % the loss was that of fewer than 120 uncompressed steps (> 2.5); 4.0
+extends the uncompressed loss curve by its power law, steps^-0.107. 0.1 % continues by the same factor.
 """
 
 
@@ -33,7 +33,7 @@ class RandomK(CompressionMethod):
     source: ClassVar[str] = "Stich et al., 'Sparsified SGD with memory', 2018, arXiv 1809.07599"
     edges: ClassVar[frozenset[str]] = frozenset({"gradients"})
     error_feedback: ClassVar[bool] = True
-    options: ClassVar[tuple[Option, ...]] = (RATIO, FEEDBACK)
+    options: ClassVar[tuple[Option, ...]] = (RATIO, FEEDBACK_OPTION)
 
     def payload_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
         """Return the values alone; the places follow from the seed."""
@@ -47,16 +47,17 @@ class RandomK(CompressionMethod):
             raise unknown_operation(self.name, operation)
         return (Transfer(collective="all_reduce", nbytes=self.payload_bytes(traffic, options)),)
 
-    def encode_work(self, traffic: Traffic, options: Mapping[str, Any]) -> Work:
-        """Draw k places and gather k values; error feedback adds and subtracts once over all."""
+    def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return drawing k places and gathering k values; error feedback goes over everything."""
         given = self.resolve(options)
-        feedback = 20.0 if given["error_feedback"] else 0.0
-        return Work(streamed_bytes=feedback + 24 * given["ratio"], operations=20 * given["ratio"], launches=4)
+        pick = Work(streamed_bytes=250, operations=70, fresh_bytes=72, launches=4).scaled(given["ratio"])
+        return pick + FEEDBACK if given["error_feedback"] else pick
 
-    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
-        """Clear the result, scatter k values."""
-        ratio = self.resolve(options)["ratio"]
-        return Work(streamed_bytes=4 + 16 * ratio, operations=4 * ratio, launches=2)
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
+        """Return clearing the result and scattering k values."""
+        return CLEAR + SCATTER.scaled(self.resolve(options)["ratio"])
 
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
         """Return the band by ratio; no published run reaches the baseline: it starts at half the excess."""

@@ -16,7 +16,7 @@ RATIO = Option(
     open_low=True,
     help="fraction of the elements that is sent",
 )
-FEEDBACK = Option(
+FEEDBACK_OPTION = Option(
     name="error_feedback", kind=bool, default=True, help="add what was not sent to the next gradient"
 )
 

@@ -11,17 +11,29 @@ from plansim.costs.compression.base import (
     Inflation,
     Traffic,
     Transfer,
-    Work,
     unknown_operation,
 )
 from plansim.costs.compression.options import Option
-from plansim.costs.compression.sparse import FEEDBACK, RATIO, between, kept
+from plansim.costs.compression.sparse import FEEDBACK_OPTION, RATIO, between, kept
+from plansim.costs.compression.work import CLEAR, FEEDBACK, SCATTER, Work
 
 INFLATION = ((0.001, 2.45), (0.01, 1.67), (0.1, 1.14), (1.0, 1.0))
 """Step inflation by ratio, as `PROXY` measured it (0.1 % by extrapolation)."""
 
 WITHOUT_FEEDBACK = 2.3
 """How much worse 1 % was without error feedback: the loss of 77 steps on the extended curve, not of 179."""
+
+EXACT = Work(streamed_bytes=180, fresh_bytes=8, launches=3)
+"""torch.topk on a CPU: passes over pairs of value and place."""
+
+HEAP_OPERATIONS = 130.0
+"""Moves within the heap of the kept elements, once it has outgrown the caches (1 % and more)."""
+
+SAMPLED = Work(streamed_bytes=34, operations=50, fresh_bytes=10, launches=6)
+"""A threshold from a sample, then one pass that keeps what is above."""
+
+RADIX_SELECT = Work(streamed_bytes=24, operations=20, launches=12)
+"""torch.topk on an accelerator: a pass over the values for each of four digits, then one that gathers."""
 
 
 class TopK(CompressionMethod):
@@ -38,7 +50,7 @@ class TopK(CompressionMethod):
     error_feedback: ClassVar[bool] = True
     options: ClassVar[tuple[Option, ...]] = (
         RATIO,
-        FEEDBACK,
+        FEEDBACK_OPTION,
         Option(
             name="selection",
             kind=str,
@@ -57,23 +69,34 @@ class TopK(CompressionMethod):
     ) -> tuple[Transfer, ...]:
         """Return one all-gather of every rank's elements."""
         payload = self.payload_bytes(traffic, options)
-        if operation == "send":
-            return (Transfer(collective="send", nbytes=payload),)
+        if operation == "send_recv":
+            return (Transfer(collective="send_recv", nbytes=payload),)
         if operation != "all_reduce":
             raise unknown_operation(self.name, operation)
         return (Transfer(collective="all_gather", nbytes=payload * ranks),)
 
-    def encode_work(self, traffic: Traffic, options: Mapping[str, Any]) -> Work:
-        """Return the selection, where compares dominate, and error feedback (one add, one subtract)."""
+    def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return the selection, which passes over (value, place) pairs many times, and error feedback."""
         given = self.resolve(options)
-        feedback = 20.0 if given["error_feedback"] else 0.0
-        operations = 60.0 if given["selection"] == "exact" else 14.0
-        return Work(streamed_bytes=12 + feedback + 24 * given["ratio"], operations=operations, launches=8)
+        heap = Work(operations=HEAP_OPERATIONS * min(1.0, given["ratio"] / 0.01), launches=0)
+        select = EXACT + heap if given["selection"] == "exact" else SAMPLED
+        if fused:
+            select = RADIX_SELECT
+        pick = Work(streamed_bytes=100, operations=500, launches=2).scaled(given["ratio"])
+        work = select + pick if given["selection"] == "sampled" else select
+        return work + FEEDBACK if given["error_feedback"] else work
 
-    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
-        """Clear the result, then add every rank's elements at their places."""
-        ratio = self.resolve(options)["ratio"]
-        return Work(streamed_bytes=4 + 16 * ratio * ranks, operations=4 * ratio * ranks, launches=1 + ranks)
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
+        """Return clearing the result, then adding every rank's elements at their places."""
+        scatter = SCATTER.scaled(self.resolve(options)["ratio"])
+        return CLEAR + Work(
+            streamed_bytes=scatter.streamed_bytes * ranks,
+            operations=scatter.operations * ranks,
+            fresh_bytes=scatter.fresh_bytes * ranks,
+            launches=ranks,
+        )
 
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
         """Return the band by ratio; without error feedback the worst known."""

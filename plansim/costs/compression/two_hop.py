@@ -11,7 +11,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from plansim.costs.compression.base import CompressionMethod, Traffic, Transfer, Work, unknown_operation
+from plansim.costs.compression.base import CompressionMethod, Traffic, Transfer, unknown_operation
+from plansim.costs.compression.work import Work
 
 
 class TwoHop(CompressionMethod):
@@ -24,11 +25,11 @@ class TwoHop(CompressionMethod):
     shards: ClassVar[bool] = True
 
     @abstractmethod
-    def encode_once(self, options: Mapping[str, Any]) -> Work:
+    def encode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the work of encoding one element from fp32."""
 
     @abstractmethod
-    def decode_once(self, options: Mapping[str, Any]) -> Work:
+    def decode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the work of decoding one element to fp32."""
 
     def wire(
@@ -40,22 +41,20 @@ class TwoHop(CompressionMethod):
             "all_reduce": ("all_to_all", "all_gather"),
             "reduce_scatter": ("all_to_all",),
             "all_gather": ("all_gather",),
-            "send": ("send",),
+            "send_recv": ("send_recv",),
         }
         if operation not in hops:
             raise unknown_operation(self.name, operation)
         return tuple(Transfer(collective=hop, nbytes=payload) for hop in hops[operation])
 
-    def encode_work(self, traffic: Traffic, options: Mapping[str, Any]) -> Work:
+    def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the work before the first hop: the whole message once."""
-        return self.encode_once(options)
+        return self.encode_once(options, fused)
 
-    def decode_work(self, traffic: Traffic, ranks: int, options: Mapping[str, Any]) -> Work:
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
         """Return decoding and adding all pieces, encoding the sum (1/p), decoding the gathered sums."""
-        encode, decode = self.encode_once(options), self.decode_once(options)
-        share = 1 / max(ranks, 1)
-        return Work(
-            streamed_bytes=2 * decode.streamed_bytes + 8 + share * encode.streamed_bytes,
-            operations=2 * decode.operations + share * encode.operations,
-            launches=2 * decode.launches + encode.launches + 1,
-        )
+        encode, decode = self.encode_once(options, fused), self.decode_once(options, fused)
+        add = Work(streamed_bytes=8.0)
+        return decode + add + encode.scaled(1 / max(ranks, 1)) + decode
