@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from plansim.costs.collectives import collective_s
@@ -36,6 +37,13 @@ def step_costs(layout: Layout) -> StepCosts:
         compute_slowdown=compute_slowdown,
         async_sends=layout.stack.pipeline_overlap,
     )
+
+
+def without_weight_gradients(costs: StepCosts) -> StepCosts:
+    """Return the costs of training small adapters beside frozen weights (LoRA): no weight gradient, reduction or update."""
+    chunks = tuple(replace(c, backward_weight=Parts(), reductions_per_pass=()) for c in costs.chunks)
+    stages = tuple(replace(s, reductions=(), gathers=(), optimizer_s=0.0) for s in costs.stages)
+    return replace(costs, chunks=chunks, stages=stages)
 
 
 def comm_s(layout: Layout, axis: str, collective: str, nbytes: float) -> float:

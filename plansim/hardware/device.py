@@ -11,7 +11,16 @@ from plansim.errors import UnknownNameError
 if TYPE_CHECKING:
     from plansim.hardware.curves import AttentionCurve, MatmulCurve, MemoryCurve
 
-DTYPE_BYTES: dict[str, float] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "fp4": 0.5, "int4": 0.5}
+DTYPE_BYTES: dict[str, float] = {
+    "fp32": 4,
+    "tf32": 4,
+    "bf16": 2,
+    "fp16": 2,
+    "fp8": 1,
+    "int8": 1,
+    "fp4": 0.5,
+    "int4": 0.5,
+}
 """Bytes of one element by data type."""
 
 
@@ -59,6 +68,9 @@ class Device:
     memory: MemoryCurve | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.memory_bytes))
 
     def peak(self, dtype: str) -> float:
         """Return the dense datasheet peak of `dtype`, FLOP/s.

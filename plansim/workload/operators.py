@@ -6,7 +6,7 @@ axes; `costs` turns each into seconds and bytes. Shapes are those of one rank an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Union
 
 
@@ -205,6 +205,14 @@ class Block:
     parameters: int
     boundary_bytes: float
     expert_parameters: int = 0
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.kind, self.operators, self.parameters, self.boundary_bytes, self.expert_parameters)
+        object.__setattr__(self, "_hash", hash(shape))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def flop(self) -> float:

@@ -1,0 +1,70 @@
+"""From a plan to its prediction: costs give durations, an engine gives order, the records say what it means."""
+
+from __future__ import annotations
+
+import math
+
+from plansim.costs.build import shard_degree, step_costs, without_weight_gradients
+from plansim.costs.layout import Layout
+from plansim.costs.memory import memory_limit_bytes, stage_memory
+from plansim.hardware.profile import Profile
+from plansim.hardware.stack import Stack
+from plansim.plan.model import Plan
+from plansim.results import Prediction
+from plansim.simulate.result import StepResult
+from plansim.simulate.step import simulate_step
+from plansim.workload.model import Model
+from plansim.workload.totals import model_flop_per_sample
+
+Z80 = 1.2815515655446004
+"""Standard deviations on either side of the mean that hold 80 % of a normal distribution."""
+
+
+def predict(model: Model, profile: Profile, plan: Plan, *, stack: Stack | None = None) -> Prediction:
+    """Return the predicted step of one plan.
+
+    Raises
+    ------
+    PlanError
+        When the plan does not lay out (batch, layers or degrees that do not divide).
+    """
+    return predict_layout(Layout.of(model, profile, plan, stack))
+
+
+def predict_layout(layout: Layout, *, frozen_weights: bool = False) -> Prediction:
+    """Return the prediction of a plan already laid out; with `frozen_weights` (adapters) no weight is trained."""
+    costs = step_costs(layout)
+    return prediction_of(layout, simulate_step(without_weight_gradients(costs) if frozen_weights else costs))
+
+
+def prediction_of(layout: Layout, result: StepResult) -> Prediction:
+    """Return the prediction that a simulated step of a layout means."""
+    plan, job, world = layout.plan, layout.plan.job, layout.plan.parallel.world_size
+    step_s = result.step_time_s
+    flop = model_flop_per_sample(layout.model, job.seq_len) * job.global_batch
+    achieved = flop / step_s / world
+    peak = layout.profile.device.peak(job.dtype)
+    memory = tuple(stage_memory(layout, s) for s in range(plan.parallel.pp))
+    spread = math.exp(Z80 * layout.stack.residual_log_std)
+    economics = layout.profile.economics
+    repeated = result.breakdown.recompute_s / max(1e-30, result.breakdown.compute_s)
+    return Prediction(
+        step_time_s=step_s,
+        step_time_low_s=step_s / spread,
+        step_time_high_s=step_s * spread,
+        tokens_per_s=job.global_batch * job.seq_len / step_s,
+        samples_per_s=job.global_batch / step_s,
+        tokens_per_s_per_device=job.global_batch * job.seq_len / step_s / world,
+        model_flop_per_s_per_device=achieved,
+        mfu=achieved / peak,
+        hfu=achieved * (1.0 + repeated) / peak,
+        peak_memory_bytes=max(m.total_bytes for m in memory),
+        memory_limit_bytes=memory_limit_bytes(layout),
+        memory=memory,
+        breakdown=result.breakdown,
+        usd_per_step=economics.usd_per_device_hour / 3600 * world * step_s,
+        joules_per_step=economics.power_watts * economics.pue * world * step_s,
+        critical_path=result.critical_path,
+        bubble_fraction=result.bubble_fraction,
+        details={"stack": layout.stack.name, "optimizer_shard": shard_degree(layout)},
+    )

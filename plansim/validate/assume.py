@@ -1,0 +1,319 @@
+"""From a row to a case: model, cluster and plan, with every blank cell filled by a stated assumption."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from plansim.costs.compute import arithmetic_class
+from plansim.errors import InputError, PlansimError, UnknownNameError
+from plansim.hardware.catalog import find_device
+from plansim.hardware.device import Device
+from plansim.hardware.profile import Profile
+from plansim.hardware.stack import Stack, find_stack
+from plansim.plan.model import Job, Overlap, Parallel, Plan
+from plansim.validate.links import cluster
+from plansim.validate.rows import Row
+from plansim.validate.software import stack_of
+from plansim.workload.model import Model
+from plansim.workload.read import built_in_models, load_model
+
+MEGATRON = frozenset({"megatron-core", "megatron-lm", "megatron-deepspeed", "deepspeed"})
+DTYPES = {"amp": "fp16", "nan": "bf16", "int8-aqt": "int8", "": "bf16"}
+MODEL_ALIASES: tuple[tuple[str, str], ...] = (
+    (r"deepseek.?v3|deepseekv3", "deepseek-v3"),
+    (r"deepseek.?v2|deepseekv2", "deepseek-v2"),
+    (r"kimi.?k2", "kimi-k2"),
+    (r"gpt.?oss.*20b", "gpt-oss-20b"),
+    (r"gpt.?oss", "gpt-oss-120b"),
+    (r"llama.?4.*maverick", "llama-4-maverick"),
+    (r"llama.?4.*scout", "llama-4-scout"),
+    (r"qwen3.*235b", "qwen3-235b-a22b"),
+    (r"qwen3.*30b", "qwen3-30b-a3b"),
+    (r"qwen2\.?5.*72b", "qwen2.5-72b"),
+    (r"qwen2\.?5.*32b", "qwen2.5-32b"),
+    (r"qwen2\.?5.*7b", "qwen2.5-7b"),
+    (r"mixtral.*8x22b", "mixtral-8x22b"),
+    (r"mixtral.*8x7b", "mixtral-8x7b"),
+    (r"grok", "grok-1"),
+    (r"llama.?3.*405b", "llama-3.1-405b"),
+    (r"llama.?3.*70b", "llama-3.1-70b"),
+    (r"llama.?3.*8b", "llama-3.1-8b"),
+    (r"llama.?2.*70b", "llama-2-70b"),
+    (r"llama.?2.*13b", "llama-2-13b"),
+    (r"llama.?2.*7b", "llama-2-7b"),
+    (r"gpt.?3.*175b", "gpt3-175b"),
+    (r"bert.*large", "bert-large"),
+    (r"bert.*base", "bert-base"),
+    (r"resnet.*101", "resnet-101"),
+    (r"resnet.*50", "resnet-50"),
+    (r"vgg.*16", "vgg-16"),
+)
+"""Names that tables use -> built-in models, for what a table has no columns for (experts, latent attention, convolutions)."""
+
+LLAMA_LIKE = ("llama", "qwen", "gemma", "mistral", "internlm", "palm", "nemotron")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row made predictable."""
+
+    row: Row
+    model: Model
+    profile: Profile
+    plan: Plan
+    stack: Stack
+    assumptions: tuple[str, ...]
+    layout_known: bool = True
+    frozen_weights: bool = False
+
+
+class Unpredictable(InputError):
+    """The row cannot be predicted; the message says why."""
+
+
+def case_of(row: Row) -> Case:
+    """Return the case of a row.
+
+    Raises
+    ------
+    Unpredictable
+        When a cell is wrong, a figure that nothing can stand in for is missing, or the layout is impossible.
+    """
+    if row.errors:
+        raise Unpredictable("; ".join(row.errors))
+    try:
+        return _case(row)
+    except Unpredictable:
+        raise
+    except PlansimError as error:
+        raise Unpredictable(str(error)) from None
+
+
+def _case(row: Row) -> Case:
+    notes: list[str] = []
+    if not row.device or not row.n_devices:
+        raise Unpredictable("device and n_devices are needed")
+    if "heterogeneous" in row.device or " + " in row.device:
+        raise Unpredictable(f"a mixed cluster ('{row.device}') does not fit one row")
+    device = find_device(row.device)
+    name, note = stack_of(row, device)
+    notes += [note] if note else []
+    stack = find_stack(name)
+    model, model_notes = model_of(row, stack)
+    notes += model_notes
+    profile, link_notes = cluster(device, row.n_devices, row.devices_per_node, row.intra_link, row.inter_link)
+    notes += link_notes
+    if not row.gbs:
+        raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
+    plan, plan_notes, known = _plan(row, model, stack, device)
+    if row.workload == "lora":
+        notes.append("LoRA: weight gradients and optimizer of the frozen weights left out")
+    return Case(
+        row=row,
+        model=model,
+        profile=profile,
+        plan=plan,
+        stack=stack,
+        assumptions=tuple(notes + plan_notes),
+        layout_known=known,
+        frozen_weights=row.workload == "lora",
+    )
+
+
+def model_of(row: Row, stack: Stack) -> tuple[Model, list[str]]:
+    """Return the model of a row: its printed shape, and what the built-in model of that name adds."""
+    notes: list[str] = []
+    known = _built_in(row.model)
+    if "mamba" in row.family or "hybrid" in row.family:
+        raise Unpredictable(f"family '{row.family}' (state-space layers) is not modelled")
+    if not (row.layers and row.hidden):
+        if known is None:
+            raise Unpredictable(f"layers and hidden are blank and '{row.model}' is no built-in model")
+        notes.append(f"shape of built-in model {known.name} assumed")
+        return _resized(known, row), notes
+    if known is not None and (known.moe or known.mla or known.family in ("cnn", "bert", "vit", "rnn")):
+        return _resized(known, row), notes
+    if row.family.startswith("moe"):
+        raise Unpredictable(f"the experts of '{row.model}' are in no column and it is no built-in model")
+    return _dense(row, stack, notes), notes
+
+
+def _built_in(name: str) -> Model | None:
+    folded = name.lower().strip()
+    if folded in built_in_models():
+        found = load_model(folded)
+    else:
+        alias = next((known for pattern, known in MODEL_ALIASES if re.search(pattern, folded)), None)
+        found = load_model(alias) if alias else None
+    return found if isinstance(found, Model) else None
+
+
+def _resized(known: Model, row: Row) -> Model:
+    """Return a built-in model with the row's sequence, and its layers where the model was cut."""
+    layers = row.layers or known.layers
+    moe = known.moe
+    if moe and layers < known.layers and moe.dense_layers:
+        moe = replace(moe, dense_layers=min(moe.dense_layers, 1))
+    return replace(known, name=row.model, layers=layers, seq_len=row.seq or known.seq_len, moe=moe)
+
+
+def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
+    assert row.layers and row.hidden  # noqa: PT018, S101  # the caller checked
+    llama = any(word in f"{row.family} {row.model}".lower() for word in LLAMA_LIKE)
+    gated = llama and "nemotron" not in row.model.lower()
+    heads = row.heads or max(1, row.hidden // 128)
+    if not row.heads:
+        notes.append(f"heads not stated: {heads} (128 wide) assumed")
+    if not row.vocab:
+        notes.append("vocabulary not stated: 51200 assumed")
+    if not row.seq:
+        notes.append("sequence length not stated: 2048 assumed")
+    old = stack.name in ("megatron-lm", "megatron-deepspeed")
+    while row.hidden % heads:
+        heads -= 1
+    return Model(
+        name=row.model,
+        family="bert" if row.family == "bert" else "llama" if llama else "gpt",
+        layers=row.layers,
+        hidden=row.hidden,
+        ffn=row.ffn or 4 * row.hidden,
+        heads=heads,
+        kv_heads=row.kv_heads or heads,
+        vocab=row.vocab or 51200,
+        seq_len=row.seq or 2048,
+        gated=gated,
+        bias=not llama,
+        dropout=old,
+        norm="rmsnorm" if gated else "layernorm",
+        positions="rotary" if llama else "learned",
+        tied_embeddings=not llama,
+        causal=row.family != "bert",
+        parallel_block="parallel" in row.family,
+    )
+
+
+def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, list[str], bool]:
+    notes: list[str] = []
+    assert row.n_devices and row.gbs  # noqa: PT018, S101  # the caller checked
+    known = row.tp is not None or row.pp is not None or row.dp is not None or row.zero_stage == 3 or row.n_devices == 1
+    tp, pp, cp = row.tp or 1, row.pp or 1, row.cp or 1
+    if min(tp, pp, cp, row.n_devices, row.gbs) < 1:
+        raise Unpredictable("degrees, devices and batch must be at least 1")
+    if row.n_devices % (tp * pp * cp):
+        raise Unpredictable(f"{row.n_devices} devices do not divide by tp {tp} x pp {pp} x cp {cp}")
+    dp = row.n_devices // (tp * pp * cp)
+    zero = _zero_stage(row, stack, dp, notes)
+    sp = _sequence_parallel(row, stack, tp, notes)
+    dp, mbs, batch = _batch(row, dp, tp, pp, cp, notes)
+    flash = _flash(row, stack, device, notes)
+    vp = _virtual(row, model, pp, notes)
+    dtype = DTYPES.get(row.dtype.lower(), row.dtype)
+    if not row.dtype:
+        notes.append("data type not stated: bf16 assumed")
+    plan = Plan(
+        model=row.model,
+        profile=row.device,
+        job=Job(global_batch=batch, seq_len=row.seq or model.seq_len, dtype=arithmetic_class(dtype)),
+        parallel=Parallel(
+            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, dp * cp, notes), zero_stage=zero, sequence_parallel=sp,
+            microbatch=mbs, schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
+        ),
+        recompute=row.recompute if row.recompute in ("none", "selective", "full") else "none",
+        overlap=Overlap(gradients=stack.gradient_overlap, parameters=stack.parameter_overlap, tensor_parallel=stack.tp_overlap),
+        attention="flash" if flash else "unfused",
+        stack=stack.name,
+    )  # fmt: skip
+    return plan, notes, known
+
+
+def _zero_stage(row: Row, stack: Stack, dp: int, notes: list[str]) -> int:
+    if row.zero_stage is not None:
+        if row.zero_stage > 3:
+            raise Unpredictable(f"zero_stage {row.zero_stage} does not exist, expected 0 to 3")
+        return row.zero_stage
+    stage = 3 if stack.name in ("fsdp", "torchtitan", "jax") else 1 if stack.name == "megatron-core" else 0
+    if dp > 1:
+        notes.append(f"zero_stage not stated: {stage} assumed")
+    return stage
+
+
+def _sequence_parallel(row: Row, stack: Stack, tp: int, notes: list[str]) -> bool:
+    if tp == 1:
+        return False
+    if row.sp is not None:
+        return bool(row.sp)
+    assumed = stack.name in ("megatron-core", "torchtitan", "jax")
+    notes.append(f"sequence parallelism not stated: {'on' if assumed else 'off'} assumed")
+    return assumed
+
+
+def _batch(row: Row, dp: int, tp: int, pp: int, cp: int, notes: list[str]) -> tuple[int, int, int]:
+    """Return data-parallel degree, microbatch and global batch that divide one another."""
+    assert row.gbs  # noqa: S101  # the caller checked
+    batch = row.gbs
+    if batch < dp:
+        raise Unpredictable(f"global batch {batch} is smaller than dp {dp} (devices / (tp {tp} x pp {pp} x cp {cp}))")
+    if batch % dp:
+        batch = max(dp, round(batch / dp) * dp)
+        notes.append(f"global batch {row.gbs} does not divide by dp {dp}: {batch} predicted, time scaled")
+    share = batch // dp
+    mbs = min(row.mbs or 1, share)
+    if not row.mbs:
+        notes.append("microbatch not stated: 1 assumed")
+    if share % mbs:
+        mbs = max(d for d in range(1, mbs + 1) if share % d == 0)
+        notes.append(f"microbatch {row.mbs} does not divide {share} samples per replica: {mbs} predicted")
+    return dp, mbs, batch
+
+
+def _flash(row: Row, stack: Stack, device: Device, notes: list[str]) -> bool:
+    text = row.flash_attention.lower()
+    if text in ("0", "0.0", "false", "no"):
+        return False
+    if text:
+        return True
+    old = stack.name in ("megatron-lm", "megatron-deepspeed") or device.architecture.lower() in ("volta", "turing", "pascal")
+    notes.append(f"attention kernel not stated: {'unfused' if old else 'flash'} assumed")
+    return not old
+
+
+def _virtual(row: Row, model: Model, pp: int, notes: list[str]) -> int:
+    vp = row.vp or 1
+    if pp == 1:
+        return 1
+    if pp * vp > model.layers:
+        raise Unpredictable(f"{model.layers} layers do not fill pp {pp} x vp {vp} chunks")
+    return vp
+
+
+def _experts(row: Row, model: Model, ranks: int, notes: list[str]) -> int:
+    if model.moe is None:
+        return 1
+    ep = row.ep or 1
+    if not row.ep:
+        notes.append("expert parallelism not stated: 1 assumed")
+    while ep > 1 and (ranks % ep or model.moe.experts % ep):
+        ep -= 1
+    if row.ep and ep != row.ep:
+        notes.append(f"ep {row.ep} does not divide dp x cp {ranks} (experts also use the tensor axis there): {ep} predicted")
+    return ep
+
+
+SCHEDULES = {"1f1b-interleaved": "interleaved", "interleaved": "interleaved", "gpipe": "gpipe", "dualpipe": "dualpipev"}
+
+
+def _schedule(row: Row, vp: int, num_microbatches: int, pp: int, notes: list[str]) -> str:
+    text = row.schedule.lower().split(" ")[0]
+    if pp == 1:
+        return "1f1b"
+    if text.startswith("dualpipe"):
+        notes.append("DualPipe predicted as interleaved 1F1B without bubble overlap")
+    if vp > 1:
+        if num_microbatches % pp:
+            notes.append("microbatches do not divide by pp: interleaving still assumed")
+        return "interleaved"
+    return SCHEDULES.get(text, "1f1b") if vp > 1 or text == "gpipe" else "1f1b"
+
+
+__all__ = ["Case", "Unpredictable", "UnknownNameError", "case_of", "model_of"]

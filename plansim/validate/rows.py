@@ -1,0 +1,150 @@
+"""Rows of a table of measured runs: text cells become numbers, wrong cells are named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from plansim.errors import InputError, nearest
+from plansim.files import read_text
+
+MAX_TABLE_BYTES = 512 * 2**20
+BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "unknown", "-"})
+REQUIRED = ("model", "n_devices", "device", "gbs")
+"""Columns without which no row can be predicted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measured run as the table states it; None is a blank cell. Units as in the file contract."""
+
+    id: str = ""
+    source: str = ""
+    model: str = ""
+    family: str = ""
+    params_b: float | None = None
+    layers: int | None = None
+    hidden: int | None = None
+    ffn: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    vocab: int | None = None
+    seq: int | None = None
+    gbs: int | None = None
+    mbs: int | None = None
+    n_devices: int | None = None
+    device: str = ""
+    devices_per_node: int | None = None
+    intra_link: str = ""
+    inter_link: str = ""
+    dtype: str = ""
+    tp: int | None = None
+    pp: int | None = None
+    vp: int | None = None
+    dp: int | None = None
+    cp: int | None = None
+    ep: int | None = None
+    zero_stage: int | None = None
+    sp: int | None = None
+    recompute: str = ""
+    schedule: str = ""
+    flash_attention: str = ""
+    step_time_derived: float | None = None
+    peak_mem_gib: float | None = None
+    workload: str = ""
+    notes: str = ""
+    errors: tuple[str, ...] = ()
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the row says that the run did not fit."""
+        return self.step_time_derived is None and "OOM" in self.notes.upper().split("NO OOM")[0]
+
+
+def _kinds() -> dict[str, type]:
+    hints = typing.get_type_hints(Row)
+    kinds: dict[str, type] = {}
+    for field in fields(Row):
+        hint = hints[field.name]
+        if isinstance(hint, types.UnionType):
+            hint = next(h for h in typing.get_args(hint) if h is not type(None))
+        if hint in (int, float, str):
+            kinds[field.name] = hint
+    return kinds
+
+
+KINDS = _kinds()
+"""Column -> type of its cells."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a CSV table.
+
+    Unknown columns are ignored and blank cells mean unknown. A cell that cannot be read leaves its row in
+    place with the error named, so that the rest of the table is still answered.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, empty, not CSV text, or lacks a required column.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path, MAX_TABLE_BYTES)))
+    header = [h for h in reader.fieldnames or [] if h]
+    if not header:
+        raise InputError(f"{path}: empty, expected a CSV table with a header line")
+    if len(set(header)) < len(header):
+        twice = sorted({h for h in header if header.count(h) > 1})
+        raise InputError(f"{path}:1: columns named twice: {', '.join(twice)}")
+    missing = [c for c in REQUIRED if c not in header]
+    if missing:
+        raise InputError("\n".join(f"{path}:1: {_missing(c, header)}" for c in missing))
+    try:
+        return list(_rows(reader, path))
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from None
+
+
+def _missing(column: str, header: list[str]) -> str:
+    near = nearest(column, header)
+    hint = f" (is '{near}' meant?)" if near else ""
+    return f"the column '{column}' is missing{hint}"
+
+
+def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[Row]:
+    for number, cells in enumerate(reader, start=1):
+        values: dict[str, object] = {}
+        errors: list[str] = []
+        if None in cells:
+            errors.append(f"{path}:{reader.line_num}: more cells than the header has columns")
+        for column, kind in KINDS.items():
+            text = (cells.get(column) or "").strip()
+            if text.lower() in BLANK:
+                continue
+            try:
+                values[column] = text if kind is str else _number(text, kind)
+            except ValueError as error:
+                errors.append(f"{path}:{reader.line_num}: {column}: {error}")
+        values.setdefault("id", f"row-{number}")
+        yield Row(**values, errors=tuple(errors))  # type: ignore[arg-type]  # values hold each column's own type
+
+
+def _number(text: str, kind: type) -> int | float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is not a number") from None
+    if not math.isfinite(number) or abs(number) > 1e18:
+        raise ValueError(f"'{text}' is out of range")
+    if number < 0:
+        raise ValueError(f"'{text}' must not be negative")
+    if kind is int:
+        if number != int(number):
+            raise ValueError(f"'{text}' is not a whole number")
+        return int(number)
+    return number

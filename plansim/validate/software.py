@@ -1,0 +1,37 @@
+"""Which software stack a table row ran on, read from what the row says about itself."""
+
+from __future__ import annotations
+
+import re
+
+from plansim.hardware.device import Device
+from plansim.validate.rows import Row
+
+PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"torchtitan", "torchtitan"),
+    (r"maxtext|paxml|jax|tpu-recipes|palm|levanter|mesh.?tf", "jax"),
+    (r"automodel|fsdp|llm-foundry|mosaic|foundation-model-stack", "fsdp"),
+    (r"vtrain|bigscience|bloom|megatron-deepspeed|mt-nlg|gpt-neox|pythia|glm-130b", "megatron-deepspeed"),
+    (r"amp \(neurips|deepspeed|bmtrain|internevo|zero-infinity", "deepspeed"),
+    (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale", "megatron-lm"),
+    (r"deeplearningexamples|nanogpt|horovod|pytorch ddp", "pytorch-ddp"),
+    (r"megatron|nemo|dgxc|mlperf|simumax|transformer engine|gpu-recipes|llama 3 paper|nemotron", "megatron-core"),
+)
+"""Words in a row's source -> stack; the first that matches counts."""
+
+
+def stack_of(row: Row, device: Device) -> tuple[str, str | None]:
+    """Return the stack's name, and the assumption made when the row does not name its software."""
+    text = f"{row.source} {row.schedule}".lower()
+    if device.kind == "tpu":
+        return "jax", None
+    for pattern, stack in PATTERNS:
+        if re.search(pattern, text):
+            return stack, None
+    if device.kind == "cpu":
+        return "pytorch-cpu", "software not stated: plain PyTorch on CPU assumed"
+    if row.zero_stage == 3:
+        return "fsdp", "software not stated: FSDP assumed from zero_stage 3"
+    if (row.tp or 1) * (row.pp or 1) > 1 or row.family in ("gpt", "llama", "moe"):
+        return "megatron-core", "software not stated: Megatron-Core assumed"
+    return "pytorch-ddp", "software not stated: PyTorch DDP assumed"
