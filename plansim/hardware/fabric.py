@@ -167,7 +167,8 @@ class GroupShape:
         Where a group does not fill its units evenly, the fullest.
     concurrent : tuple of int
         By level, how many such groups work at once in one unit below that level and so share its links
-        upwards (data parallelism of 4 nodes beside tp=8: ``(1, 8)``).
+        upwards (data parallelism of 4 nodes beside tp=8: ``(8, 8)``). The first entry counts the groups at
+        work in one node, which share the core of levels inside it.
     size : int
         Ranks in the group; the product of `counts` when it fills its units evenly.
     stride : int
@@ -237,18 +238,20 @@ def group_shape(fabric: Fabric, axis_sizes: Sequence[int], axis: int) -> GroupSh
     >>> fabric = Fabric(levels=(nvlink, ib), devices_per_node=8)
     >>> dp = group_shape(fabric, (8, 4), axis=1)  # tp=8 inside the node, dp=4 across nodes
     >>> dp.counts, dp.concurrent
-    ((1, 4), (1, 8))
+    ((1, 4), (8, 8))
     """
     if not 0 <= axis < len(axis_sizes):
         raise InputError(f"axis {axis} is not one of the {len(axis_sizes)} axes")
     if min(axis_sizes) < 1:
         raise InputError(f"axis sizes must be >= 1, got {tuple(axis_sizes)}")
     stride, size, world = prod(axis_sizes[:axis]), axis_sizes[axis], prod(axis_sizes)
-    inside, counts, concurrent = 1, [], []
+    inside, counts, concurrent = 1, [], list[int]()
     for index, level in enumerate(fabric.levels):
         reach = level.group or max(world, 1)
         members = size if index == len(fabric.levels) - 1 else max(inside, min(size, -(-reach // stride)))
         counts.append(-(-members // inside))
-        concurrent.append(max(1, min(fabric.unit_devices(index), world) // inside))
+        unit = fabric.unit_devices(index) if index else fabric.devices_per_node
+        here = inside if index else max(1, min(size, -(-fabric.devices_per_node // stride)))
+        concurrent.append(max(1, min(unit, world) // here))
         inside = members
     return GroupShape(counts=tuple(counts), concurrent=tuple(concurrent), size=size, stride=stride)

@@ -31,7 +31,7 @@ def by_level(
                 + max(p.setup_s for p in protocols)
                 + rounds * sum(k * s.hop_s(p) for k, (s, p) in zip(hops, pairs, strict=True)),
                 wire_s_per_byte=sum(wires),
-                stage_s=protocols[slowest].stage_s,
+                stage_s=max(p.stage_s for p in protocols),
                 bottleneck=layout.spans[slowest].level.name,
                 formula=FORMULA,
                 source=source,

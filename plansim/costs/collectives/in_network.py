@@ -19,6 +19,11 @@ def nvls_protocol(span: Span) -> Protocol | None:
     return span.transport.in_network if enough and span.level.in_network_reduction else None
 
 
+def _stage_s(span: Span, protocol: Protocol) -> float:
+    """Return the cost of one pipeline stage; every rank of a domain serves its share of a piece."""
+    return protocol.stage_s * (span.count if span.innermost else 1)
+
+
 def _curve(
     algorithm: str,
     layout: Layout,
@@ -37,7 +42,7 @@ def _curve(
         + sum(protocol.setup_s + hops * span.hop_s(protocol) for span, protocol, _, hops in parts),
         wire_s_per_byte=wires[slowest],
         fill_s=sum(hops * protocol.fill_s for _, protocol, _, hops in parts),
-        stage_s=parts[slowest][1].stage_s,
+        stage_s=max(_stage_s(span, protocol) for span, protocol, _, _ in parts),
         bottleneck=parts[slowest][0].level.name,
         formula=formula,
         source=source,
@@ -94,11 +99,11 @@ class Sharp:
 
     def curves(self, collective: str, layout: Layout) -> tuple[CostCurve, ...]:
         """Return one curve, or none unless every level between nodes adds."""
-        outer = [span for span in layout.spans if not span.innermost]
+        outer = [span for span in layout.spans if not span.inside_node]
         adds = [span.level.in_network_reduction and span.transport.in_network for span in outer]
         if not outer or not all(adds) or layout.spans[0].level.is_grid:
             return ()
-        parts = [self._inside(span) for span in layout.spans if span.innermost]
+        parts = [self._inside(span) for span in layout.spans if span.inside_node]
         for span in outer:
             protocol = span.transport.in_network or span.transport.protocols[-1]
             parts.append((span, protocol, 1.0, 2))

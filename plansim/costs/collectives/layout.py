@@ -31,7 +31,11 @@ class Span:
     latency_scale : float
         This level's latency over the one its transport was fitted on.
     innermost : bool
-        Whether the level joins single devices of a node.
+        Whether the level joins single devices.
+    inside_node : bool
+        Whether devices reach it by their own links, not through NICs.
+    chain_hops : int
+        Hops at this level on a chain of the ranks of one node.
     """
 
     level: FabricLevel
@@ -43,6 +47,8 @@ class Span:
     exchange_s_per_byte: float
     latency_scale: float
     innermost: bool
+    inside_node: bool
+    chain_hops: int
 
     def hop_s(self, protocol: Protocol) -> float:
         """Return the time of one hop, seconds."""
@@ -129,9 +135,13 @@ def _span(group: GroupShape, fabric: Fabric, index: int, transport: Transport) -
     members = prod(group.counts[:index])
     units, units_above = (ceil(group.size / prod(group.counts[:i])) for i in (index, index + 1))
     hops = max(units - units_above, 1)
+    outside = next((i for i in range(len(group.counts)) if not _is_inside(fabric, i)), len(group.counts))
+    nodes = ceil(group.size / prod(group.counts[:outside]))
     scale = level.latency_s / transport.reference_latency_s
     if level.is_grid and index == 0:
         bandwidth, exchange, hops = _grid(level, group)
+    elif level.group and level.group <= fabric.devices_per_node and _is_inside(fabric, index):
+        bandwidth, exchange = _inside_node(group, level, index)
     else:
         bandwidth = _share(group, fabric, index, transport)
         exchange = members * (1 - members / group.size) / bandwidth  # all that leaves the unit
@@ -145,15 +155,35 @@ def _span(group: GroupShape, fabric: Fabric, index: int, transport: Transport) -
         exchange_s_per_byte=exchange,
         latency_scale=scale,
         innermost=index == 0,
+        inside_node=_is_inside(fabric, index),
+        chain_hops=units // nodes - units_above // nodes,
     )
+
+
+def _is_inside(fabric: Fabric, index: int) -> bool:
+    level = fabric.levels[index]
+    return index == 0 or bool(not level.rails and level.group and level.group <= fabric.devices_per_node)
+
+
+def _inside_node(group: GroupShape, level: FabricLevel, index: int) -> tuple[float, float]:
+    """Return ring bandwidth and all-to-all seconds per byte of a level that devices reach by their own links.
+
+    Each rank sends at most at its own link's speed, and all ranks at work in the node share the level's core:
+    a PCIe tree or host memory, whose capacity is the links' sum over the oversubscription. A full mesh offers
+    a group only the links between its members.
+    """
+    ranks, links = prod(group.counts[: index + 1]), level.group or 1
+    core = links * level.bandwidth_bytes_per_s / level.oversubscription
+    rate = min(level.bandwidth_bytes_per_s, core / min(links, ranks * group.concurrent[0]))
+    if level.kind == "mesh" and index == 0:
+        rate *= (ranks - 1) / max(links - 1, 1)
+    return rate, (1 - 1 / group.size) / rate
 
 
 def _share(group: GroupShape, fabric: Fabric, index: int, transport: Transport) -> float:
     """Return what the group's members in one unit can send into level `index`, bytes per second."""
     level, unit = fabric.levels[index], fabric.unit_devices(index)
     members, links = prod(group.counts[:index]), fabric.uplinks(index)
-    if level.kind == "mesh" and level.dims is None and index == 0 and level.group:
-        return level.bandwidth_bytes_per_s * min(1.0, (group.counts[0] - 1) / max(level.group - 1, 1))
     own = min(links, members * max(1.0, links / unit))
     if transport.max_links is not None:
         own = min(own, float(transport.max_links))

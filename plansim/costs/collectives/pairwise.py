@@ -40,7 +40,7 @@ class Pairwise:
                     + sum(s.hops * s.hop_s(p) for s, p in pairs),
                     wire_s_per_byte=wires[slowest],
                     fill_s=sum(s.hops * p.fill_s for s, p in pairs),
-                    stage_s=protocols[slowest].stage_s,
+                    stage_s=max(p.stage_s for p in protocols),
                     copy_s_per_byte=1 / (n * layout.copy_bytes_per_s),
                     max_nbytes=longest(protocols, n),
                     bottleneck=layout.spans[slowest].level.name,

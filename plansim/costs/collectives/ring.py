@@ -35,7 +35,6 @@ def pipelined_curves(
         pairs = list(zip(layout.spans, protocols, strict=True))
         wires = [share * s.s_per_byte(p) for s, p in pairs]
         slowest = max(range(len(wires)), key=wires.__getitem__)
-        span, protocol = pairs[slowest]
         curves.append(
             CostCurve(
                 algorithm=algorithm,
@@ -45,10 +44,10 @@ def pipelined_curves(
                 + rounds * sum(s.hops * s.hop_s(p) for s, p in pairs),
                 wire_s_per_byte=wires[slowest],
                 fill_s=rounds * sum(s.hops * p.fill_s for s, p in pairs),
-                stage_s=protocol.stage_s,
+                stage_s=max(p.stage_s for p in protocols),
                 copy_s_per_byte=1 / (n * layout.copy_bytes_per_s) if own_copy else 0.0,
                 max_nbytes=longest(protocols, n),
-                bottleneck=span.level.name,
+                bottleneck=layout.spans[slowest].level.name,
                 formula=formula,
                 source=RING_SOURCE,
             )

@@ -21,8 +21,8 @@ def tree_share(span: Span) -> float:
 
 
 def tree_hops(span: Span) -> int:
-    """Return the hops up and down again: a chain inside the innermost unit, a binary tree above it."""
-    return 2 * (span.count - 1 if span.innermost else span.tree_hops)
+    """Return the hops up and down again: a chain inside the node, a binary tree above it."""
+    return 2 * (span.chain_hops if span.inside_node else span.tree_hops)
 
 
 def slowest_wire(wires: list[float]) -> int:
@@ -44,7 +44,7 @@ class Tree:
 
     def curves(self, collective: str, layout: Layout) -> tuple[CostCurve, ...]:
         """Return one curve per protocol; none inside one node (never better than a ring) or on grids."""
-        if layout.spans[-1].innermost or layout.spans[0].level.is_grid:
+        if layout.spans[-1].inside_node or layout.spans[0].level.is_grid:
             return ()
         return tuple(self._curve(layout, name, protocols) for name, protocols in layout.protocols())
 
@@ -60,7 +60,7 @@ class Tree:
             + sum(tree_hops(s) * s.hop_s(p) for s, p in pairs),
             wire_s_per_byte=wires[slowest],
             fill_s=sum(tree_hops(s) * p.fill_s for s, p in pairs),
-            stage_s=protocols[slowest].stage_s,
+            stage_s=max(p.stage_s for p in protocols),
             copy_s_per_byte=1 / (layout.size * layout.copy_bytes_per_s),
             max_nbytes=longest(protocols, layout.size),
             bottleneck=layout.spans[slowest].level.name,
