@@ -82,22 +82,21 @@ class Streams:
         if not self.queue:
             return t + seconds
         self._alone_until(t)
-        left, begin = seconds, t
+        left = seconds
         while left > 0 and self.queue:
             head = self.queue[0]
-            both_s = min(left * self._compute_factor, head.left_s * self._comm_factor)
-            if head.left_s * self._comm_factor <= left * self._compute_factor:
-                left -= both_s / self._compute_factor
-                t += both_s
+            comm_s, compute_s = head.left_s * self._comm_factor, left * self._compute_factor
+            both_s = min(comm_s, compute_s)
+            self.slowed_s += both_s * (1.0 - 1.0 / self._compute_factor)
+            t += both_s
+            if comm_s <= compute_s:
+                left = max(0.0, left - both_s / self._compute_factor)
                 self._finish_head(t)
             else:
                 head.left_s -= both_s / self._comm_factor
-                t += both_s
                 left = 0.0
-        t += left
-        self._now_s = t
-        self.slowed_s += t - begin - seconds
-        return t
+        self._now_s = t + left
+        return self._now_s
 
     def wait(self, t: float, ticket: Ticket) -> float:
         """Let compute wait for a piece of communication; return when it goes on."""
@@ -132,14 +131,12 @@ class Streams:
 
     def _alone_until(self, t: float) -> None:
         """Let communication go on by itself until time `t`."""
-        while self.queue and self._now_s < t:
-            head = self.queue[0]
-            if self._now_s + head.left_s <= t:
-                self._finish_head(self._now_s + head.left_s)
-            else:
-                head.left_s -= t - self._now_s
-                self._now_s = t
-        self._now_s = max(self._now_s, t)
+        while self.queue and self._now_s + self.queue[0].left_s <= t:
+            self._finish_head(self._now_s + self.queue[0].left_s)
+        if self._now_s < t:
+            if self.queue:
+                self.queue[0].left_s -= t - self._now_s
+            self._now_s = t
 
     def _finish_head(self, t: float) -> None:
         """End the first piece at time `t` and begin the next."""
