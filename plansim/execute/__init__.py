@@ -1,6 +1,7 @@
-"""Plans run for real with torch.distributed: DDP, fully_shard, DTensor and pipelining, on gloo and NCCL alike.
+"""Plans run for real with torch.distributed: DDP, fully_shard, DTensor, pipelining; gloo and NCCL.
 
-`run_plan` starts the ranks (or joins when torchrun did), checks the first losses against a single process, then measures.
+`run_plan` starts the ranks (or joins when torchrun did), checks the first losses against a single process,
+then measures.
 """
 
 from plansim.execute.rank import RunOptions

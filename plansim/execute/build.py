@@ -20,7 +20,7 @@ from plansim.plan.model import Plan
 
 
 def blocks_of_chunks(kinds: tuple[str, ...], plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """Return the block numbers of every model chunk: embedding first, head last, layers as the plan divides them.
+    """Return the block numbers of every chunk: embedding first, head last, layers as the plan divides them.
 
     Examples
     --------
@@ -41,7 +41,9 @@ def blocks_of_chunks(kinds: tuple[str, ...], plan: Plan) -> tuple[tuple[int, ...
     return tuple(made)
 
 
-def build_chunks(blueprint: Blueprint, plan: Plan, mesh: Mesh, *, seed: int, compute_dtype: torch.dtype | None) -> dict[int, Chunk]:
+def build_chunks(
+    blueprint: Blueprint, plan: Plan, mesh: Mesh, *, seed: int, compute_dtype: torch.dtype | None
+) -> dict[int, Chunk]:
     """Return this rank's model chunks by number, on its device, ready for an optimizer."""
     kinds = tuple(block.kind for block in blueprint.blocks)
     stage = mesh.index("pp")
@@ -49,7 +51,9 @@ def build_chunks(blueprint: Blueprint, plan: Plan, mesh: Mesh, *, seed: int, com
     layout = (tuple(range(len(kinds))),) if plan.parallel.pp == 1 else blocks_of_chunks(kinds, plan)
     mine = (0,) if plan.parallel.pp == 1 else chunks_of_rank(plan, stage)
     if blueprint.tied and sharded and plan.parallel.pp > 1:
-        raise PlanError("tied embeddings with zero_stage 2 or 3 and pp > 1 cannot be run: use zero_stage 0 or 1")
+        raise PlanError(
+            "tied embeddings with zero_stage 2 or 3 and pp > 1 cannot be run: use zero_stage 0 or 1"
+        )
     chunks: dict[int, Chunk] = {}
     tables: dict[str, nn.Parameter] = {}
     for number in mine:
@@ -75,8 +79,16 @@ def _block(blueprint: Blueprint, index: int, plan: Plan, mesh: Mesh, *, seed: in
     return recomputing(block, plan.recompute_of(mesh.index("pp")), blueprint.blocks[index].kind)
 
 
-def _tie(blueprint: Blueprint, index: int, block: nn.Module, tables: dict[str, nn.Parameter], plan: Plan, mesh: Mesh, seed: int) -> None:
-    """Let the head multiply by the embedding's table: the same parameter here, or an equal one on another rank."""
+def _tie(
+    blueprint: Blueprint,
+    index: int,
+    block: nn.Module,
+    tables: dict[str, nn.Parameter],
+    plan: Plan,
+    mesh: Mesh,
+    seed: int,
+) -> None:
+    """Let the head multiply by the embedding's table: the same parameter, or an equal one of another rank."""
     if not blueprint.tied:
         return
     if index == 0:

@@ -1,7 +1,7 @@
 """Gradient compression for real: one hook a method, named as in the compression costs.
 
-A hook takes a bucket (DDP's, or a `FlatBucket` of all gradients) and returns a future of the bucket's average over the
-group. What it sends is what the cost of the same name charges.
+A hook takes a bucket (DDP's, or a `FlatBucket` of all gradients) and returns a future of the bucket's
+average over the group. What it sends is what the cost of the same name charges.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from plansim.errors import InputError, UnknownNameError
+from plansim.errors import UnknownNameError
+from plansim.execute.lossy_hooks import HookMaker, expect_options, float8, integers, onebit, qsgd, randk, topk
 
 Hook = Callable[[Any], Any]
 """Bucket to future of the averaged flat gradient."""
@@ -73,11 +74,11 @@ def make_hook(method: str, options: Mapping[str, Any], group: Any) -> Hook | Non
     return HOOKS[method](dict(options), group)
 
 
-def _cast_hook(dtype: torch.dtype) -> Callable[[dict[str, Any], Any], Hook]:
-    """Return a hook that averages the gradient in a 16-bit type; divided first, so that fp16 does not overflow."""
+def _cast_hook(dtype: torch.dtype) -> HookMaker:
+    """Return a hook that averages in a 16-bit type; divided first, so that fp16 does not overflow."""
 
-    def make(options: dict[str, Any], group: Any) -> Hook:
-        _expect_options(options)
+    def make(options: Mapping[str, Any], group: Any) -> Hook:
+        expect_options(options)
         ranks = dist.get_world_size(group)
 
         def sixteen_bit(bucket: Any) -> Any:
@@ -100,11 +101,11 @@ def _value(future: Any) -> torch.Tensor:
     return value[0] if isinstance(value, list) else value
 
 
-def _powersgd(options: dict[str, Any], group: Any) -> Hook:
+def _powersgd(options: Mapping[str, Any], group: Any) -> Hook:
     """Return torch's PowerSGD (Vogels et al., arXiv 1905.13727) with error feedback and warm start."""
     from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powersgd
 
-    _expect_options(options, "rank", "start_step", "min_compression", "error_feedback")
+    expect_options(options, "rank", "start_step", "min_compression", "error_feedback")
     state = powersgd.PowerSGDState(
         process_group=group,
         matrix_approximation_rank=int(options.get("rank", 4)),
@@ -115,63 +116,16 @@ def _powersgd(options: dict[str, Any], group: Any) -> Hook:
     return lambda bucket: powersgd.powerSGD_hook(state, bucket)
 
 
-def _int8(options: dict[str, Any], group: Any) -> Hook:
-    """Return blockwise int8 averaging in two hops: all-to-all of quantised chunks, sum, all-gather of the sums."""
-    _expect_options(options, "block")
-    block = int(options.get("block", 256))
-    if block < 1:
-        raise InputError(f"int8 block must be at least 1, got {block}")
-    ranks = dist.get_world_size(group)
-
-    def two_hops(bucket: Any) -> Any:
-        flat = bucket.buffer()
-        chunk = -(-flat.numel() // (ranks * block)) * block
-        padded = torch.zeros(ranks * chunk, dtype=flat.dtype, device=flat.device)
-        padded[: flat.numel()] = flat
-        sent = _quantised(padded.view(ranks, chunk), block)
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=group)
-        mean = _restored(received, chunk, block).mean(0, keepdim=True)
-        mine = _quantised(mean, block)
-        gathered = torch.empty(ranks, mine.shape[1], dtype=torch.uint8, device=flat.device)
-        dist.all_gather_into_tensor(gathered, mine, group=group)
-        flat.copy_(_restored(gathered, chunk, block).view(-1)[: flat.numel()])
-        return _finished(flat)
-
-    return two_hops
-
-
-def _quantised(rows: torch.Tensor, block: int) -> torch.Tensor:
-    """Return rows as bytes: int8 values, then the fp16 scale of every block."""
-    blocks = rows.view(rows.shape[0], -1, block)
-    scale = blocks.abs().amax(-1, keepdim=True).div_(127.0).clamp_(min=6e-8)
-    values = (blocks / scale.half().float()).round_().clamp_(-127, 127).to(torch.int8)
-    return torch.cat((values.flatten(1).view(torch.uint8), scale.half().flatten(1).contiguous().view(torch.uint8)), dim=1)
-
-
-def _restored(rows: torch.Tensor, chunk: int, block: int) -> torch.Tensor:
-    """Return what `_quantised` packed, as fp32 rows of `chunk` elements."""
-    values = rows[:, :chunk].view(torch.int8).view(rows.shape[0], -1, block)
-    scale = rows[:, chunk:].contiguous().view(torch.float16).unsqueeze(-1)
-    return (values.float() * scale.float()).flatten(1)
-
-
-def _finished(flat: torch.Tensor) -> Any:
-    future: Any = torch.futures.Future()
-    future.set_result(flat)
-    return future
-
-
-def _expect_options(options: dict[str, Any], *known: str) -> None:
-    for key in options:
-        if key not in known:
-            raise UnknownNameError("option of the compression method", key, known or ("none",))
-
-
-HOOKS: dict[str, Callable[[dict[str, Any], Any], Hook]] = {
+HOOKS: dict[str, HookMaker] = {
     "bf16": _cast_hook(torch.bfloat16),
     "fp16": _cast_hook(torch.float16),
-    "int8": _int8,
+    "fp8": float8,
+    "int8": integers(127, 8),
+    "int4": integers(7, 4),
+    "qsgd": qsgd,
+    "onebit": onebit,
+    "topk": topk,
+    "randk": randk,
     "powersgd": _powersgd,
 }
 """Hook makers by the method's name: (options, group) to hook."""

@@ -1,6 +1,7 @@
-"""Batches for a run: synthetic ones, scikit-learn's digits, and the standard library's own source as a text corpus.
+"""Batches for a run: synthetic ones, scikit-learn's digits, the standard library's source as text.
 
-Every rank can make every global batch, so what a rank trains on depends on the step and its coordinates alone.
+Every rank can make every global batch, so what a rank trains on depends on the step and its coordinates
+alone.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def _synthetic(shape: DataShape, global_batch: int, seed: int) -> Batch:
     if shape.kind == "tokens":
         tokens = torch.randint(shape.classes, (rows, shape.shape[0] + 1), generator=random)
         return tokens[:, :-1].contiguous(), tokens[:, 1 : 1 + shape.target_len].contiguous()
-    return torch.randn(rows, *shape.shape, generator=random), torch.randint(shape.classes, (rows,), generator=random)
+    return torch.randn(rows, *shape.shape, generator=random), torch.randint(
+        shape.classes, (rows,), generator=random
+    )
 
 
 def _digits(shape: DataShape, global_batch: int, seed: int) -> Batch:
@@ -87,7 +90,10 @@ def _digits(shape: DataShape, global_batch: int, seed: int) -> Batch:
     x, y = torch.tensor(images, dtype=torch.float32)[order] / 16.0, torch.tensor(labels)[order]
     wanted = {"features": (64,), "image": (1, 8, 8), "series": (8, 8)}.get(shape.kind)
     if wanted != shape.shape or shape.classes < 10:
-        raise InputError(f"the digits are {wanted or '8 x 8 images'} with 10 classes; the model takes {shape.kind} {shape.shape} with {shape.classes}")
+        raise InputError(
+            f"the digits are {wanted or '8 x 8 images'} with 10 classes; the model takes {shape.kind} "
+            f"{shape.shape} with {shape.classes}"
+        )
     return x.view(-1, *shape.shape), y
 
 
@@ -95,7 +101,10 @@ def _text(shape: DataShape, global_batch: int, seed: int) -> Batch:
     """Return windows of the standard library's source, one token a byte."""
     del global_batch, seed
     if shape.kind != "tokens" or shape.classes < 256:
-        raise InputError(f"the text corpus needs a token model with a vocabulary of at least 256, got {shape.kind} with {shape.classes}")
+        raise InputError(
+            f"the text corpus needs a token model with a vocabulary of at least 256, got {shape.kind} "
+            f"with {shape.classes}"
+        )
     length = shape.shape[0] + 1
     corpus = _corpus()
     windows = corpus[: len(corpus) // length * length].view(-1, length)
@@ -114,5 +123,9 @@ def _corpus(max_bytes: int = 4_000_000) -> torch.Tensor:
     return torch.frombuffer(text, dtype=torch.uint8)
 
 
-SOURCES: dict[str, Callable[[DataShape, int, int], Batch]] = {"synthetic": _synthetic, "digits": _digits, "text": _text}
+SOURCES: dict[str, Callable[[DataShape, int, int], Batch]] = {
+    "synthetic": _synthetic,
+    "digits": _digits,
+    "text": _text,
+}
 """Data source by name."""

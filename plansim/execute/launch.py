@@ -1,4 +1,4 @@
-"""Start ranks, collect what they return, and end all of them as soon as one fails. Joins when torchrun started us."""
+"""Start ranks, collect what they return, end all as soon as one fails; join when torchrun started us."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Rendezvous:
     Attributes
     ----------
     listen_fd : int or None
-        The socket that rank 0 answers on, bound before the ranks start so that the port cannot be lost to another job.
+        The socket that rank 0 answers on, bound before the ranks start so that the port cannot be lost to
+        another job.
     joined : bool
         Whether a launcher such as torchrun started the ranks and set the meeting point up.
     """
@@ -69,7 +70,9 @@ def rendezvous_from_environment() -> Rendezvous:
     )
 
 
-def launch(worker: Worker, world_size: int, *, timeout_s: float, port: int = 0, fork: bool = True) -> list[Any]:
+def launch(
+    worker: Worker, world_size: int, *, timeout_s: float, port: int = 0, fork: bool = True
+) -> list[Any]:
     """Return what `worker` returned on every rank of a new job on this machine.
 
     Parameters
@@ -83,7 +86,8 @@ def launch(worker: Worker, world_size: int, *, timeout_s: float, port: int = 0, 
     port : int
         Port to meet at; 0 chooses a free one.
     fork : bool
-        Fork this process (fast: torch is already imported). CUDA, once used here, needs fresh processes instead.
+        Fork this process (fast: torch is already imported). CUDA, once used here, needs fresh processes
+        instead.
 
     Raises
     ------
@@ -116,7 +120,9 @@ def _listen(port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise ExecutionError(f"port {port} cannot be used: {error.strerror or error}; leave it out to choose a free one") from None
+        raise ExecutionError(
+            f"port {port} cannot be used: {error.strerror or error}; leave it out to choose a free one"
+        ) from None
     return listener
 
 
@@ -132,10 +138,15 @@ class _Job:
     def start(self, context: Any, worker: Worker, meet: Rendezvous) -> None:
         receive, send = context.Pipe(duplex=False)
         process = context.Process(
-            target=_rank_main, args=(worker, meet, send, str(self._log(meet.rank))), name=f"plansim-rank-{meet.rank}", daemon=True
+            target=_rank_main,
+            args=(worker, meet, send, str(self._log(meet.rank))),
+            name=f"plansim-rank-{meet.rank}",
+            daemon=True,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: the child starts its own
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # fork beside threads: the child starts its own
             process.start()
         send.close()
         self.processes.append(process)
@@ -169,7 +180,7 @@ class _Job:
         return kind, value, when
 
     def _failure(self, rank: int, message: tuple[str, Any, float]) -> BaseException:
-        """Return the error of the rank that failed first: a peer's lost connection often speaks up before it."""
+        """Return the error of the rank that failed first: a peer's lost connection may speak up before it."""
         failures = {rank: message}
         end = time.monotonic() + GRACE_S
         while time.monotonic() < end:
@@ -193,7 +204,9 @@ class _Job:
     def _timed_out(self, silent: list[int], timeout_s: float) -> ExecutionError:
         names = ", ".join(str(r) for r in silent[:8])
         return ExecutionError(
-            f"no result from rank {names} within {timeout_s:.0f} s; the run was ended", rank=silent[0], log_tail=self._tail(silent[0])
+            f"no result from rank {names} within {timeout_s:.0f} s; the run was ended",
+            rank=silent[0],
+            log_tail=self._tail(silent[0]),
         )
 
     def _log(self, rank: int) -> Path:

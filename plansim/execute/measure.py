@@ -29,8 +29,8 @@ class MemoryPeak:
 def watching_memory(device: torch.device) -> Iterator[MemoryPeak]:
     """Watch the allocator; start before anything is allocated, for what is freed must have been seen.
 
-    On CUDA this is `torch.cuda.max_memory_allocated`. On the CPU the profiler reports every allocation, and the largest
-    running sum is the same quantity.
+    On CUDA this is `torch.cuda.max_memory_allocated`. On the CPU the profiler reports every allocation, and
+    the largest running sum is the same quantity.
     """
     peak = MemoryPeak()
     if device.type == "cuda":
@@ -54,7 +54,9 @@ class Timed:
     losses: list[torch.Tensor | None] = field(default_factory=list)
 
 
-def timed_steps(step: Callable[[int], torch.Tensor | None], first: int, count: int, device: torch.device) -> Timed:
+def timed_steps(
+    step: Callable[[int], torch.Tensor | None], first: int, count: int, device: torch.device
+) -> Timed:
     """Run `count` steps from number `first` on and return their times; nothing is read back in between."""
     timed = Timed()
     _finish(device)
@@ -74,11 +76,13 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def traced_step(step: Callable[[], Any], rank: int, device: torch.device) -> tuple[dict[str, float], list[Span]]:
-    """Return the phases of one step (seconds) and its spans; tracing slows the step a little, so it is not timed.
+def traced_step(
+    step: Callable[[], Any], rank: int, device: torch.device
+) -> tuple[dict[str, float], list[Span]]:
+    """Return the phases of one step (seconds) and its spans; tracing slows it, so it is not timed.
 
-    ``communication`` is the union of the times when a collective or a send was under way, whether or not compute went on
-    beside it; ``idle`` is the time when the rank's CPU did nothing (CPU runs only).
+    ``communication`` is the union of the times when a collective or a send was under way, whether or not
+    compute went on beside it; ``idle`` is the time when the rank's CPU did nothing (CPU runs only).
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as prof:
@@ -89,7 +93,11 @@ def traced_step(step: Callable[[], Any], rank: int, device: torch.device) -> tup
     spans = _spans(prof.profiler.kineto_results.events(), rank)
     phases = {name: sum(s.duration_s for s in spans if s.name == name) for name in PHASES.values()}
     for kind, name in (("F", "forward"), ("B", "backward")):
-        phases[name] += sum(s.duration_s for s in spans if s.category == "compute" and s.name.startswith(kind) and s.name[1:].isdigit())
+        phases[name] += sum(
+            s.duration_s
+            for s in spans
+            if s.category == "compute" and s.name.startswith(kind) and s.name[1:].isdigit()
+        )
     phases["communication"] = _union_s([(s.start_s, s.end_s) for s in spans if s.stream == "comm"])
     if device.type == "cpu":
         phases["idle"] = max(0.0, wall - cpu)
@@ -106,7 +114,9 @@ def _spans(events: Any, rank: int) -> list[Span]:
             found.append((start, start + event.duration_ns() * 1e-9, *named))
     origin = min((f[0] for f in found), default=0.0)
     return [
-        Span(rank=rank, stream=stream, name=name, category=category, start_s=start - origin, end_s=end - origin)
+        Span(
+            rank=rank, stream=stream, name=name, category=category, start_s=start - origin, end_s=end - origin
+        )
         for start, end, stream, name, category in sorted(found)
     ]
 
@@ -122,7 +132,7 @@ def _named(name: str) -> tuple[str, str, str] | None:
 
 
 def _pipeline_action(name: str) -> str | None:
-    """Return ``F3`` for torch's label of stage 1's forward of microbatch 3; sends and receives are shown as collectives."""
+    """Return ``F3`` for torch's label ``PP:1F3``; None for sends and receives, shown as collectives."""
     for kind, label in (("Forward", "F"), ("BackwardWeight", "W"), ("BackwardInput", "I"), ("Backward", "B")):
         if name.startswith(f"PP:{kind}"):
             return label + "".join(c for c in name.rpartition(":")[2] if c.isdigit())

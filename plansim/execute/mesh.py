@@ -1,4 +1,4 @@
-"""The process mesh of one run: groups for every axis of the plan's grid. Always left, whatever happens inside."""
+"""The process mesh of one run: groups for every axis of the plan's grid, always left at the end."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Mesh:
     root : DeviceMesh
         torch's mesh with the grid's axes.
     meshes : dict
-        Parts of it by name: every axis, and ``replicas`` (dp and cp together: the ranks that share a gradient).
+        Parts of it by name: every axis, and ``replicas`` (dp and cp together: the ranks that share a
+        gradient).
     groups, members : dict
-        Process group of this rank and its ranks in order, by name; besides the above ``ep`` (consecutive replicas that
-        divide the experts) and ``expert_replicas`` (replicas with equal experts).
+        Process group of this rank and its ranks in order, by name; besides the above ``ep`` (consecutive
+        replicas that divide the experts) and ``expert_replicas`` (replicas with equal experts).
     """
 
     grid: Grid
@@ -49,7 +50,7 @@ class Mesh:
         return self.members[name].index(self.rank)
 
     def hybrid(self, shard: int) -> DeviceMesh:
-        """Return the replicas as a mesh of (copies, shard): parameters are divided over `shard` neighbours."""
+        """Return the replicas as (copies, shard): parameters are divided over `shard` neighbours."""
         replicas = self.meshes["replicas"]
         if shard == replicas.size():
             return replicas
@@ -57,7 +58,15 @@ class Mesh:
 
 
 @contextmanager
-def process_mesh(grid: Grid, meet: Rendezvous, *, device: torch.device, timeout_s: float, expert_parallel: int = 1, tied: bool = False) -> Iterator[Mesh]:
+def process_mesh(
+    grid: Grid,
+    meet: Rendezvous,
+    *,
+    device: torch.device,
+    timeout_s: float,
+    expert_parallel: int = 1,
+    tied: bool = False,
+) -> Iterator[Mesh]:
     """Join the job at `meet` and yield this rank's mesh; leave the job at the end, also after an error.
 
     With `tied`, the first and the last rank of every pipeline get a group of their own (``ends``).
@@ -71,7 +80,9 @@ def process_mesh(grid: Grid, meet: Rendezvous, *, device: torch.device, timeout_
         if backend == "gloo":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         store = _store(meet, timeout)
-        dist.init_process_group(backend, store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout, **options)
+        dist.init_process_group(
+            backend, store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout, **options
+        )
     try:
         yield _mesh(grid, meet.rank, device, expert_parallel, tied, timeout)
     finally:
@@ -80,7 +91,9 @@ def process_mesh(grid: Grid, meet: Rendezvous, *, device: torch.device, timeout_
 
 def _store(meet: Rendezvous, timeout: timedelta) -> Any:
     given = {} if meet.listen_fd is None else {"master_listen_fd": meet.listen_fd}
-    return dist.TCPStore(meet.host, meet.port, meet.world_size, is_master=meet.rank == 0, timeout=timeout, **given)
+    return dist.TCPStore(
+        meet.host, meet.port, meet.world_size, is_master=meet.rank == 0, timeout=timeout, **given
+    )
 
 
 def _mesh(grid: Grid, rank: int, device: torch.device, ep: int, tied: bool, timeout: timedelta) -> Mesh:

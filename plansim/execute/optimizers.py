@@ -1,4 +1,4 @@
-"""The optimizers of a job, fused where torch can, with parameters grouped so that one kernel never mixes layouts."""
+"""The optimizers of a job, fused, with parameters grouped so that a kernel never mixes layouts."""
 
 from __future__ import annotations
 

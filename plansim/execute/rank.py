@@ -28,7 +28,7 @@ from plansim.schedules import find_schedule
 from plansim.workload.model import Model
 
 CHECK_STEPS = 3
-"""Steps compared with a single process; optimizer state exists from the second on, so they hold the memory peak."""
+"""Steps compared with a single process; from the second on they hold the memory peak."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,8 @@ class RunOptions:
     trace : bool
         Trace one more step for phases and spans.
     shielded : bool
-        Outrank other login sessions' jobs where the system allows it, and keep each rank on a core of its own (CPU).
+        Outrank other login sessions' jobs where the system allows it, and keep each rank on a core of its
+        own (CPU).
     timeout_s : float
         Seconds without an answer after which a collective, and the run, are given up.
     """
@@ -81,9 +82,18 @@ def run_rank(model: Model, plan: Plan, options: RunOptions, meet: Rendezvous) ->
     print_ = blueprint(model, plan)
     batches = make_batches(options.data, print_.data, plan.job.global_batch, seed=options.seed)
     grid, p = grid_of(plan), plan.parallel
-    ends = find_schedule(p.schedule).rank_of_chunk(p.pp * p.virtual_stages - 1, p.pp, p.virtual_stages) if p.pp > 1 else 0
+    ends = (
+        find_schedule(p.schedule).rank_of_chunk(p.pp * p.virtual_stages - 1, p.pp, p.virtual_stages)
+        if p.pp > 1
+        else 0
+    )
     with process_mesh(
-        grid, meet, device=device, timeout_s=options.timeout_s, expert_parallel=p.ep, tied=print_.tied and ends > 0
+        grid,
+        meet,
+        device=device,
+        timeout_s=options.timeout_s,
+        expert_parallel=p.ep,
+        tied=print_.tied and ends > 0,
     ) as mesh:
         return _Run(print_, plan, options, mesh, batches).measure()
 
@@ -103,7 +113,9 @@ def _prepare(options: RunOptions, meet: Rendezvous) -> torch.device:
 class _Run:
     """One rank's run, step by step."""
 
-    def __init__(self, print_: Blueprint, plan: Plan, options: RunOptions, mesh: Mesh, batches: Batches) -> None:
+    def __init__(
+        self, print_: Blueprint, plan: Plan, options: RunOptions, mesh: Mesh, batches: Batches
+    ) -> None:
         self.print, self.plan, self.options, self.mesh, self.batches = print_, plan, options, mesh, batches
         self.notes: list[str] = []
 
@@ -120,7 +132,9 @@ class _Run:
         pids = self._pids()
         dist.barrier()
         before, sent = system.read_clock(pids), self._interface()
-        timed = timed_steps(lambda n: self._step(trainer, n), CHECK_STEPS + warmup, options.steps, mesh.device)
+        timed = timed_steps(
+            lambda n: self._step(trainer, n), CHECK_STEPS + warmup, options.steps, mesh.device
+        )
         dist.barrier()
         after = system.read_clock(pids)
         sent = None if sent is None else (self._interface() or 0) - sent
@@ -141,7 +155,11 @@ class _Run:
             ),
             notes=tuple(self.notes),
             spans=tuple(asdict(s) for s in spans),
-            machine={**system.hardware(options.device), "foreign_cpu_fraction": foreign, "shielded": options.shielded},
+            machine={
+                **system.hardware(options.device),
+                "foreign_cpu_fraction": foreign,
+                "shielded": options.shielded,
+            },
         )
 
     def _step(self, trainer: Trainer, number: int) -> torch.Tensor | None:
@@ -149,7 +167,11 @@ class _Run:
 
     def _warmup(self) -> int:
         """Return the warm-up steps: enough to be past a compression method's uncompressed start."""
-        start = int(self.plan.compression.gradients.options.get("start_step", 10 if self.plan.compression.gradients.method == "powersgd" else 0))
+        start = int(
+            self.plan.compression.gradients.options.get(
+                "start_step", 10 if self.plan.compression.gradients.method == "powersgd" else 0
+            )
+        )
         return max(self.options.warmup, start - CHECK_STEPS + 1)
 
     def _reference(self) -> list[float] | None:
@@ -163,7 +185,10 @@ class _Run:
     def _check(self, losses: list[float], expected: list[float] | None) -> None:
         for number, loss in enumerate(losses):
             if not math.isfinite(loss):
-                raise ExecutionError(f"the loss of step {number} is {loss}: the run diverged; lower the learning rate or use fp32 or bf16")
+                raise ExecutionError(
+                    f"the loss of step {number} is {loss}: the run diverged; lower the learning rate or "
+                    "use fp32 or bf16"
+                )
         if expected is not None:
             exact = all(method.method in EXACT for _, method in self.plan.compression.items())
             self.notes.append(compare_losses(losses[: len(expected)], expected, self.plan, exact=exact))
@@ -182,7 +207,11 @@ class _Run:
         return tuple(every)
 
     def _interface(self) -> int | None:
-        return system.interface_bytes(os.environ["GLOO_SOCKET_IFNAME"]) if "GLOO_SOCKET_IFNAME" in os.environ else None
+        return (
+            system.interface_bytes(os.environ["GLOO_SOCKET_IFNAME"])
+            if "GLOO_SOCKET_IFNAME" in os.environ
+            else None
+        )
 
     def _trace(self, trainer: Trainer, number: int) -> tuple[dict[str, float], list[Any]]:
         if not self.options.trace:

@@ -64,7 +64,9 @@ def run_plan(
         When a rank fails, the loss is not finite, or the parallel loss differs from a single process.
     """
     if steps < 1 or warmup < 0 or repeats < 1:
-        raise PlanError(f"steps and repeats must be at least 1 and warmup 0, got {steps}, {repeats} and {warmup}")
+        raise PlanError(
+            f"steps and repeats must be at least 1 and warmup 0, got {steps}, {repeats} and {warmup}"
+        )
     options = replace(options or RunOptions(), steps=steps, warmup=warmup)
     check_plan_runs(plan, model)
     runs = [_run_once(plan, model, options, port) for _ in range(repeats)]
@@ -82,18 +84,29 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
     if plan.job.phase != "train":
         raise PlanError(f"phase '{plan.job.phase}' cannot be run; only 'train'")
     if plan.offload:
-        raise PlanError("offload cannot be run: torch's CPU offload needs an accelerator beside the CPU; it is simulated only")
-    reason = find_schedule(p.schedule).check(p.pp, plan.num_microbatches, p.virtual_stages) if p.pp > 1 else None
+        raise PlanError(
+            "offload cannot be run: torch's CPU offload needs an accelerator beside the CPU; it is "
+            "simulated only"
+        )
+    reason = (
+        find_schedule(p.schedule).check(p.pp, plan.num_microbatches, p.virtual_stages) if p.pp > 1 else None
+    )
     if reason:
         raise PlanError(f"schedule '{p.schedule}' cannot run: {reason}")
     if p.ep > 1 and (model.moe is None or model.moe.experts % p.ep or (p.dp * p.cp) % p.ep):
         raise PlanError(f"ep {p.ep} must divide the experts and dp x cp ({p.dp * p.cp})")
     if p.pp > 1 and p.zero_stage == 3 and find_schedule(p.schedule).splits_backward:
         raise PlanError(
-            f"zero_stage 3 with schedule '{p.schedule}' gives slightly wrong gradients in torch; use zero_stage 2 or another schedule"
+            f"zero_stage 3 with schedule '{p.schedule}' gives slightly wrong gradients in torch; use "
+            "zero_stage 2 or another schedule"
         )
-    if plan.aggregation == "parameter_server" and (p.pp > 1 or p.tp > 1 or p.cp > 1 or p.zero_stage or plan.servers > p.dp):
-        raise PlanError(f"parameter servers run with plain data parallelism and at most dp servers, got servers {plan.servers} with dp {p.dp}")
+    if plan.aggregation == "parameter_server" and (
+        p.pp > 1 or p.tp > 1 or p.cp > 1 or p.zero_stage or plan.servers > p.dp
+    ):
+        raise PlanError(
+            f"parameter servers run with plain data parallelism and at most dp servers, got servers "
+            f"{plan.servers} with dp {p.dp}"
+        )
     _check_compression(plan)
 
 
@@ -104,7 +117,10 @@ def _check_compression(plan: Plan) -> None:
         if edge != "gradients":
             raise PlanError(f"compression of {edge} by '{method.method}' cannot be run; it is simulated only")
         if plan.parallel.zero_stage > 1 and method.method not in ("bf16", "fp16"):
-            raise PlanError(f"gradients of zero_stage {plan.parallel.zero_stage} can be run with bf16 or fp16, not '{method.method}'")
+            raise PlanError(
+                f"gradients of zero_stage {plan.parallel.zero_stage} can be run with bf16 or fp16, not "
+                f"'{method.method}'"
+            )
 
 
 def _run_once(plan: Plan, model: Model, options: RunOptions, port: int) -> list[RankResult]:
@@ -113,9 +129,14 @@ def _run_once(plan: Plan, model: Model, options: RunOptions, port: int) -> list[
     if under_torchrun():
         return _join(worker, world)
     if options.device == "cuda" and world > torch.cuda.device_count():
-        raise ExecutionError(f"the plan needs {world} CUDA devices, this machine has {torch.cuda.device_count()}")
+        raise ExecutionError(
+            f"the plan needs {world} CUDA devices, this machine has {torch.cuda.device_count()}"
+        )
     if world > MAX_LOCAL_RANKS:
-        raise ExecutionError(f"the plan needs {world} ranks, one machine hosts at most {MAX_LOCAL_RANKS}; start it with torchrun on several")
+        raise ExecutionError(
+            f"the plan needs {world} ranks, one machine hosts at most {MAX_LOCAL_RANKS}; start it with "
+            "torchrun on several"
+        )
     fork = not torch.cuda.is_initialized()
     return launch(worker, world, timeout_s=options.timeout_s, port=port, fork=fork)
 

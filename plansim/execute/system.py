@@ -1,4 +1,4 @@
-"""The machine under a run: steady allocation, a shield from other jobs, CPU accounting, versions and hardware."""
+"""The machine under a run: steady allocation, a shield from other jobs, CPU accounting, versions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def end_with_parent(signal_number: int) -> None:
 
 
 def steady_allocation() -> None:
-    """Keep freed memory in the process, so that steps do not pay page faults for fresh tensors (glibc only)."""
+    """Keep freed memory in the process: no page faults for fresh tensors in every step (glibc only)."""
     libc = _libc()
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
@@ -37,15 +38,13 @@ def _libc() -> Any:
 
 
 def shield() -> bool:
-    """Put this process in a scheduling group of its own that outranks other login sessions; return whether it worked.
+    """Put this process in a scheduling group that outranks other sessions; return whether it worked.
 
-    Linux groups processes by session (autogroup), so a plain nice value does not help against other sessions' jobs.
-    Needs the right to lower nice values.
+    Linux groups processes by session (autogroup), so a plain nice value does not help against other
+    sessions' jobs. Needs the right to lower nice values.
     """
-    try:
+    with suppress(OSError):  # already leads a session
         os.setsid()
-    except OSError:
-        pass  # already leads a session
     try:
         Path("/proc/self/autogroup").write_text("-19")
     except OSError:
@@ -65,7 +64,7 @@ def pin(rank: int) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuClock:
-    """A reading of the machine's clocks: wall, busy CPU of the whole machine, and of given processes. Seconds."""
+    """A reading of clocks in seconds: wall, busy CPU of the whole machine, and of given processes."""
 
     wall_s: float
     busy_s: float
@@ -80,7 +79,9 @@ class CpuClock:
 
 def read_clock(pids: tuple[int, ...]) -> CpuClock:
     """Return the clocks now; `pids` are the processes that count as our own."""
-    return CpuClock(wall_s=time.perf_counter(), busy_s=_machine_busy_s(), own_s=sum(_process_cpu_s(p) for p in pids))
+    return CpuClock(
+        wall_s=time.perf_counter(), busy_s=_machine_busy_s(), own_s=sum(_process_cpu_s(p) for p in pids)
+    )
 
 
 def _ticks_per_s() -> int:
@@ -150,4 +151,7 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

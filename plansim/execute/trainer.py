@@ -31,27 +31,34 @@ COMPUTE_DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": to
 class Trainer:
     """Trains one rank's share. Make it inside a `process_mesh`.
 
-    Gradients go the way the plan says: DDP (overlapped, with an optional compression hook), `fully_shard` for ZeRO-2
-    and 3, parameter servers, or one flat all-reduce after the backward pass, which is also what pipelines, expert and
-    context parallelism use.
+    Gradients go the way the plan says: DDP (overlapped, with an optional compression hook), `fully_shard`
+    for ZeRO-2 and 3, parameter servers, or one flat all-reduce after the backward pass, which is also what
+    pipelines, expert and context parallelism use.
     """
 
-    def __init__(self, blueprint: Blueprint, plan: Plan, mesh: Mesh, *, seed: int = 0, bucket_mb: float = 25.0) -> None:
+    def __init__(
+        self, blueprint: Blueprint, plan: Plan, mesh: Mesh, *, seed: int = 0, bucket_mb: float = 25.0
+    ) -> None:
         if plan.job.dtype not in COMPUTE_DTYPES:
             raise PlanError(f"dtype '{plan.job.dtype}' cannot be run; use one of {', '.join(COMPUTE_DTYPES)}")
         self.blueprint, self.plan, self.mesh = blueprint, plan, mesh
         self.dtype = COMPUTE_DTYPES[plan.job.dtype]
         chunks = build_chunks(blueprint, plan, mesh, seed=seed, compute_dtype=self.dtype)
         self.model = nn.ModuleList(chunks.values())
-        self.partial = partial_parameters(self.model) if plan.parallel.sequence_parallel and mesh.size("tp") > 1 else []
+        self.partial = (
+            partial_parameters(self.model) if plan.parallel.sequence_parallel and mesh.size("tp") > 1 else []
+        )
         self.pipeline = Pipeline(chunks, mesh, plan, blueprint.loss) if plan.parallel.pp > 1 else None
         self.tied = self._tied_table(chunks)
         self.reducer = self._reducer()
         self.step_model = self._step_model(next(iter(chunks.values())), bucket_mb)
+        # DDP over cut tensors puts new parameter objects into the module at every forward; these are the
+        # ones it reduces.
+        self.parameters = list(self.model.parameters())
         self.optimizer = self._optimizer()
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-        """Train one step on this replica's share of a global batch; return its mean loss where the head is."""
+        """Train on this replica's share of a global batch; return its mean loss where the head is."""
         x, y = place_batch(inputs, targets, self.plan, self.mesh, self.blueprint.data)
         with self._arithmetic():
             loss = self.pipeline.step(x, y) if self.pipeline else self._accumulate(x, y)
@@ -84,13 +91,14 @@ class Trainer:
     def _update(self) -> None:
         if self.optimizer is not None:
             self.optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         if isinstance(self.reducer, ParameterServer):
             self.reducer.publish()
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """Compute in the job's data type, with the loss over cut logits where tensor parallelism cuts them."""
+        """Compute in the job's data type, with the loss over cut logits where tp cuts them."""
         cut = self.mesh.size("tp") > 1 and self.blueprint.data.kind == "tokens"
         mixed: AbstractContextManager[Any] = nullcontext()
         if self.dtype is not None and self.plan.parallel.zero_stage < 2:
@@ -105,10 +113,17 @@ class Trainer:
 
     def _step_model(self, chunk: nn.Module, bucket_mb: float) -> nn.Module:
         """Return what microbatches run through: the chunk itself, or DDP around it."""
-        if self.reducer is not None or self.pipeline or self.plan.parallel.zero_stage > 1 or self.mesh.size("replicas") == 1:
+        if (
+            self.reducer is not None
+            or self.pipeline
+            or self.plan.parallel.zero_stage > 1
+            or self.mesh.size("replicas") == 1
+        ):
             return chunk
         mesh = self.mesh.meshes["replicas"]
-        where: dict[str, Any] = {"device_mesh": mesh} if self.mesh.size("tp") > 1 else {"process_group": mesh.get_group()}
+        where: dict[str, Any] = (
+            {"device_mesh": mesh} if self.mesh.size("tp") > 1 else {"process_group": mesh.get_group()}
+        )
         if self.mesh.device.type == "cuda":
             where["device_ids"] = [self.mesh.device.index]
         model = DistributedDataParallel(chunk, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True, **where)
@@ -137,11 +152,11 @@ class Trainer:
             owned = self.reducer.owned()
             return make_optimizer(name, owned) if owned else None
         if self.plan.parallel.zero_stage == 1 and self.mesh.size("replicas") > 1:
-            return sharded_optimizer(name, self.model.parameters(), self.mesh.groups["replicas"])
-        return make_optimizer(name, self.model.parameters())
+            return sharded_optimizer(name, self.parameters, self.mesh.groups["replicas"])
+        return make_optimizer(name, self.parameters)
 
     def _tied_table(self, chunks: dict[int, Any]) -> nn.Parameter | None:
-        """Return this rank's copy of a table that the first and the last stage share, if they are different ranks."""
+        """Return this rank's copy of a table that the first and last stage share over two ranks."""
         if not self.blueprint.tied or "ends" not in self.mesh.groups:
             return None
         names = {"0": "tokens.weight", str(len(self.blueprint.blocks) - 1): "lm_head.weight"}
@@ -159,10 +174,13 @@ def named_hook(hook: Any) -> Any:
         del state
         return hook(bucket)
 
-    compressed.__annotations__ = {"bucket": torch.distributed.GradBucket, "return": torch.futures.Future[torch.Tensor]}
+    compressed.__annotations__ = {
+        "bucket": torch.distributed.GradBucket,
+        "return": torch.futures.Future[torch.Tensor],
+    }
     return compressed
 
 
 def _plain(loss: torch.Tensor) -> torch.Tensor:
     loss = loss.detach()
-    return loss.full_tensor() if hasattr(loss, "full_tensor") else loss  # type: ignore[no-any-return]
+    return loss.full_tensor() if hasattr(loss, "full_tensor") else loss

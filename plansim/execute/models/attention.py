@@ -1,4 +1,4 @@
-"""Attention for real: one fused projection, rotary positions, windows, flash or written-out scores, context parallelism."""
+"""Attention for real: fused projection, rotary positions, windows, flash or written out, context parallel."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from plansim.workload.model import Model
 
 
 class SequenceShare:
-    """Which tokens of the sequence this rank holds under context parallelism; the whole sequence by default."""
+    """Which tokens of the sequence this rank holds; all of them by default."""
 
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
         self.rank, self.size, self.group = rank, size, group
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the tensor of all ranks joined along the sequence (dim 1); its gradient is reduce-scattered."""
+        """Return all ranks' tensors joined along the sequence; the gradient is reduce-scattered."""
         if self.size == 1:
             return x
         from torch.distributed._functional_collectives import all_gather_tensor_autograd
@@ -33,8 +33,9 @@ class SequenceShare:
 class Attention(nn.Module):
     """Self-attention over the local heads.
 
-    The projection's rows are laid out by key-value head (its queries, then key, then value), so that cutting the rows
-    evenly over tensor-parallel ranks gives every rank whole heads, and one product yields q, k and v.
+    The projection's rows are laid out by key-value head (its queries, then key, then value), so that cutting
+    the rows evenly over tensor-parallel ranks gives every rank whole heads, and one product yields q, k and
+    v.
     """
 
     def __init__(self, model: Model, *, flash: bool) -> None:
@@ -53,7 +54,9 @@ class Attention(nn.Module):
         """Return attention over (batch, seq, hidden); the local heads are read off the projection's width."""
         qkv = self.qkv(x)
         batch, seq, width = qkv.shape
-        grouped = qkv.view(batch, seq, width // ((self.per_kv + 2) * self.head_dim), self.per_kv + 2, self.head_dim)
+        grouped = qkv.view(
+            batch, seq, width // ((self.per_kv + 2) * self.head_dim), self.per_kv + 2, self.head_dim
+        )
         q = grouped[..., : self.per_kv, :].reshape(batch, seq, -1, self.head_dim)
         k, v = grouped[..., -2, :], grouped[..., -1, :]
         if self.rotary:
@@ -100,14 +103,18 @@ class Attention(nn.Module):
         return {"qkv": ColwiseParallel(input_layouts=layout), "out": RowwiseParallel(output_layouts=layout)}
 
 
-def _written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
+def _written_out(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
+) -> torch.Tensor:
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return functional.dropout(scores.softmax(-1), dropout) @ v
 
 
-def _rotation(seq: int, head_dim: int, offset: int, device: Any, base: float = 10_000.0) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotation(
+    seq: int, head_dim: int, offset: int, device: Any, base: float = 10_000.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosines and sines of rotary positions (Su et al., arXiv 2104.09864)."""
     rates = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = (torch.arange(seq, device=device, dtype=torch.float32) + offset)[:, None] * rates

@@ -31,7 +31,8 @@ class DataShape:
     Attributes
     ----------
     kind : str
-        ``tokens`` (next-token or per-token classes), ``image``, ``series`` or ``features`` (one class a sample).
+        ``tokens`` (next-token or per-token classes), ``image``, ``series`` or ``features`` (one class a
+        sample).
     shape : tuple of int
         Shape of one sample; for tokens its length.
     classes : int
@@ -80,7 +81,8 @@ class Blueprint:
 class Chunk(nn.Module):
     """Consecutive blocks of a model: the whole model, or what one pipeline stage holds.
 
-    Blocks keep their number in the whole model as their name, so that parameters are called the same in every plan.
+    Blocks keep their number in the whole model as their name, so that parameters are called the same in
+    every plan.
     """
 
     def __init__(self, blocks: dict[int, nn.Module]) -> None:
@@ -119,4 +121,7 @@ def refuse(model: Model, plan: Plan, **wanted: Any) -> None:
     """
     for axis, why in wanted.items():
         if getattr(plan.parallel, axis) > 1:
-            raise PlanError(f"{axis} {getattr(plan.parallel, axis)} cannot be run for family '{model.family}': {why}; use {axis} 1")
+            raise PlanError(
+                f"{axis} {getattr(plan.parallel, axis)} cannot be run for family '{model.family}': {why}; "
+                f"use {axis} 1"
+            )

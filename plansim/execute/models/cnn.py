@@ -1,21 +1,22 @@
-"""ResNet (basic or bottleneck) and VGG for real, laid out by the same options as the operators of the family."""
+"""ResNet (basic or bottleneck) and VGG for real, laid out by the options of the family."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
 
 from plansim.errors import PlanError
-from plansim.execute.models.base import Blueprint, BlockSpec, DataShape, refuse
+from plansim.execute.models.base import BlockSpec, Blueprint, DataShape, refuse
 from plansim.plan.model import Plan
 from plansim.workload.model import Model
 
 
 def cnn(model: Model, plan: Plan) -> Blueprint:
-    """Return a convolutional classifier. Batch norm uses the statistics of one microbatch, as data-parallel training does."""
+    """Return a convolutional classifier; batch norm uses the statistics of one microbatch."""
     refuse(model, plan, tp="convolutions are not cut", cp="images are not split")
     options = model.options
     size, channels = int(options.get("image_size", 224)), int(options.get("channels", 3))
@@ -46,7 +47,10 @@ def _specs(model: Model, channels: int, size: int, classes: int) -> Iterator[Blo
             channels, size = int(width), size // stride
         size = size // 2 if kind == "plain" else size
     if size < 1:
-        raise PlanError(f"model {model.name}: image_size {options.get('image_size', 224)} is halved to nothing by its stages")
+        raise PlanError(
+            f"model {model.name}: image_size {options.get('image_size', 224)} is halved to nothing by its "
+            "stages"
+        )
     dense = tuple(int(w) for w in options.get("dense", ()))
     yield BlockSpec(kind="head", build=partial(_classifier, channels, size, dense, classes))
 
@@ -73,7 +77,11 @@ class Residual(nn.Module):
         super().__init__()
         inner = cout // 4 if bottleneck else cout
         if bottleneck:
-            parts = (_conv(cin, inner, 1), _conv(inner, inner, 3, stride), _conv(inner, cout, 1, relu=False))
+            parts: tuple[nn.Module, ...] = (
+                _conv(cin, inner, 1),
+                _conv(inner, inner, 3, stride),
+                _conv(inner, cout, 1, relu=False),
+            )
         else:
             parts = (_conv(cin, cout, 3, stride), _conv(cout, cout, 3, relu=False))
         self.body = nn.Sequential(*parts)
@@ -88,5 +96,5 @@ class Residual(nn.Module):
 def _classifier(channels: int, size: int, dense: tuple[int, ...], classes: int) -> nn.Module:
     pool: list[nn.Module] = [nn.Flatten()] if dense else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     widths = [channels * size * size if dense else channels, *dense]
-    hidden = [part for k, n in zip(widths[:-1], widths[1:], strict=True) for part in (nn.Linear(k, n), nn.ReLU())]
+    hidden = [part for k, n in pairwise(widths) for part in (nn.Linear(k, n), nn.ReLU())]
     return nn.Sequential(*pool, *hidden, nn.Linear(widths[-1], classes))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from plansim.errors import PlanError
-from plansim.execute.models.base import Blueprint, BlockSpec, DataShape, per_token_cross_entropy
+from plansim.execute.models.base import BlockSpec, Blueprint, DataShape, per_token_cross_entropy
 from plansim.execute.models.experts import Experts
 from plansim.execute.models.transformer import FeedForward, LanguageHead, Layer, TokenEmbedding
 from plansim.plan.model import Plan
@@ -36,7 +36,9 @@ def decoder(model: Model, plan: Plan) -> Blueprint:
             *(BlockSpec(kind=kind, build=layer(kind)) for kind in layer_kinds(model)),
             BlockSpec(kind="head", build=lambda: LanguageHead(model)),
         ),
-        data=DataShape(kind="tokens", shape=(plan.job.seq_len,), classes=model.vocab, target_len=plan.job.seq_len),
+        data=DataShape(
+            kind="tokens", shape=(plan.job.seq_len,), classes=model.vocab, target_len=plan.job.seq_len
+        ),
         loss=per_token_cross_entropy,
         tied=model.tied_embeddings,
     )
@@ -47,15 +49,28 @@ def check_runnable(model: Model, plan: Plan) -> None:
     if model.mla:
         raise PlanError(f"model {model.name}: multi-head latent attention can be simulated but not run")
     if model.positions == "alibi":
-        raise PlanError(f"model {model.name}: alibi positions can be simulated but not run; use rotary or learned")
+        raise PlanError(
+            f"model {model.name}: alibi positions can be simulated but not run; use rotary or learned"
+        )
     if model.positions == "learned" and plan.job.seq_len > model.seq_len:
-        raise PlanError(f"model {model.name}: learned positions reach {model.seq_len} tokens, seq_len is {plan.job.seq_len}")
+        raise PlanError(
+            f"model {model.name}: learned positions reach {model.seq_len} tokens, seq_len is "
+            f"{plan.job.seq_len}"
+        )
     tp, cp = plan.parallel.tp, plan.parallel.cp
     if model.kv_heads % tp:
-        raise PlanError(f"tp {tp} does not divide the {model.kv_heads} key-value heads of model {model.name}, which a real run needs")
+        raise PlanError(
+            f"tp {tp} does not divide the {model.kv_heads} key-value heads of model {model.name}, which a "
+            "real run needs"
+        )
     for name, size in (("ffn", model.ffn), ("vocab", model.vocab)):
         if size % tp:
-            raise PlanError(f"tp {tp} does not divide {name} {size} of model {model.name}, which a real run needs")
+            raise PlanError(
+                f"tp {tp} does not divide {name} {size} of model {model.name}, which a real run needs"
+            )
     cuts = cp * (tp if plan.parallel.sequence_parallel else 1)
     if plan.job.seq_len % cuts:
-        raise PlanError(f"seq_len {plan.job.seq_len} does not split into {cuts} parts (cp x tp under sequence parallelism)")
+        raise PlanError(
+            f"seq_len {plan.job.seq_len} does not split into {cuts} parts (cp x tp under sequence "
+            "parallelism)"
+        )

@@ -6,7 +6,14 @@ import torch
 from torch import nn
 
 from plansim.errors import PlanError
-from plansim.execute.models.base import Blueprint, BlockSpec, DataShape, initialise, per_token_cross_entropy, refuse
+from plansim.execute.models.base import (
+    BlockSpec,
+    Blueprint,
+    DataShape,
+    initialise,
+    per_token_cross_entropy,
+    refuse,
+)
 from plansim.execute.models.decoder import check_runnable
 from plansim.execute.models.transformer import FeedForward, LanguageHead, Layer, TokenEmbedding, make_norm
 from plansim.plan.model import Plan
@@ -18,7 +25,10 @@ def bert(model: Model, plan: Plan) -> Blueprint:
     check_runnable(model, plan)
     fraction = float(model.options.get("masked_fraction", 1.0))
     if fraction < 1.0 and (plan.parallel.sequence_parallel or plan.parallel.cp > 1):
-        raise PlanError("masked_fraction below 1 needs the whole sequence on every rank; use cp 1 without sequence_parallel")
+        raise PlanError(
+            "masked_fraction below 1 needs the whole sequence on every rank; use cp 1 without "
+            "sequence_parallel"
+        )
     seen = max(1, round(plan.job.seq_len * fraction))
     return Blueprint(
         name=model.name,
@@ -48,7 +58,10 @@ def vit(model: Model, plan: Plan) -> Blueprint:
         name=model.name,
         family=model.family,
         blocks=(
-            BlockSpec(kind="embedding", build=lambda: PatchEmbedding(channels, patch, (size // patch) ** 2, model.hidden)),
+            BlockSpec(
+                kind="embedding",
+                build=lambda: PatchEmbedding(channels, patch, (size // patch) ** 2, model.hidden),
+            ),
             *_layers(model, plan),
             BlockSpec(kind="head", build=lambda: MeanClassifier(model, classes)),
         ),
@@ -67,6 +80,8 @@ def _layers(model: Model, plan: Plan) -> tuple[BlockSpec, ...]:
 class PatchEmbedding(nn.Module):
     """Non-overlapping patches projected to the hidden width, plus learned positions."""
 
+    replicated_over_tp = True
+
     def __init__(self, channels: int, patch: int, patches: int, hidden: int) -> None:
         super().__init__()
         self.patch = patch
@@ -83,6 +98,8 @@ class PatchEmbedding(nn.Module):
 
 class MeanClassifier(nn.Module):
     """Final norm, mean over the sequence, linear classifier."""
+
+    replicated_over_tp = True
 
     def __init__(self, model: Model, classes: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 from plansim.errors import PlanError
-from plansim.execute.models.base import Blueprint, BlockSpec, DataShape, refuse
+from plansim.execute.models.base import BlockSpec, Blueprint, DataShape, refuse
 from plansim.plan.model import Plan
 from plansim.workload.model import Model
 
@@ -18,8 +18,9 @@ from plansim.workload.model import Model
 def mlp(model: Model, plan: Plan) -> Blueprint:
     """Return `layers` hidden products with ReLU between and a classifier.
 
-    Under tensor parallelism even products are cut by columns and odd ones by rows, so what passes from an even to an odd
-    product stays cut: pipeline stages must not end between them, and a last even product gathers its logits.
+    Under tensor parallelism even products are cut by columns and odd ones by rows, so what passes from an
+    even to an odd product stays cut: pipeline stages must not end between them, and a last even product
+    gathers its logits.
     """
     refuse(model, plan, cp="samples have no sequence")
     features = int(model.options.get("features", model.hidden))
@@ -27,13 +28,19 @@ def mlp(model: Model, plan: Plan) -> Blueprint:
     widths = [features, *(model.hidden,) * model.layers, classes]
     tp, last = plan.parallel.tp, len(widths) - 2
     if tp > 1 and plan.parallel.pp > 1:
-        raise PlanError("tp and pp together cannot be run for family 'mlp': a stage would end inside a column-row pair")
+        raise PlanError(
+            "tp and pp together cannot be run for family 'mlp': a stage would end inside a column-row pair"
+        )
     if tp > 1 and (model.hidden % tp or (last % 2 == 0 and classes % tp)):
-        raise PlanError(f"tp {tp} does not divide the widths of model {model.name} ({model.hidden}, classes {classes})")
+        raise PlanError(
+            f"tp {tp} does not divide the widths of model {model.name} ({model.hidden}, classes {classes})"
+        )
 
     def spec(index: int) -> BlockSpec:
         kind = "embedding" if index == 0 else "layer" if index < last else "head"
-        return BlockSpec(kind=kind, build=lambda: Dense(widths[index], widths[index + 1], index=index, last=last))
+        return BlockSpec(
+            kind=kind, build=lambda: Dense(widths[index], widths[index + 1], index=index, last=last)
+        )
 
     return Blueprint(
         name=model.name,

@@ -1,12 +1,15 @@
-"""LSTM, GRU and plain recurrent networks for real: a language model when there is a vocabulary, else a classifier."""
+"""LSTM, GRU and plain recurrent networks for real: language model with a vocabulary, else classifier."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from plansim.errors import PlanError, UnknownNameError
-from plansim.execute.models.base import Blueprint, BlockSpec, DataShape, per_token_cross_entropy, refuse
+from plansim.execute.models.base import BlockSpec, Blueprint, DataShape, per_token_cross_entropy, refuse
 from plansim.plan.model import Plan
 from plansim.workload.model import Model
 
@@ -15,7 +18,9 @@ CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 def rnn(model: Model, plan: Plan) -> Blueprint:
     """Return a recurrent network; every layer is a block, so it can be a pipeline."""
-    refuse(model, plan, tp="recurrent products are not cut", cp="a recurrence cannot be split over its sequence")
+    refuse(
+        model, plan, tp="recurrent products are not cut", cp="a recurrence cannot be split over its sequence"
+    )
     cell = str(model.options.get("cell", "lstm"))
     if cell not in CELLS:
         raise UnknownNameError("recurrent cell", cell, CELLS)
@@ -23,16 +28,46 @@ def rnn(model: Model, plan: Plan) -> Blueprint:
         raise PlanError(f"seq_len must be at least 1, got {plan.job.seq_len}")
     features = model.hidden if model.vocab else int(model.options.get("features", model.hidden))
     widths = [features, *(model.hidden,) * (model.layers - 1)]
-    layers = tuple(BlockSpec(kind="layer", build=lambda width=width: Recurrent(cell, width, model.hidden)) for width in widths)
+    layers = tuple(
+        BlockSpec(kind="layer", build=partial(Recurrent, cell, width, model.hidden)) for width in widths
+    )
     classes = model.vocab or int(model.options.get("classes", 10))
-    head = BlockSpec(kind="head", build=lambda: RecurrentHead(model.hidden, classes, every_step=bool(model.vocab)))
+    head = BlockSpec(
+        kind="head", build=lambda: RecurrentHead(model.hidden, classes, every_step=bool(model.vocab))
+    )
     seq = plan.job.seq_len
     if not model.vocab:
         shape = DataShape(kind="series", shape=(seq, features), classes=classes)
-        return Blueprint(name=model.name, family=model.family, blocks=(*layers, head), data=shape, loss=nn.functional.cross_entropy)
+        return Blueprint(
+            name=model.name,
+            family=model.family,
+            blocks=(*layers, head),
+            data=shape,
+            loss=nn.functional.cross_entropy,
+        )
     table = BlockSpec(kind="embedding", build=lambda: nn.Embedding(model.vocab, model.hidden))
     tokens = DataShape(kind="tokens", shape=(seq,), classes=model.vocab, target_len=seq)
-    return Blueprint(name=model.name, family=model.family, blocks=(table, *layers, head), data=tokens, loss=per_token_cross_entropy)
+    return Blueprint(
+        name=model.name,
+        family=model.family,
+        blocks=(table, *layers, head),
+        data=tokens,
+        loss=per_token_cross_entropy,
+    )
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """Identity whose gradient is laid out in order, as point-to-point receives expect it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        del ctx
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        del ctx
+        return grad.contiguous()
 
 
 class Recurrent(nn.Module):
@@ -43,8 +78,8 @@ class Recurrent(nn.Module):
         self.cell = CELLS[cell](features, hidden, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the state after every step."""
-        return self.cell(x)[0]
+        """Return the state after every step, laid out so that it can be sent on."""
+        return self.cell(_ContiguousGradient.apply(x))[0].contiguous()
 
 
 class RecurrentHead(nn.Module):

@@ -25,8 +25,8 @@ def make_norm(model: Model) -> nn.Module:
 class FeedForward(nn.Module):
     """Two products with GELU between, or SwiGLU with both first products fused into one.
 
-    A gated projection's rows are laid out in groups (gate rows, then up rows, per group of the key-value heads), so that an
-    even cut over tensor-parallel ranks keeps gates with their partners.
+    A gated projection's rows are laid out in groups (gate rows, then up rows, per group of the key-value
+    heads), so that an even cut over tensor-parallel ranks keeps gates with their partners.
     """
 
     def __init__(self, model: Model, width: int) -> None:
@@ -64,7 +64,7 @@ class TokenEmbedding(nn.Module):
         initialise(self)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the hidden state of (batch, seq) token numbers; this rank's share of it under sequence parallelism."""
+        """Return the hidden state of (batch, seq) token numbers, or this rank's share of it."""
         x = self.tokens(tokens)
         if self.positions is not None:
             start = self.share.rank * tokens.shape[1] + self.slice.rank * x.shape[1]
@@ -73,7 +73,11 @@ class TokenEmbedding(nn.Module):
 
     def tensor_parallel_plan(self, *, sequence_parallel: bool) -> dict[str, Any]:
         """Return how the table is cut: over the vocabulary."""
-        return {"tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=sequence_layout(sequence_parallel))}
+        return {
+            "tokens": RowwiseParallel(
+                input_layouts=Replicate(), output_layouts=sequence_layout(sequence_parallel)
+            )
+        }
 
     def partial_over_tp(self) -> list[nn.Parameter]:
         """Return the parameters whose gradient is a sum over ranks when each sees a slice of the sequence."""
@@ -139,7 +143,9 @@ class LanguageHead(nn.Module):
         """Return how the projection is cut: over the vocabulary, logits left cut for the parallel loss."""
         return {
             "lm_head": ColwiseParallel(
-                input_layouts=sequence_layout(sequence_parallel), output_layouts=Shard(-1), use_local_output=False
+                input_layouts=sequence_layout(sequence_parallel),
+                output_layouts=Shard(-1),
+                use_local_output=False,
             )
         }
 

@@ -8,5 +8,5 @@ from torch.distributed.tensor import Replicate, Shard
 
 
 def sequence_layout(sequence_parallel: bool) -> Any:
-    """Return the placement of (batch, seq, hidden) between tensor-parallel regions: whole, or cut along the sequence."""
+    """Return the placement of (batch, seq, hidden) between cut regions: whole, or cut along the sequence."""
     return Shard(1) if sequence_parallel else Replicate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,30 +27,39 @@ def chunks_of_rank(plan: Plan, stage: int) -> tuple[int, ...]:
 class Pipeline:
     """One rank's stages and the runtime that works through its actions.
 
-    Gradients are divided by the number of microbatches; the boundary tensors' shapes are found out in the first step.
+    The loss of each microbatch is divided by their number, so gradients come out averaged (torch would scale
+    the gradients of every chunk instead, and a table shared by two chunks twice). Shapes at the boundaries
+    are found out in the first step.
     """
 
     def __init__(self, chunks: dict[int, nn.Module], mesh: Mesh, plan: Plan, loss: Loss) -> None:
         p = plan.parallel
         schedule = find_schedule(p.schedule)
         actions = schedule.actions(p.pp, plan.num_microbatches, p.virtual_stages)
-        count, group = p.pp * p.virtual_stages, mesh.groups["pp"]
-        self.stages = [PipelineStage(chunk, index, count, mesh.device, group=group) for index, chunk in chunks.items()]
+        num_chunks, group = p.pp * p.virtual_stages, mesh.groups["pp"]
+        self.stages = [
+            PipelineStage(chunk, index, num_chunks, mesh.device, group=group)
+            for index, chunk in chunks.items()
+        ]
         self.has_first = any(stage.is_first for stage in self.stages)
         self.has_last = any(stage.is_last for stage in self.stages)
-        self.runtime = _runtime(self.stages, plan.num_microbatches, loss)
+        count = plan.num_microbatches
+        self.runtime = _PipelineScheduleRuntime(
+            self.stages,
+            n_microbatches=count,
+            loss_fn=lambda output, target: loss(output, target) / count,
+            scale_grads=False,
+        )
         self.runtime._prepare_schedule_with_comms(torch_actions(actions, schedule, plan))
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-        """Run all microbatches forward and backward; return the mean loss on the rank that holds the last chunk."""
+        """Run all microbatches both ways; return the mean loss on the rank that holds the last chunk."""
         losses: list[torch.Tensor] | None = [] if self.has_last else None
         given = (inputs,) if self.has_first else ()
-        self.runtime.step(*given, target=targets if self.has_last else None, losses=losses, return_outputs=False)
-        return torch.stack([loss.detach() for loss in losses]).mean() if losses else None
-
-
-def _runtime(stages: list[Any], num_microbatches: int, loss: Loss) -> Any:
-    return _PipelineScheduleRuntime(stages, n_microbatches=num_microbatches, loss_fn=loss, scale_grads=True)
+        self.runtime.step(
+            *given, target=targets if self.has_last else None, losses=losses, return_outputs=False
+        )
+        return torch.stack([loss.detach() for loss in losses]).sum() if losses else None
 
 
 def torch_actions(actions: Any, schedule: Schedule, plan: Plan) -> dict[int, list[Any]]:
@@ -66,8 +74,7 @@ def torch_actions(actions: Any, schedule: Schedule, plan: Plan) -> dict[int, lis
     for chunk in range(p.pp * p.virtual_stages):
         rank = schedule.rank_of_chunk(chunk, p.pp, p.virtual_stages)
         if any(action.chunk == chunk for r, row in enumerate(actions) for action in row if r != rank):
-            raise PlanError(f"schedule '{p.schedule}' runs chunk {chunk} on more than one rank, which cannot be run")
+            raise PlanError(
+                f"schedule '{p.schedule}' runs chunk {chunk} on more than one rank, which cannot be run"
+            )
     return {rank: [_Action.from_str(str(action)) for action in row] for rank, row in enumerate(actions)}
-
-
-Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]

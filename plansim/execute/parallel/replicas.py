@@ -1,7 +1,7 @@
 """Gradients over the replicas: what happens after a backward pass when nobody overlapped it.
 
-The flat recipe (one all-reduce of all gradients) works with every pipeline schedule, expert parallelism and context
-parallelism; plain data parallelism uses DDP instead, which overlaps.
+The flat recipe (one all-reduce of all gradients) works with every pipeline schedule, expert parallelism and
+context parallelism; plain data parallelism uses DDP instead, which overlaps.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ from plansim.execute.parallel.tensor import local, scatter_back, sum_gradients
 class FlatReducer:
     """Averages gradients over the replicas in one flat all-reduce, or through a compression hook.
 
-    Expert parameters are summed over the replicas that hold the same experts only, and divided by all replicas, since
-    every replica's loss is a mean over its own share.
+    Expert parameters are summed over the replicas that hold the same experts only, and divided by all
+    replicas, since every replica's loss is a mean over its own share.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh, hook: Hook | None = None) -> None:
-        experts = {id(p) for m in model.modules() if isinstance(m, Experts) and m.share.size > 1 for p in m.expert_parameters()}
+        experts = {
+            id(p)
+            for m in model.modules()
+            if isinstance(m, Experts) and m.share.size > 1
+            for p in m.expert_parameters()
+        }
         self.dense = [p for p in model.parameters() if p.requires_grad and id(p) not in experts]
         self.experts = [p for p in model.parameters() if id(p) in experts]
         self.mesh, self.hook = mesh, hook
@@ -44,13 +49,16 @@ class FlatReducer:
         parameters = [p for p in self.dense if p.grad is not None]
         bucket = FlatBucket(parameters)
         averaged = self.hook(bucket).wait()
-        scatter_back(averaged[0] if isinstance(averaged, list) else averaged, [local(p.grad) for p in parameters])
+        scatter_back(
+            averaged[0] if isinstance(averaged, list) else averaged, [local(p.grad) for p in parameters]
+        )
 
 
 class ParameterServer:
     """Synchronous parameter servers: `servers` replicas each own a share of the parameters.
 
-    Every step, gradients are reduced to their owner, the owner alone updates, and the new parameters are broadcast.
+    Every step, gradients are reduced to their owner, the owner alone updates, and the new parameters are
+    broadcast.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh, servers: int) -> None:
@@ -80,11 +88,13 @@ class ParameterServer:
         for server, share in enumerate(self.shares):
             values = [local(p.detach()) for p in share]
             flat = torch.cat([v.flatten() for v in values])
-            dist.broadcast(flat, src=self.mesh.members["replicas"][server], group=self.mesh.groups["replicas"])
+            dist.broadcast(
+                flat, src=self.mesh.members["replicas"][server], group=self.mesh.groups["replicas"]
+            )
             scatter_back(flat, values)
 
 
 def tied_pair(model: nn.Module, mesh: Mesh, group: Any) -> None:
-    """Sum the gradients of an embedding and a head that share a table but sit on different pipeline stages."""
+    """Sum the gradients of an embedding and a head that share a table across stages."""
     tables = [p for name, p in model.named_parameters() if name.endswith(("tokens.weight", "lm_head.weight"))]
     sum_gradients(tables[:1], group)

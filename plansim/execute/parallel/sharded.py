@@ -18,11 +18,14 @@ REDUCE_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Gradient methods that `fully_shard` runs itself, by casting before its reduce-scatter."""
 
 
-def shard_module(module: nn.Module, mesh: Mesh, plan: Plan, *, compute_dtype: torch.dtype | None) -> nn.Module:
-    """Return the module with its parameters divided over the replicas; ZeRO-2 keeps them whole from forward to backward."""
+def shard_module(
+    module: nn.Module, mesh: Mesh, plan: Plan, *, compute_dtype: torch.dtype | None
+) -> nn.Module:
+    """Return the module divided over the replicas; ZeRO-2 keeps it whole from forward to backward."""
     p = plan.parallel
     policy = MixedPrecisionPolicy(
-        param_dtype=compute_dtype, reduce_dtype=REDUCE_DTYPES[plan.compression.gradients.method] or torch.float32
+        param_dtype=compute_dtype,
+        reduce_dtype=REDUCE_DTYPES[plan.compression.gradients.method] or torch.float32,
     )
     fully_shard(
         module,
@@ -34,8 +37,10 @@ def shard_module(module: nn.Module, mesh: Mesh, plan: Plan, *, compute_dtype: to
 
 
 def sharded_optimizer(name: str, parameters: Iterable[nn.Parameter], group: Any) -> ZeroRedundancyOptimizer:
-    """Return a ZeRO-1 optimizer: each replica keeps the state of a share of the parameters and broadcasts them."""
+    """Return a ZeRO-1 optimizer: each replica keeps the state of some parameters and broadcasts them."""
     cls, options = optimizer_class(name)
     groups = grouped(parameters)
     flat = [p for g in groups for p in g["params"]]
-    return ZeroRedundancyOptimizer(flat, optimizer_class=cls, process_group=group, parameters_as_bucket_view=False, **options)
+    return ZeroRedundancyOptimizer(
+        flat, optimizer_class=cls, process_group=group, parameters_as_bucket_view=False, **options
+    )

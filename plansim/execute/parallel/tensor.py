@@ -12,11 +12,12 @@ from torch.distributed.tensor.parallel import parallelize_module
 from plansim.errors import PlanError
 from plansim.execute.mesh import Mesh
 from plansim.execute.models.attention import SequenceShare
+from plansim.execute.models.experts import Experts
 from plansim.execute.models.transformer import TokenEmbedding
 
 
 def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.Module:
-    """Return the block with its products cut over the tp axis; weights are cut where they are, nothing is sent.
+    """Return the block with its products cut over tp; weights are cut in place, nothing is sent.
 
     Raises
     ------
@@ -26,10 +27,17 @@ def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.
     if mesh.size("tp") == 1:
         return block
     if not hasattr(block, "tensor_parallel_plan"):
-        if any(isinstance(p, nn.Linear) for p in block.modules()) and not getattr(block, "replicated_over_tp", False):
-            raise PlanError(f"tp {mesh.size('tp')} cannot be run for a {type(block).__name__} block; use tp 1")
+        if any(isinstance(p, nn.Linear) for p in block.modules()) and not getattr(
+            block, "replicated_over_tp", False
+        ):
+            raise PlanError(
+                f"tp {mesh.size('tp')} cannot be run for a {type(block).__name__} block; use tp 1"
+            )
         return block
     plan = block.tensor_parallel_plan(sequence_parallel=sequence_parallel)
+    for part in block.modules():
+        if isinstance(part, Experts):
+            part.cut(mesh.index("tp"), mesh.size("tp"), mesh.groups["tp"])
     parallelize_module(block, mesh.meshes["tp"], plan, src_data_rank=None)
     if sequence_parallel and isinstance(block, TokenEmbedding):
         block.slice = SequenceShare(mesh.index("tp"), mesh.size("tp"), mesh.groups["tp"])
@@ -37,13 +45,13 @@ def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.
 
 
 def partial_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of norms and the like that see a slice of the sequence under sequence parallelism."""
+    """Return the parameters that see only a slice of the sequence under sequence parallelism."""
     parts = [m for m in model.modules() if hasattr(m, "partial_over_tp")]
     return [p for part in parts for p in part.partial_over_tp()]
 
 
 def sum_gradients(parameters: list[nn.Parameter], group: Any, divide_by: float = 1.0) -> None:
-    """Replace the gradients of `parameters` by their sum over `group` divided by a number, in one flat all-reduce."""
+    """Replace gradients by their sum over `group` divided by a number, in one flat all-reduce."""
     grads = [local(p.grad) for p in parameters if p.grad is not None]
     if not grads:
         return

@@ -1,0 +1,155 @@
+"""Codecs of gradient compression: rows of fp32 to rows of bytes and back, packed as the costs charge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+TILE = 32768
+"""Elements coded at a time on a CPU: temporaries of a tile stay in the cache."""
+
+SMALLEST_SCALE = 6e-8
+"""The smallest subnormal of fp16: a block of zeros must not divide by zero."""
+
+
+class RowCodec(Protocol):
+    """Codes every row by itself; a row's length is a multiple of `align`."""
+
+    @property
+    def align(self) -> int:
+        """Elements that a row must hold a multiple of."""
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows of bytes for rows of fp32."""
+
+    def decode(self, coded: torch.Tensor, length: int) -> torch.Tensor:
+        """Return rows of `length` fp32 for rows of bytes."""
+
+
+def _tiles(total: int, block: int, device: torch.device) -> Iterator[slice]:
+    """Return slices of whole blocks that cover `total` elements: tiles on a CPU, all at once elsewhere."""
+    step = max(TILE // block, 1) * block if device.type == "cpu" else max(total, 1)
+    return (slice(start, min(start + step, total)) for start in range(0, total, step))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockIntegers:
+    """Symmetric integers of 8 or 4 bits with one fp16 scale per block; stochastic rounding when asked.
+
+    Attributes
+    ----------
+    levels : int
+        Levels on each side of zero: 127 for int8, 7 for int4.
+    width : int
+        Bits of one packed field: 8, 4 or 2.
+    """
+
+    levels: int = 127
+    width: int = 8
+    block: int = 256
+    stochastic: bool = False
+
+    @property
+    def align(self) -> int:
+        """Elements that a row must hold a multiple of."""
+        return self.block
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the packed integers of every row, then its scales."""
+        flat = rows.contiguous().view(-1)
+        values = torch.empty(flat.numel() * self.width // 8, dtype=torch.uint8, device=flat.device)
+        scales = torch.empty(flat.numel() // self.block, dtype=torch.float16, device=flat.device)
+        for tile in _tiles(flat.numel(), self.block, flat.device):
+            blocks = flat[tile].view(-1, self.block)
+            work = blocks.abs()
+            scale = work.amax(1, keepdim=True).div_(self.levels).clamp_(min=SMALLEST_SCALE).half()
+            torch.div(blocks, scale.float(), out=work)
+            if self.stochastic:
+                work.add_(torch.rand_like(work)).floor_()
+            else:
+                work.round_()
+            work.clamp_(-self.levels, self.levels)
+            scales[tile.start // self.block : tile.stop // self.block] = scale.view(-1)
+            place = slice(tile.start * self.width // 8, tile.stop * self.width // 8)
+            values[place] = _packed(work.view(-1), self.levels, self.width)
+        count = rows.shape[0]
+        return torch.cat((values.view(count, -1), scales.view(count, -1).view(torch.uint8)), dim=1)
+
+    def decode(self, coded: torch.Tensor, length: int) -> torch.Tensor:
+        """Return integers times scales."""
+        count, used = coded.shape[0], length * self.width // 8
+        values = coded[:, :used].reshape(-1)
+        scales = coded[:, used:].contiguous().view(torch.float16).view(-1, 1).float()
+        out = torch.empty(count * length, device=coded.device)
+        for tile in _tiles(out.numel(), self.block, out.device):
+            place = slice(tile.start * self.width // 8, tile.stop * self.width // 8)
+            whole = _unpacked(values[place], self.levels, self.width).view(-1, self.block)
+            scale = scales[tile.start // self.block : tile.stop // self.block]
+            torch.mul(whole, scale, out=out[tile].view(-1, self.block))
+        return out.view(count, length)
+
+
+def _packed(whole: torch.Tensor, levels: int, width: int) -> torch.Tensor:
+    """Return integers from -levels to levels as packed bytes."""
+    if width == 8:
+        return whole.to(torch.int8).view(torch.uint8)
+    fields = whole.add_(levels).to(torch.uint8).view(-1, 8 // width)
+    packed = fields[:, 0].clone()
+    for i in range(1, 8 // width):
+        packed |= fields[:, i] << (i * width)
+    return packed
+
+
+def _unpacked(packed: torch.Tensor, levels: int, width: int) -> torch.Tensor:
+    """Return packed bytes as fp32 integers."""
+    if width == 8:
+        return packed.view(torch.int8).float()
+    mask = (1 << width) - 1
+    fields = torch.stack([(packed >> (i * width)) & mask for i in range(8 // width)], dim=1)
+    return fields.view(-1).float().sub_(levels)
+
+
+@dataclass(frozen=True, slots=True)
+class Float8:
+    """fp8 (e4m3) with one fp32 scale per row; bytes travel as uint8, which every library can carry."""
+
+    align: int = 1
+    largest: float = 448.0
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the scale of every row and its elements."""
+        scale = rows.abs().amax(1, keepdim=True).div_(self.largest).clamp_(min=1e-30).contiguous()
+        values = (rows / scale).to(torch.float8_e4m3fn).view(torch.uint8)
+        return torch.cat((scale.view(torch.uint8), values), dim=1)
+
+    def decode(self, coded: torch.Tensor, length: int) -> torch.Tensor:
+        """Return elements times scales."""
+        scale = coded[:, :4].contiguous().view(torch.float32)
+        return coded[:, 4:].contiguous().view(torch.float8_e4m3fn).float().mul_(scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """One bit per element and the row's mean magnitude in fp32."""
+
+    align: int = 8
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the scale of every row and its signs, eight to a byte."""
+        scale = rows.abs().mean(1, keepdim=True).contiguous()
+        bits = (rows >= 0).view(torch.uint8).view(rows.shape[0], -1, 8)
+        packed = (bits << _shifts(rows.device)).sum(-1, dtype=torch.uint8)
+        return torch.cat((scale.view(torch.uint8), packed), dim=1)
+
+    def decode(self, coded: torch.Tensor, length: int) -> torch.Tensor:
+        """Return plus or minus the scale."""
+        scale = coded[:, :4].contiguous().view(torch.float32)
+        bits = (coded[:, 4:].unsqueeze(-1) >> _shifts(coded.device)) & 1
+        return bits.flatten(1).float().mul_(2).sub_(1).mul_(scale)
+
+
+def _shifts(device: torch.device) -> torch.Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
