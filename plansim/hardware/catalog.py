@@ -71,7 +71,7 @@ class AttentionSchema(files.Schema):
     """An `AttentionCurve` in a file."""
 
     peak_fraction: float
-    backward_fraction: float = 0.75
+    backward_fraction: float = 0.87
     exponential_dim: float = 32.0
     block: int = 128
     prologue_keys: float = 100.0

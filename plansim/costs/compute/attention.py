@@ -139,10 +139,12 @@ def fused_s(
     curve = kernel.curve
     mean, longest = visible_keys(seq_q, seq_kv, curve.block, causal, window)
     items = batch * heads * math.ceil(seq_q / curve.block)
-    extra = 2 * curve.exponential_dim
+    products = 1.0 if direction == "forward" else BACKWARD_FLOP_RATIO
+    extra = 2 * curve.exponential_dim / products
     reference = (2 * REFERENCE_HEAD_DIM) / (2 * REFERENCE_HEAD_DIM + extra)
-    flop_per_key = 2 * curve.block * (head_dim + value_dim + extra) * reference
-    key_s = flop_per_key / kernel.unit_flop_per_s
+    key_s = products * 2 * curve.block * (head_dim + value_dim + extra) * reference / kernel.unit_flop_per_s
+    if direction == "backward":
+        key_s /= curve.backward_fraction
     mean, longest = mean + curve.prologue_keys, longest + curve.prologue_keys
     compute_s = key_s * max(
         longest, items * mean / kernel.units + curve.tail_items * longest * (1 - 1 / items)
@@ -151,9 +153,7 @@ def fused_s(
     rows = batch * SCORE_BYTES * (head_dim + value_dim) / 2
     nbytes = 2 * rows * (curve.query_passes * heads * seq_q + curve.key_passes * kv_heads * seq_kv)
     memory_s = nbytes / kernel.bytes_per_s
-    if direction == "backward":
-        return curve.launch_s + BACKWARD_FLOP_RATIO * compute_s / curve.backward_fraction + 2 * memory_s
-    return curve.launch_s + compute_s + memory_s
+    return curve.launch_s + compute_s + memory_s * (2 if direction == "backward" else 1)
 
 
 def visible_keys(

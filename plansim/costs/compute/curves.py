@@ -25,7 +25,7 @@ def matmul_curve_of(device: Device, arithmetic: str) -> MatmulCurve:
         for name in (arithmetic, *NEAR_TYPES[arithmetic]):
             if name in curves:
                 return curves[name]
-    return family.matmul["bf16"]
+    return device.matmul.get("bf16") or family.matmul["bf16"]
 
 
 def attention_curve_of(device: Device, arithmetic: str) -> AttentionCurve:

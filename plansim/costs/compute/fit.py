@@ -52,9 +52,9 @@ MEMORY_BOUNDS: Final[dict[str, tuple[float, float]]] = {
 SHORT_S: Final = 5e-5
 """Kernels below this weigh less in a fit: launch noise hides their physics."""
 
-SHORT_WEIGHT: Final = 0.3
+SHORT_WEIGHT: Final = 0.1
 
-LOG_ROUNDING: Final = 0.02
+LOG_ROUNDING: Final = 0.01
 """Errors below this count quadratically, larger ones linearly, so that outliers do not lead."""
 
 Curve = TypeVar("Curve", MatmulCurve, AttentionCurve, MemoryCurve)
@@ -161,6 +161,8 @@ def _fit(
 
     if len(measured_s) < 3:
         raise InputError(f"a fit needs at least three samples, got {len(measured_s)}")
+    low_s, high_s = bounds["launch_s"]  # no kernel can be faster than its launch
+    bounds = bounds | {"launch_s": (low_s, max(2 * low_s, min(high_s, *measured_s)))}
     weights = [1.0 if s >= short_s else SHORT_WEIGHT for s in measured_s]
     total = sum(weights)
     box = [(0.0, 1.0)] * len(names)
@@ -178,7 +180,7 @@ def _fit(
     position: Any = [_position(bounds[n], getattr(start, n)) for n in names]
     if thorough:
         position = optimize.differential_evolution(
-            loss, box, seed=0, maxiter=60, popsize=6, tol=1e-6, polish=False, x0=position
+            loss, box, seed=0, maxiter=40, popsize=6, tol=1e-6, polish=False, x0=position
         ).x
     options = {"maxiter": 200 * len(names), "xatol": 1e-4, "fatol": 1e-6}
     best = optimize.minimize(loss, position, method="Nelder-Mead", bounds=box, options=options).x
