@@ -132,9 +132,9 @@ def check(
     _limit_depth(data, source)
     for path, text in (overrides or {}).items():
         data = _with_override(data, path.split("."), _scalar(text), source, path)
-    plain = _plain(data)
+    values = plain(data)
     try:
-        return schema.model_validate(prepare(plain) if prepare else plain)
+        return schema.model_validate(prepare(values) if prepare else values)
     except ValidationError as error:
         lines = [_explain(e, data, schema, source) for e in error.errors(include_url=False)]
         raise InputError("\n".join(lines)) from None
@@ -152,12 +152,12 @@ def _limit_depth(data: Any, source: str, depth: int = 0) -> None:
             raise InputError(f"{source}: YAML tags (!name) are not accepted")
 
 
-def _plain(data: Any) -> Any:
+def plain(data: Any) -> Any:
     """Return ruamel's containers and scalars as plain Python ones."""
     if isinstance(data, Mapping):
-        return {str(k): _plain(v) for k, v in data.items()}
+        return {str(k): plain(v) for k, v in data.items()}
     if isinstance(data, list | tuple):
-        return [_plain(v) for v in data]
+        return [plain(v) for v in data]
     if isinstance(data, bool) or data is None:
         return data
     if hasattr(data, "isoformat"):
@@ -264,7 +264,7 @@ def dump_yaml(data: Any) -> str:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 120
     out = io.StringIO()
-    yaml.dump(_plain(data), out)
+    yaml.dump(plain(data), out)
     return out.getvalue()
 
 

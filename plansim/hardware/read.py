@@ -19,6 +19,7 @@ from plansim.files import (
     Seconds,
     Watts,
     check,
+    plain,
     read_yaml,
     resolve,
 )
@@ -213,14 +214,8 @@ def _written_out(device: Any, place: str) -> Any:
             except InputError as error:
                 raise ProfileError(f"{place}: {error}; or write the device out inline") from None
         return given
-    from_catalogue = _plain(read_yaml(catalog_devices()[known]))
+    from_catalogue = plain(read_yaml(catalog_devices()[known]))
     return _merged(from_catalogue, {**given, "id": known})
-
-
-def _plain(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(k): _plain(v) for k, v in data.items()}
-    return [_plain(v) for v in data] if isinstance(data, list) else data
 
 
 def _merged(base: Any, change: Any) -> Any:

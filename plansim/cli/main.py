@@ -1,0 +1,129 @@
+"""The ``plansim`` command: its table of commands, and what errors become.
+
+To add a command, write ``plansim/cli/<name>.py`` with one function (or a `typer.Typer` for a group of
+commands) and give it one line in `COMMANDS`. The module imports only typer and `plansim.cli` at its top; the
+library behind the command is imported inside the function, so that ``plansim --help`` stays fast.
+Results go to stdout through `plansim.cli.console`, messages to stderr; ``--json`` prints one JSON document.
+A `PlansimError` becomes its message and its exit code, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from plansim import __version__
+from plansim.errors import PlansimError, PlansimWarning, UnknownNameError
+
+COMMANDS: dict[str, str] = {
+    "simulate": "plansim.cli.simulate:simulate",
+    "run": "plansim.cli.run:run",
+    "catalog": "plansim.cli.catalog:catalog",
+    "doctor": "plansim.cli.doctor:doctor",
+}
+"""Command -> where it is, in the order of the help. A function, or a `typer.Typer`."""
+
+TRACEBACK_VARIABLE = "PLANSIM_TRACEBACK"
+
+
+class Commands(TyperGroup):
+    """The commands of the table, each imported when it is needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401  (typer's own context class is private)
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        """Return the command called `cmd_name`, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(rich_markup_mode=None, add_completion=False)
+            single.command(name=cmd_name)(found)
+            found = single
+        return typer.main.get_command(found)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
+        """Return the command that the first argument names; offer the nearest when there is none."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise typer.BadParameter(str(UnknownNameError("command", args[0], COMMANDS)), ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=Commands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"plansim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def plansim(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    """Plan parallel training, run the plan for real, and show prediction beside measurement."""
+
+
+def main() -> None:
+    """Run the command line and end the process with the exit code that fits."""
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", PlansimWarning)
+    try:
+        app(prog_name="plansim")
+    except PlansimError as error:
+        _report(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001  (the outermost frame: a bug becomes a short report)
+        _report_bug(error)
+        sys.exit(1)
+
+
+def _report(error: PlansimError) -> None:
+    for line in str(error).splitlines():
+        typer.echo(f"error: {line}", err=True)
+    for rule, count in sorted(getattr(error, "rejected_by_rule", {}).items(), key=lambda item: -item[1]):
+        typer.echo(f"  {count:>9,} rejected by {rule}", err=True)
+    tail = getattr(error, "log_tail", "")
+    if tail:
+        typer.echo(tail.rstrip(), err=True)
+
+
+def _report_bug(error: Exception) -> None:
+    """Say what went wrong and where in a few lines; the traceback is for those who ask."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    typer.echo(f"internal error: {type(error).__name__}: {error}", err=True)
+    typer.echo(f"  in {last.name} ({last.filename}:{last.lineno}), plansim {__version__}", err=True)
+    typer.echo(f"  this is a bug; please report it ({TRACEBACK_VARIABLE}=1 shows the traceback)", err=True)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+if __name__ == "__main__":
+    main()

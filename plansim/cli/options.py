@@ -1,0 +1,124 @@
+"""Options that commands share, and the overrides they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plansim.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from plansim.hardware.profile import Profile
+    from plansim.plan.model import Plan
+    from plansim.workload.model import Model
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE",
+        help="Change one value, checked as the file is: profile.node.count=64, model.layers=12, "
+        "plan.parallel.tp=4, job.global_batch=512; list items by index.",
+    ),
+]
+ProfileName = Annotated[
+    str,
+    typer.Option(
+        "--profile", "-p", metavar="P", help="Hardware profile: a path or a name (see catalog list profiles)."
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="M",
+        help="Built-in name, model file, Hugging Face config.json, or package.module:factory.",
+    ),
+]
+
+KINDS = ("profile", "model", "plan", "job")
+
+
+def split_overrides(given: Iterable[str] | None, kinds: tuple[str, ...] = KINDS) -> dict[str, dict[str, str]]:
+    """Return overrides by the file they change, each as dotted key -> YAML text.
+
+    Parameters
+    ----------
+    given : iterable of str
+        As typed: ``kind.key.path=value``.
+    kinds : tuple of str
+        What this command reads.
+
+    Raises
+    ------
+    typer.BadParameter
+        When the text is no assignment (a usage error).
+    InputError
+        When it changes a file that this command does not read.
+    """
+    found: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
+    for text in given or ():
+        path, equals, value = text.partition("=")
+        kind, dot, key = path.strip().partition(".")
+        if not (equals and dot and key):
+            raise typer.BadParameter(
+                f"'{text}' is not KEY=VALUE with a key such as {kinds[0]}.name", param_hint="-o"
+            )
+        if kind not in kinds:
+            raise InputError(f"-o {text}: {UnknownNameError('kind of file', kind, kinds)}")
+        found[kind][key] = value.strip()
+    return found
+
+
+def read_shape(name: str, overrides: dict[str, str] | None = None) -> Model:
+    """Return a model whose shape is known from its name or file."""
+    from plansim.workload.module import ModuleModel
+    from plansim.workload.read import load_model
+
+    model = load_model(name, overrides)
+    if isinstance(model, ModuleModel):
+        raise InputError(
+            f"{name}: a Python factory has no shape before it is built; give a model name or file"
+        )
+    return model
+
+
+def read_case(
+    plan_path: str, given: Iterable[str] | None, *, profile: str | None = None, model: str | None = None
+) -> tuple[Plan, Model, Profile]:
+    """Return a plan file with the model and the profile it names (or those given instead), checked together.
+
+    Raises
+    ------
+    InputError
+        When a file is wrong, or the plan breaks a rule on this model and profile.
+    """
+    from dataclasses import replace
+
+    from plansim.hardware.read import load_profile
+    from plansim.plan.read import load_plan
+    from plansim.plan.rules import check_plan, require
+
+    changes = split_overrides(given)
+    in_plan = changes["plan"] | {f"job.{key}": value for key, value in changes["job"].items()}
+    plan = load_plan(plan_path, in_plan)
+    plan = replace(plan, model=model or plan.model, profile=profile or plan.profile)
+    shape, cluster = read_shape(plan.model, changes["model"]), load_profile(plan.profile, changes["profile"])
+    require(check_plan(plan, shape, cluster), source=plan_path)
+    return plan, shape, cluster
+
+
+def warn_without_effect(plan: Plan, model: Model) -> None:
+    """Warn of every setting of the plan that changes nothing."""
+    import warnings
+
+    from plansim.errors import PlansimWarning
+    from plansim.plan.rules import without_effect
+
+    for text in without_effect(plan, model):
+        warnings.warn(text, PlansimWarning, stacklevel=2)

@@ -1,0 +1,94 @@
+"""``plansim run``: execute a plan with torch.distributed and print what was measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plansim.cli.options import Json, ModelName, Override, read_case, warn_without_effect
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from plansim.results import Measurement
+
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Timed steps of each repeat.")]
+Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Untimed steps before them.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Times the whole run is started anew.")]
+
+
+def run(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan file.")],
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", metavar="P", help="Instead of the plan's.")
+    ] = None,
+    model: ModelName = None,
+    steps: Steps = 10,
+    warmup: Warmup = 3,
+    repeats: Repeats = 1,
+    data: Annotated[str, typer.Option("--data", help="synthetic, digits or text.")] = "synthetic",
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the first losses with a single process.")
+    ] = True,
+    port: Annotated[int, typer.Option("--port", help="Port to meet at; 0 chooses a free one.")] = 0,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds after which to give up.")] = 600.0,
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write the measurement.")] = None,
+    override: Override = None,
+    json: Json = False,
+) -> None:
+    """Execute a plan on this machine (or as a rank under torchrun) and measure it.
+
+    The first losses are compared with a single process before anything is timed. CPU profiles run on gloo, others on
+    NCCL. On several machines start it on each with torchrun: torchrun --nnodes N --nproc-per-node G
+    --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m plansim run PLAN.
+    """
+    from plansim.cli import console
+    from plansim.errors import MissingExtraError
+
+    try:
+        from plansim.execute import RunOptions, run_plan
+    except ImportError:
+        raise MissingExtraError("running a plan", "torch", "execute") from None
+
+    given, shape, cluster = read_case(plan, override, profile=profile, model=model)
+    warn_without_effect(given, shape)
+    device = "cpu" if cluster.backend == "gloo" else "cuda"
+    options = RunOptions(data=data, check=check, device=device, timeout_s=timeout)
+    measured = run_plan(
+        given, shape, steps=steps, warmup=warmup, repeats=repeats, out=out, options=options, port=port
+    )
+    if json:
+        console.emit_json(measured.to_json())
+        return
+    console.show(*_tables(measured))
+
+
+def _tables(measured: Measurement) -> list[RenderableType]:
+    """Return the summary and one row a rank."""
+    from plansim.cli import console
+    from plansim.units import format_bytes, format_count, format_seconds
+
+    step = measured.step_time_s
+    summary = console.table("measured", what="left", value="right")
+    for what, value in (
+        ("step time (median, slowest rank)", f"{format_seconds(step)} ± {measured.spread:.1%}"),
+        ("samples/s", format_count(measured.samples_per_step / step)),
+        ("tokens/s", format_count(measured.tokens_per_step / step)),
+        ("peak memory", format_bytes(measured.peak_memory_bytes)),
+        ("loss, first → last", f"{measured.ranks[0].losses[0]:.4f} → {measured.ranks[0].losses[-1]:.4f}"),
+    ):
+        summary.add_row(what, value)
+    phases = list(measured.ranks[0].phases_s)
+    ranks = console.table(
+        "ranks", rank="right", step="right", memory="right", **dict.fromkeys(phases, "right")
+    )
+    for r in measured.ranks:
+        times = sorted(r.step_times_s)
+        ranks.add_row(
+            str(r.rank),
+            format_seconds(times[len(times) // 2]),
+            format_bytes(r.peak_memory_bytes),
+            *(format_seconds(r.phases_s[p]) for p in phases),
+        )
+    return [summary, ranks, *(f"note: {note}" for note in measured.notes)]

@@ -1,0 +1,217 @@
+"""Predictions and plans as tables and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from plansim.cli.console import table
+from plansim.results import Prediction, StageMemory
+from plansim.results.compare import TERM_NAMES
+from plansim.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from plansim.hardware.profile import Profile
+    from plansim.plan.model import Plan
+    from plansim.workload.model import Model
+
+BAR_WIDTH = 40
+
+
+def headline(plan: Plan, model: Model, profile: Profile) -> Text:
+    """Return what is trained on what, in two lines."""
+    from plansim.workload.totals import parameter_count
+
+    job = plan.job
+    what = (
+        f"{model.name} ({format_count(parameter_count(model))} parameters), global batch {job.global_batch:,}"
+    )
+    if job.seq_len > 1:
+        what += f" x {job.seq_len:,} tokens"
+    what += f", {job.dtype}, {job.optimizer}"
+    groups = " + ".join(f"{g.count} x {g.devices} {g.device.name or g.device.id}" for g in profile.groups)
+    return Text(f"{what}\non {profile.name}: {groups}\n{plan_words(plan)}\n")
+
+
+def plan_words(plan: Plan) -> str:
+    """Return the choices of a plan in one line; what is off or 1 is left out."""
+    p = plan.parallel
+    words = [
+        f"{name} {degree}" for name in ("dp", "tp", "pp", "cp", "ep") if (degree := getattr(p, name)) > 1
+    ]
+    words = words or ["one device"]
+    if p.zero_stage:
+        words.append(f"ZeRO-{p.zero_stage}" + (f" in groups of {p.zero_group}" if p.zero_group else ""))
+    if p.sequence_parallel and p.tp > 1:
+        words.append("sequence parallel")
+    words.append(f"microbatch {p.microbatch}")
+    if p.pp > 1:
+        chunks = f" x {p.virtual_stages} chunks" if p.virtual_stages > 1 else ""
+        words.append(p.schedule + chunks)
+        if p.stage_layers:
+            words.append("layers " + "-".join(map(str, p.stage_layers)))
+    words += _switches(plan)
+    return ", ".join(words)
+
+
+def _switches(plan: Plan) -> list[str]:
+    modes = plan.recompute if isinstance(plan.recompute, str) else "/".join(plan.recompute)
+    words = [f"recompute {modes}"] if modes != "none" else []
+    if plan.attention != "flash":
+        words.append(f"{plan.attention} attention")
+    if plan.aggregation == "parameter_server":
+        words.append(f"{plan.servers} parameter server" + ("s" if plan.servers > 1 else ""))
+    if plan.offload:
+        words.append("optimizer offload")
+    words += [f"{m.method} {edge}" for edge, m in plan.compression.items() if m.method != "none"]
+    return words
+
+
+def plan_short(plan: Plan) -> str:
+    """Return the choices of a plan as short as they go, for a column.
+
+    Examples
+    --------
+    >>> from plansim.plan.model import Job, Parallel, Plan
+    >>> job = Job(global_batch=64, seq_len=1024)
+    >>> parallel = Parallel(dp=4, tp=2, zero_stage=1, microbatch=2, sequence_parallel=True)
+    >>> plan_short(Plan(model="m", profile="p", job=job, parallel=parallel))
+    'dp4 tp2 zero1 sp mb2'
+    """
+    p = plan.parallel
+    words = [f"{name}{degree}" for name in ("dp", "tp", "pp", "cp", "ep") if (degree := getattr(p, name)) > 1]
+    words += [f"zero{p.zero_stage}"] if p.zero_stage else []
+    words += ["sp"] if p.sequence_parallel and p.tp > 1 else []
+    words += [f"mb{p.microbatch}"]
+    words += [p.schedule + (f"x{p.virtual_stages}" if p.virtual_stages > 1 else "")] if p.pp > 1 else []
+    modes = plan.recompute if isinstance(plan.recompute, str) else "mixed"
+    words += [f"rc:{modes}"] if modes != "none" else []
+    words += ["unfused"] if plan.attention != "flash" else []
+    words += ["ps"] if plan.aggregation == "parameter_server" else []
+    words += ["offload"] if plan.offload else []
+    words += [f"{edge[:4]}:{m.method}" for edge, m in plan.compression.items() if m.method != "none"]
+    return " ".join(words)
+
+
+def interval(prediction: Prediction) -> str:
+    """Return the step time with its 80 % interval."""
+    low, high = format_seconds(prediction.step_time_low_s), format_seconds(prediction.step_time_high_s)
+    return f"{format_seconds(prediction.step_time_s)} ({low} to {high})"
+
+
+def summary(plan: Plan, prediction: Prediction) -> Table:
+    """Return the figures of one prediction as two columns."""
+    p, world = prediction, plan.parallel.world_size
+    grid = Table.grid(padding=(0, 2))
+    unit = "tokens/s" if plan.job.seq_len > 1 else "samples/s"
+    rate, each = (
+        (p.tokens_per_s, p.tokens_per_s_per_device)
+        if plan.job.seq_len > 1
+        else (p.samples_per_s, p.samples_per_s / world)
+    )
+    rows = [
+        ("step time", f"{interval(p)}, 80 % interval"),
+        ("throughput", f"{rate:,.0f} {unit}, {each:,.0f} for each of {world:,} devices"),
+        (
+            "utilisation",
+            f"MFU {p.mfu:.1%}, HFU {p.hfu:.1%}, {p.model_flop_per_s_per_device / 1e12:,.1f} TFLOP/s a device",
+        ),
+        (
+            "peak memory",
+            f"{format_bytes(p.peak_memory_bytes)} of {format_bytes(p.memory_limit_bytes)}"
+            + ("" if p.fits else "  DOES NOT FIT"),
+        ),
+        ("pipeline bubble", f"{p.bubble_fraction:.1%}" if plan.parallel.pp > 1 else "none"),
+    ]
+    if p.usd_per_step:
+        per_giga = p.usd_per_step / tokens_per_step(plan) * 1e9
+        rows.append(("cost", f"${p.usd_per_step:,.4f} a step, ${per_giga:,.0f} per 10^9 {unit[:-2]}"))
+    if p.joules_per_step:
+        rows.append(("energy", f"{p.joules_per_step / 3.6e6:,.4f} kWh a step"))
+    rows += [("note", note) for note in p.notes]
+    for name, value in rows:
+        grid.add_row(name, value)
+    return grid
+
+
+def tokens_per_step(plan: Plan) -> int:
+    """Return tokens (samples, where there is no sequence) of one step."""
+    return plan.job.global_batch * plan.job.seq_len
+
+
+def bar(fraction: float, width: int = BAR_WIDTH) -> str:
+    """Return a bar of up to `width` cells.
+
+    Examples
+    --------
+    >>> bar(0.5, 8)
+    '████'
+    """
+    cells = max(0.0, min(fraction, 1.0)) * width
+    part = "▏▎▍▌▋▊▉"[int(cells % 1 * 8) - 1] if int(cells % 1 * 8) else ""
+    return "█" * int(cells) + part
+
+
+def breakdown(prediction: Prediction) -> RenderableType:
+    """Return where the step time goes, as bars; the parts sum to the step."""
+    made = table("\nWhere the time goes", what="", seconds="time>", share="share>", bar="")
+    total = prediction.breakdown.total_s
+    parts = [(f.name, getattr(prediction.breakdown, f.name)) for f in fields(prediction.breakdown)]
+    for name, seconds in sorted(parts, key=lambda part: -part[1]):
+        if seconds > 0:
+            made.add_row(
+                TERM_NAMES[name], format_seconds(seconds), f"{seconds / total:.1%}", bar(seconds / total)
+            )
+    return made
+
+
+def memory(prediction: Prediction) -> RenderableType:
+    """Return the peak memory of every stage by category."""
+    names = [f.name for f in fields(StageMemory)]
+    short = {"communication": "comm", "activations": "activ", "workspace": "work"}
+    made = table(
+        "\nMemory of one device, by stage",
+        stage="stage>",
+        **{n: f"{short.get(n, n)}>" for n in names},
+        total="total>",
+        free="free>",
+    )
+    for i, stages in enumerate(_runs(prediction.memory)):
+        first, last, stage = stages
+        label = f"{first}" if first == last else f"{first}-{last}"
+        values = [f"{getattr(stage, n) / 2**30:.2f}" for n in names]
+        free = prediction.memory_limit_bytes - stage.total_bytes
+        made.add_row(
+            label, *values, f"{stage.total_bytes / 2**30:.2f}", f"{free / 2**30:.2f}", end_section=False
+        )
+        if i >= 31:
+            break
+    made.caption = f"GiB; the limit is {prediction.memory_limit_bytes / 2**30:.2f} GiB"
+    made.caption_justify = "left"
+    return made
+
+
+def _runs(stages: Sequence[StageMemory]) -> list[tuple[int, int, StageMemory]]:
+    """Return (first, last, memory) for runs of equal neighbouring stages."""
+    found: list[tuple[int, int, StageMemory]] = []
+    for i, stage in enumerate(stages):
+        if found and found[-1][2] == stage:
+            found[-1] = (found[-1][0], i, stage)
+        else:
+            found.append((i, i, stage))
+    return found
+
+
+def critical_path(prediction: Prediction, most: int = 8) -> RenderableType:
+    """Return the longest links of the critical path."""
+    if not prediction.critical_path:
+        return Text("")
+    made = table("\nCritical path", what="what~", seconds="time>", share="share>")
+    for term in prediction.critical_path[:most]:
+        made.add_row(term.what, format_seconds(term.seconds), f"{term.fraction:.1%}")
+    return Group(made)
