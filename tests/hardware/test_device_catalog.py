@@ -29,8 +29,8 @@ PUBLISHED_NAMES = [
     "b300",
     "t4-16g-pcie", "tpu-v5p", "tpu-v6e", "tpu-v5e", "h100-96g-hbm2e-500w", "a800-80g-sxm", "v100-16g-sxm",
     "mi300x",
-    "tpu-v3", "gaudi2", "h200-sxm", "mi325x", "tpu-v4", "v100-32g-sxm (DGX-2H 450W)", "mi350x", "trn1
-    NeuronCore",
+    "tpu-v3", "gaudi2", "h200-sxm", "mi325x", "tpu-v4", "v100-32g-sxm (DGX-2H 450W)", "mi350x",
+    "trn1 NeuronCore",
     "p100-16g-pcie", "l40s", "mi355x", "h800-sxm",
 ]  # fmt: skip
 
