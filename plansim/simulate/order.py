@@ -38,8 +38,8 @@ class Order:
 
     Attributes
     ----------
-    first : tuple of int
-        For every rank the variant of its first task.
+    uses : tuple of tuple of int
+        For every rank its chunks in the order of their first use.
     num_boxes, num_links : int
         How many message queues and directed wires the tasks use.
     """
@@ -50,7 +50,7 @@ class Order:
     head: tuple[Task, ...]
     block: tuple[Task, ...]
     tail: tuple[Task, ...]
-    first: tuple[int, ...]
+    uses: tuple[tuple[int, ...], ...]
     num_boxes: int
     num_links: int
 
@@ -108,10 +108,6 @@ def _compiled(rhythm: Rhythm, schedule: Schedule, pp: int, virtual_stages: int) 
             return None
         phases.append(tasks)
     head, block, tail = phases
-    first = tuple(
-        variant_of(actions[0].kind, actions[0].chunk, num_chunks, first=True, last=False) if actions else -1
-        for actions in rhythm.short
-    )
     return Order(
         pp=pp,
         num_chunks=num_chunks,
@@ -119,7 +115,7 @@ def _compiled(rhythm: Rhythm, schedule: Schedule, pp: int, virtual_stages: int) 
         head=head,
         block=block,
         tail=tail,
-        first=first,
+        uses=uses_of(one),
         num_boxes=max(writer.num_boxes, 1),
         num_links=max(len(writer.links), 1),
     )
@@ -135,7 +131,7 @@ class _Writer:
         self._waiting: Counter[int] = Counter()
         self._place = [0] * len(short)
         self._short = short
-        self._last = self._last_gradients(short)
+        self._last = last_gradients(short)
         self._boxes: dict[tuple[str, int, int], int] = {}
         self._in_order = in_order
 
@@ -179,26 +175,17 @@ class _Writer:
             action.chunk,
             self.num_chunks,
             first=action.kind == "F" and action.microbatch == 0,
-            last=self._last.get((rank, place), False),
+            last=(rank, place) in self._last,
         )
-        return Task(rank, inbox, variant, outbox, link, self._following(rank, place), action)
-
-    def _following(self, rank: int, place: int) -> int:
-        """Return the plain variant of the rank's next action that uses parameters, or -1."""
-        actions = self._short[rank]
-        for later in range(place + 1, len(actions)):
-            if (a := actions[later]).kind != "W":
-                return variant_of(a.kind, a.chunk, self.num_chunks, first=False, last=False)
-        return -1
-
-    def _last_gradients(self, short: Program) -> dict[tuple[int, int], bool]:
-        """Return the places where a chunk's gradient is complete: its last B or W."""
-        last: dict[int, tuple[int, int]] = {}
-        for rank, actions in enumerate(short):
-            for place, action in enumerate(actions):
-                if action.kind in "BW":
-                    last[action.chunk] = (rank, place)
-        return dict.fromkeys(last.values(), True)
+        return Task(
+            rank,
+            inbox,
+            variant,
+            outbox,
+            link,
+            following_of(self._short[rank], place, self.num_chunks),
+            action,
+        )
 
     def _boxes_of(self, action: Action) -> tuple[int, int]:
         """Return the message queues that an action reads and writes, -1 for none."""
@@ -217,6 +204,29 @@ class _Writer:
         """Return the queue of a message: one for a chunk and direction, or one for each message."""
         key = (way, chunk, -1 if self._in_order else microbatch)
         return self._boxes.setdefault(key, len(self._boxes))
+
+
+def uses_of(program: Program) -> tuple[tuple[int, ...], ...]:
+    """Return every rank's chunks in the order of their first use."""
+    return tuple(tuple(dict.fromkeys(a.chunk for a in actions)) for actions in program)
+
+
+def last_gradients(program: Program) -> frozenset[tuple[int, int]]:
+    """Return the (rank, place) where a chunk's gradient is complete: its last B or W."""
+    last: dict[int, tuple[int, int]] = {}
+    for rank, actions in enumerate(program):
+        for place, action in enumerate(actions):
+            if action.kind in "BW":
+                last[action.chunk] = (rank, place)
+    return frozenset(last.values())
+
+
+def following_of(actions: Sequence[Action], place: int, num_chunks: int) -> int:
+    """Return the plain variant of the next action after `place` that uses parameters, or -1."""
+    for later in range(place + 1, len(actions)):
+        if (a := actions[later]).kind != "W":
+            return variant_of(a.kind, a.chunk, num_chunks, first=False, last=False)
+    return -1
 
 
 def keeps_order(program: Program) -> bool:

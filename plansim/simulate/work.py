@@ -193,10 +193,8 @@ def _at_start(costs: StepCosts, order: Order, rank: int) -> tuple[Step, ...]:
     """Return what the rank's communication stream is handed at time 0."""
     steps: list[Step] = []
     if costs.overlap_parameters:
-        seen = [t.action.chunk for t in (*order.head, *order.block, *order.tail) if t.rank == rank]
-        for chunk in dict.fromkeys(seen):
+        for chunk in order.uses[rank]:
             steps += [(ISSUE_STAGE, b.comm_s, b.what) for b in _of_chunk(costs.stages[rank].gathers, chunk)]
-        if order.first[rank] >= 0:
-            gathers = _pass_gathers(costs.chunks[seen[0]], "F")
-            steps += [(ISSUE, b.comm_s, b.what) for _, b in gathers[:1]]
+        gathers = _pass_gathers(costs.chunks[order.uses[rank][0]], "F")
+        steps += [(ISSUE, b.comm_s, b.what) for _, b in gathers[:1]]
     return tuple(steps)
