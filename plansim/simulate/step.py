@@ -11,6 +11,7 @@ from plansim.simulate.path import critical_path, terms_of
 from plansim.simulate.relax import Machine, relax
 from plansim.simulate.result import RankUse, StepResult
 from plansim.simulate.spans import spans_of
+from plansim.simulate.work import action_seconds
 
 
 def simulate_step(costs: StepCosts, *, spans: bool = False, extrapolate: bool = True) -> StepResult:
@@ -34,7 +35,8 @@ def simulate_step(costs: StepCosts, *, spans: bool = False, extrapolate: bool = 
     """
     machine, order, _ = relax(costs, spans=spans, extrapolate=extrapolate)
     ends = [finish_rank(costs, machine, rank) for rank in range(costs.pp)]
-    uses = [_use(costs, order, machine, rank, end) for rank, end in enumerate(ends)]
+    held = most_held(costs, order)
+    uses = [_use(costs, order, machine, rank, end, held[rank]) for rank, end in enumerate(ends)]
     last = max(u.finish_s for u in uses)
     critical = min(range(costs.pp), key=lambda r: (-uses[r].finish_s, uses[r].pp_wait_s, r))
     saved = last - _finish_without_sends(costs) if _has_sends(costs) else 0.0
@@ -100,21 +102,29 @@ def finish_rank(costs: StepCosts, machine: Machine, rank: int) -> RankEnd:
 def own_work(costs: StepCosts, order: Order, rank: int) -> tuple[Parts, Parts]:
     """Return what a rank's actions last in all: (forward and backward, recomputation)."""
     work, again = Parts(), Parts()
-    for chunk, cost in enumerate(costs.chunks):
-        if order.rank_of_chunk[chunk] == rank:
-            work = work + cost.forward + cost.backward_input + cost.backward_weight
-            again = again + cost.recompute
+    for chunk in order.uses[rank]:
+        cost = costs.chunks[chunk]
+        work = work + cost.forward + cost.backward_input + cost.backward_weight
+        again = again + cost.recompute
     return work.scaled(costs.num_microbatches), again.scaled(costs.num_microbatches)
+
+
+def _actions_s(costs: StepCosts, order: Order, rank: int) -> float:
+    """Return how long a rank's actions last in all, seconds."""
+    total = 0.0
+    for chunk in order.uses[rank]:
+        total += action_seconds(costs.chunks[chunk], "F") + action_seconds(costs.chunks[chunk], "B")
+    return total * costs.num_microbatches
 
 
 def _coding_s(costs: StepCosts, order: Order, rank: int) -> float:
     """Return the encode and decode time of a rank's buckets in one step, seconds."""
     end = costs.stages[rank]
     total = _blocking(end.reductions) + _blocking(end.gathers)
-    for chunk, cost in enumerate(costs.chunks):
-        if order.rank_of_chunk[chunk] == rank:
-            a_pass = 2 * _blocking(cost.gathers_per_pass) + _blocking(cost.reductions_per_pass)
-            total += costs.num_microbatches * a_pass
+    for chunk in order.uses[rank]:
+        cost = costs.chunks[chunk]
+        a_pass = 2 * _blocking(cost.gathers_per_pass) + _blocking(cost.reductions_per_pass)
+        total += costs.num_microbatches * a_pass
     return total
 
 
@@ -122,15 +132,21 @@ def _blocking(buckets: tuple[Bucket, ...]) -> float:
     return sum(b.blocking_s for b in buckets)
 
 
-def _use(costs: StepCosts, order: Order, machine: Machine, rank: int, end: RankEnd) -> RankUse:
+def _use(
+    costs: StepCosts,
+    order: Order,
+    machine: Machine,
+    rank: int,
+    end: RankEnd,
+    most_held: tuple[dict[int, int], float],
+) -> RankUse:
     """Return how a rank spends the step; what is not its own work is waiting for other ranks."""
     stage, streams = costs.stages[rank], machine.streams[rank]
-    work, again = own_work(costs, order, rank)
-    busy = work.total_s + again.total_s + _coding_s(costs, order, rank) + stage.optimizer_s + stage.host_s
+    busy = _actions_s(costs, order, rank) + _coding_s(costs, order, rank) + stage.optimizer_s + stage.host_s
     dp_wait = streams.waited_s + streams.slowed_s + stage.tail_s
     send = 0.0 if costs.async_sends else _send_s(costs, order, rank)
     wait = end.finish_s - busy - dp_wait - send
-    held, held_bytes = _held(costs, order, rank)
+    held, held_bytes = most_held
     return RankUse(
         finish_s=end.finish_s,
         busy_s=busy,
@@ -154,26 +170,25 @@ def _send_s(costs: StepCosts, order: Order, rank: int) -> float:
     return total * costs.num_microbatches
 
 
-def _held(costs: StepCosts, order: Order, rank: int) -> tuple[dict[int, int], float]:
-    """Return the microbatches held per chunk, and the activation bytes, when a rank holds most bytes."""
-    counts: dict[int, int] = {}
-    now = most = 0.0
-    peak: dict[int, int] = {}
-    for task in (*order.head, *order.block, *order.tail):
-        if task.rank != rank:
-            continue
-        kind, chunk = task.action.kind, task.action.chunk
-        cost = costs.chunks[chunk]
-        if kind == "F":
-            counts[chunk] = counts.get(chunk, 0) + 1
-            now += cost.activation_bytes
-        needs = now + (cost.backward_extra_bytes if kind in "BI" else 0.0)
-        if needs > most or not peak:
-            most, peak = needs, dict(counts)
-        if kind in "BW":
-            counts[chunk] -= 1
-            now -= cost.activation_bytes
-    return peak, most
+def most_held(costs: StepCosts, order: Order) -> list[tuple[dict[int, int], float]]:
+    """Return for every rank the microbatches held per chunk, and the bytes, when it holds most bytes."""
+    counts: list[dict[int, int]] = [{} for _ in range(order.pp)]
+    now, most = [0.0] * order.pp, [-1.0] * order.pp
+    peaks: list[dict[int, int]] = [{} for _ in range(order.pp)]
+    for tasks in (order.head, order.block, order.tail):
+        for task in tasks:
+            rank, kind, chunk = task.rank, task.action.kind, task.action.chunk
+            cost = costs.chunks[chunk]
+            if kind == "F":
+                counts[rank][chunk] = counts[rank].get(chunk, 0) + 1
+                now[rank] += cost.activation_bytes
+            needs = now[rank] + (0.0 if kind in "FW" else cost.backward_extra_bytes)
+            if needs > most[rank]:
+                most[rank], peaks[rank] = needs, dict(counts[rank])
+            if kind in "BW":
+                counts[rank][chunk] -= 1
+                now[rank] -= cost.activation_bytes
+    return [(peak, max(n, 0.0)) for peak, n in zip(peaks, most, strict=True)]
 
 
 def _has_sends(costs: StepCosts) -> bool:

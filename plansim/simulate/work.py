@@ -59,6 +59,11 @@ def build_work(costs: StepCosts, order: Order) -> Work:
             base = action_seconds(cost, kind)
             send = {"F": cost.send_forward_s, "W": 0.0}.get(kind, cost.send_backward_s)
             gathers = _pass_gathers(cost, kind)
+            if not _has_traffic(costs, order, chunk):
+                v = variant_of(kind, chunk, chunks, first=False, last=False)
+                seconds[v : v + 4] = plain[v : v + 4] = [base] * 4
+                sends[v : v + 4] = [send] * 4
+                continue
             for first in (False, True):
                 for last in (False, True):
                     v = variant_of(kind, chunk, chunks, first=first, last=last)
@@ -72,6 +77,12 @@ def build_work(costs: StepCosts, order: Order) -> Work:
                         first_gather[v] = (gathers[0][1].comm_s, gathers[0][1].what)
     at_start = tuple(_at_start(costs, order, rank) for rank in range(order.pp))
     return Work(plain, seconds, steps, sends, first_gather, at_start)
+
+
+def _has_traffic(costs: StepCosts, order: Order, chunk: int) -> bool:
+    """Return whether any action of the chunk may hand over or wait for data-parallel traffic."""
+    cost, end = costs.chunks[chunk], costs.stages[order.rank_of_chunk[chunk]]
+    return bool(cost.gathers_per_pass or cost.reductions_per_pass or end.gathers or end.reductions)
 
 
 def action_seconds(cost: ChunkCosts, kind: str) -> float:
