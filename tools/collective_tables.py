@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from plansim.hardware.fabric import Fabric, FabricLevel, GroupShape
 
@@ -34,7 +33,7 @@ def level(
     *,
     group: int | None = None,
     latency: float = 3e-6,
-    **more: Any,
+    **more: object,
 ) -> FabricLevel:
     return FabricLevel(
         name=name,
@@ -43,7 +42,7 @@ def level(
         bandwidth_bytes_per_s=bandwidth,
         latency_s=latency,
         transport=transport,
-        **more,
+        **more,  # type: ignore[arg-type]
     )
 
 
@@ -54,7 +53,7 @@ def nvlink(generation: int, group: int = 8) -> FabricLevel:
     )
 
 
-def network(transport: str, bandwidth: float, rails: int, latency: float, **more: Any) -> FabricLevel:
+def network(transport: str, bandwidth: float, rails: int, latency: float, **more: object) -> FabricLevel:
     return level("network", "fat-tree", bandwidth, transport, rails=rails, latency=latency, **more)
 
 
@@ -76,7 +75,7 @@ INTRA = {
         level("host", "switch", 42e9, "pcie5", group=8, latency=5e-6),
     ),
 }
-"""Fabric of one node by system. PCIe boxes: the outer levels' capacities are read off the largest messages."""
+"""Fabric of one node by system. PCIe boxes: outer capacities are read off the largest messages."""
 
 HOST_FLOOR_S = {"torch bench": 40e-6}
 """Shortest time that a measuring program can see: one call from Python with its synchronisation."""
