@@ -54,7 +54,7 @@ def test_check_and_array_form_agree(name, parallel, model):
     given_plan = replace(plan(), parallel=parallel)
     degrees = degrees_of(given_plan, model)
     arrays = {
-        k: v if k in ("heads", "kv_heads", "layers", "experts") else np.array([v, v])
+        k: v if k in ("heads", "kv_heads", "layers", "experts", "tied") else np.array([v, v])
         for k, v in degrees.items()
     }
 

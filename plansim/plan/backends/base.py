@@ -20,8 +20,9 @@ Degrees = Mapping[str, Any]
 """Integers of a plan by name, each a number or an array of one shape.
 
 Of the plan: ``dp tp pp cp ep zero_stage zero_group microbatch virtual_stages num_microbatches seq_len`` and
-the booleans ``sequence_parallel uneven``. Of the model, always numbers: ``heads kv_heads layers experts``.
-`zero_group` is ``dp * cp`` where the plan leaves it out; `heads` and `experts` are 0 where there are none.
+the booleans ``sequence_parallel uneven``. Of the model, a plain value each: ``heads kv_heads layers experts``
+and ``tied``. `zero_group` is ``dp * cp`` where the plan leaves it out; `heads` and `experts` are 0 where
+there are none.
 """
 
 FEATURES: dict[str, Callable[[Degrees], Mask]] = {
@@ -38,6 +39,7 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
     "virtual stages": lambda d: d["virtual_stages"] > 1,
     "uneven stages": lambda d: d["uneven"],
     "sequence parallel": lambda d: d["sequence_parallel"],
+    "tied embeddings": lambda d: d["tied"],
 }
 """What a pair may name, by its test on `Degrees` (element-wise on arrays)."""
 
@@ -113,6 +115,8 @@ class Backend:
         Whether stages may recompute differently.
     relations : tuple of Relation
     pairs : tuple of Pair
+    zero_stages_of : mapping of str to tuple of int
+        For compression methods (``"gradients int4"``) that work with some ZeRO stages only, those stages.
     remedies : mapping of str to str
         What to do instead, by choice.
     """
@@ -132,6 +136,7 @@ class Backend:
     recompute_per_stage: bool = False
     relations: tuple[Relation, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    zero_stages_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     remedies: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, plan: Plan, model: Model) -> list[str]:
@@ -148,7 +153,11 @@ class Backend:
         ['zero 2 with pp: the pipeline engine keeps gradients whole; use zero_stage 0 or 1']
         """
         degrees = degrees_of(plan, model)
-        reasons = [*self._family_reasons(model), *self._choice_reasons(plan)]
+        reasons = [
+            *self._family_reasons(model),
+            *self._choice_reasons(plan),
+            *self._compression_reasons(plan),
+        ]
         reasons += [
             f"{r.message.format(**degrees)}; {r.remedy.format(**degrees)}"
             for r in self._all_relations()
@@ -186,7 +195,8 @@ class Backend:
         if model.family in self.families:
             return []
         return [
-            f"model family {model.family} is not built by {self.name} (it has {', '.join(self.families)})"
+            f"model family {model.family} is not available; "
+            f"{self.name} builds {', '.join(self.families)}, plansim builds all"
         ]
 
     def _choice_reasons(self, plan: Plan) -> list[str]:
@@ -198,6 +208,16 @@ class Backend:
             elif given is not None and given not in allowed:
                 reasons.append(self._refusal(choice, given, allowed))
         return reasons
+
+    def _compression_reasons(self, plan: Plan) -> list[str]:
+        stage = plan.parallel.zero_stage
+        named = [f"{edge} {method.method}" for edge, method in plan.compression.items()]
+        return [
+            f"compression.{name} does not work with zero_stage {stage}; "
+            f"use zero_stage {' or '.join(str(s) for s in self.zero_stages_of[name])}"
+            for name in named
+            if stage not in self.zero_stages_of.get(name, (stage,))
+        ]
 
     def _recompute_reasons(self, given: tuple[str, ...], allowed: tuple[Any, ...]) -> list[str]:
         reasons = [self._refusal("recompute", mode, allowed) for mode in sorted(set(given) - set(allowed))]
@@ -250,6 +270,7 @@ def degrees_of(plan: Plan, model: Model) -> dict[str, Any]:
         "kv_heads": model.kv_heads if attention else 0,
         "layers": model.layers,
         "experts": model.moe.experts if model.moe else 0,
+        "tied": model.tied_embeddings,
     }
 
 

@@ -63,6 +63,7 @@ DEEPSPEED = Backend(
             remedy="switch sequence_parallel off",
         ),
     ),
+    zero_stages_of={"gradients int4": (3,), "parameters int8": (3,)},
     remedies={
         "schedule": "use 1f1b, the order of its pipeline engine",
         "recompute": "use none or full",

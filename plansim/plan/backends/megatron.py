@@ -45,6 +45,7 @@ MEGATRON = Backend(
         INTERLEAVING_DIVIDES_MICROBATCHES,
         EVERY_CHUNK_HAS_A_LAYER,
     ),
+    zero_stages_of={"parameters fp8": (1, 2, 3)},
     remedies={
         "schedule": "use 1f1b, or interleaved with virtual_stages > 1",
         "aggregation": "use all_reduce",

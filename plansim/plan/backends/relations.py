@@ -69,7 +69,9 @@ INTERLEAVING_DIVIDES_MICROBATCHES = Relation(
 
 EVERY_CHUNK_HAS_A_LAYER = Relation(
     name="a layer in every chunk",
-    broken=lambda d: d["pp"] * d["virtual_stages"] > d["layers"],
+    broken=lambda d: (
+        (d["pp"] * d["virtual_stages"] > d["layers"]) & (d["pp"] * d["virtual_stages"] != d["layers"] + 2)
+    ),
     message="pp {pp} x virtual_stages {virtual_stages} chunks are more than {layers} layers",
     remedy="use fewer stages or chunks",
 )

@@ -64,6 +64,11 @@ TORCHTITAN = Backend(
             remedy="use zero_stage 2 or 3",
         ),
         Pair(
+            features=("tied embeddings", "pp"),
+            reason="embedding and head would sit on different stages",
+            remedy="use pp 1 or a model with its own head",
+        ),
+        Pair(
             features=("zero 3", "pp"),
             schedules=("zb-h1", "zbv", "dualpipev"),
             reason="resharding between the split backward passes gives slightly wrong gradients",
