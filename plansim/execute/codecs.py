@@ -82,7 +82,7 @@ class BlockIntegers:
         """Return integers times scales."""
         count, used = coded.shape[0], length * self.width // 8
         values = coded[:, :used].reshape(-1)
-        scales = coded[:, used:].contiguous().view(torch.float16).view(-1, 1).float()
+        scales = _floats(coded[:, used:], torch.float16).float()
         out = torch.empty(count * length, device=coded.device)
         for tile in _tiles(out.numel(), self.block, out.device):
             place = slice(tile.start * self.width // 8, tile.stop * self.width // 8)
@@ -127,8 +127,8 @@ class Float8:
 
     def decode(self, coded: torch.Tensor, length: int) -> torch.Tensor:
         """Return elements times scales."""
-        scale = coded[:, :4].contiguous().view(torch.float32)
-        return coded[:, 4:].contiguous().view(torch.float8_e4m3fn).float().mul_(scale)
+        scale = _floats(coded[:, :4], torch.float32)
+        return coded[:, 4:].view(torch.float8_e4m3fn).float().mul_(scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +146,14 @@ class Signs:
 
     def decode(self, coded: torch.Tensor, length: int) -> torch.Tensor:
         """Return plus or minus the scale."""
-        scale = coded[:, :4].contiguous().view(torch.float32)
+        scale = _floats(coded[:, :4], torch.float32)
         bits = (coded[:, 4:].unsqueeze(-1) >> _shifts(coded.device)) & 1
         return bits.flatten(1).float().mul_(2).sub_(1).mul_(scale)
+
+
+def _floats(coded: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return bytes as a column of floats; copied, since they may lie anywhere in a message."""
+    return coded.clone().reshape(-1).view(dtype).view(-1, 1)
 
 
 def _shifts(device: torch.device) -> torch.Tensor:

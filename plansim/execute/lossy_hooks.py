@@ -73,7 +73,7 @@ def two_hops(codec: RowCodec, group: Any, *, feedback: bool = False) -> Hook:
         if feedback:
             memory.keep(("mean", bucket.index()), mean - codec.decode(mine, piece).view(-1))
         gathered = torch.empty(ranks, mine.shape[1], dtype=torch.uint8, device=flat.device)
-        dist.all_gather_into_tensor(gathered, mine, group=group)
+        dist.all_gather(list(gathered.split(1)), mine, group=group)
         flat.copy_(codec.decode(gathered, piece).view(-1)[: flat.numel()])
         return finished(flat)
 
@@ -131,7 +131,7 @@ def topk(options: Mapping[str, Any], group: Any) -> Hook:
             whole[places] = 0
             memory.keep(bucket.index(), whole)
         gathered = torch.empty(ranks * message.numel(), dtype=torch.int32, device=flat.device)
-        dist.all_gather_into_tensor(gathered, message, group=group)
+        dist.all_gather(list(gathered.chunk(ranks)), message, group=group)
         flat.zero_()
         for values, where in gathered.view(ranks, 2, -1):
             flat.index_add_(0, where, values.view(torch.float32).to(flat.dtype), alpha=1 / ranks)

@@ -20,7 +20,7 @@ PAYLOAD_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.f
 class OuterSync:
     """Averages the weights of all replicas every `every` calls of `step`.
 
-    Local SGD takes the average. DiLoCo (Douillard et al., arXiv 2311.08105) treats the change since the last
+    Local SGD takes the average. DiLoCo (arXiv 2311.08105) treats the change since the last
     exchange as a gradient and takes a Nesterov step with it from the weights of that exchange.
     """
 

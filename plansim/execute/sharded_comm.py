@@ -1,4 +1,4 @@
-"""Coded collectives for `fully_shard`: all-gather of quantised weights, reduce-scatter of quantised gradients.
+"""Coded collectives for `fully_shard`: all-gather of weights, reduce-scatter of gradients.
 
 As in ZeRO++ (Wang et al., arXiv 2306.10209): weights travel in int8 or fp8, gradients by all-to-all in int8
 or int4 and are added in fp32 where they arrive.
@@ -50,7 +50,7 @@ class _Allocates:
         return torch.empty(*size, dtype=dtype, device=device)
 
 
-class CodedAllGather(_Allocates, AllGather):  # type: ignore[misc]
+class CodedAllGather(_Allocates, AllGather):
     """Gathers coded shards and decodes them into the whole parameters."""
 
     def __init__(self, codec: RowCodec) -> None:
@@ -67,14 +67,14 @@ class CodedAllGather(_Allocates, AllGather):  # type: ignore[misc]
         ranks, length = group.size(), input_tensor.numel()
         mine = self._codec.encode(_padded(input_tensor.view(1, -1), self._codec.align))
         coded = torch.empty(ranks, mine.shape[1], dtype=torch.uint8, device=mine.device)
-        dist.all_gather_into_tensor(coded, mine, group=group)
+        dist.all_gather(list(coded.split(1)), mine, group=group)
         padded = -(-length // self._codec.align) * self._codec.align
         whole = self._codec.decode(coded, padded)[:, :length]
         output_tensor.view(ranks, length).copy_(whole)
         return None
 
 
-class CodedReduceScatter(_Allocates, ReduceScatter):  # type: ignore[misc]
+class CodedReduceScatter(_Allocates, ReduceScatter):
     """Sends coded pieces of the gradient to their owners, who decode and add them."""
 
     def __init__(self, codec: RowCodec) -> None:
