@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from plansim.costs.collectives import collective_s
 from plansim.costs.compute import memory_bound_s
-from plansim.costs.interference import overlap_slowdowns
+from plansim.costs.interference import interference
 from plansim.costs.layout import ADAM_STATE_BYTES, Layout
 from plansim.costs.operators import Arithmetic, BlockTime, block_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
@@ -23,7 +23,7 @@ MAX_BUCKETS = 16
 def step_costs(layout: Layout) -> StepCosts:
     """Return the durations of everything one step of a plan does."""
     p = layout.plan.parallel
-    comm_slowdown, compute_slowdown = overlap_slowdowns(layout.profile.device, inter_node=layout.num_nodes > 1)
+    beside = interference("compute+comm", inter_node=layout.group("dp_cp").inter_unit, device=layout.profile.device)
     return StepCosts(
         chunks=tuple(_chunk(layout, i) for i in range(len(layout.chunks))),
         stages=tuple(_stage_end(layout, s) for s in range(p.pp)),
@@ -33,8 +33,8 @@ def step_costs(layout: Layout) -> StepCosts:
         virtual_stages=p.virtual_stages,
         overlap_gradients=layout.plan.overlap.gradients and layout.stack.gradient_overlap,
         overlap_parameters=layout.plan.overlap.parameters and layout.stack.parameter_overlap,
-        comm_slowdown=comm_slowdown,
-        compute_slowdown=compute_slowdown,
+        comm_slowdown=1.0 / beside.second,
+        compute_slowdown=1.0 / beside.first,
         async_sends=layout.stack.pipeline_overlap,
     )
 
@@ -42,13 +42,18 @@ def step_costs(layout: Layout) -> StepCosts:
 def without_weight_gradients(costs: StepCosts) -> StepCosts:
     """Return the costs of training small adapters beside frozen weights (LoRA): no weight gradient, reduction or update."""
     chunks = tuple(replace(c, backward_weight=Parts(), reductions_per_pass=()) for c in costs.chunks)
-    stages = tuple(replace(s, reductions=(), gathers=(), optimizer_s=0.0) for s in costs.stages)
-    return replace(costs, chunks=chunks, stages=stages)
+    return without_optimizer(replace(costs, chunks=chunks))
+
+
+def without_optimizer(costs: StepCosts) -> StepCosts:
+    """Return the costs of forward and backward alone."""
+    return replace(costs, stages=tuple(replace(s, reductions=(), gathers=(), optimizer_s=0.0) for s in costs.stages))
 
 
 def comm_s(layout: Layout, axis: str, collective: str, nbytes: float) -> float:
     """Return the seconds of one collective over the groups of `axis`, alone on the links."""
-    return _collective(collective, nbytes, layout.group(axis), layout.fabric, layout.profile.backend)
+    alone = _collective(collective, nbytes, layout.group(axis), layout.fabric, layout.profile.backend)
+    return alone / layout.stack.collective_efficiency
 
 
 @lru_cache(maxsize=262144)
@@ -70,7 +75,7 @@ def _block_time(block: Block, device, dtype, stack, tp_overlap, key) -> BlockTim
     groups = {"tp": tp, "cp": cp, "ep": ep}
 
     def seconds(axis: str, collective: str, nbytes: float) -> float:
-        return _collective(collective, nbytes, groups[axis], fabric, backend)
+        return _collective(collective, nbytes, groups[axis], fabric, backend) / stack.collective_efficiency
 
     how = Arithmetic(device=device, dtype=dtype, stack=stack)
     return block_s(block, how, seconds, tp_overlap=tp_overlap and stack.tp_overlap)

@@ -48,6 +48,16 @@ class Arithmetic:
     stack: Stack
 
     @property
+    def product_fraction(self) -> float:
+        """Speed of matrix products in training over that of the benchmarked kernels."""
+        return self.stack.matmul_efficiency * self.device.sustained_fraction
+
+    @property
+    def attention_fraction(self) -> float:
+        """Speed of attention in training over that of the benchmarked kernels."""
+        return self.stack.attention_efficiency * self.device.sustained_fraction
+
+    @property
     def wide(self) -> str:
         """The 16-bit (or wider) type that low-precision recipes keep for attention and the head."""
         if self.dtype not in LOW_PRECISION:
@@ -81,7 +91,7 @@ def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
     else:
 
         def product(m: int, n: int, k: int) -> float:
-            return matmul_s(how.device, m, n, k, dtype=dtype, batch=op.batch) / how.stack.matmul_efficiency
+            return matmul_s(how.device, m, n, k, dtype=dtype, batch=op.batch) / how.product_fraction
 
         times = product(op.m, op.n, op.k), product(op.m, op.k, op.n), product(op.k, op.n, op.m)
     casts = _casts(op, how) if dtype in LOW_PRECISION else (0.0, 0.0)
@@ -92,9 +102,9 @@ def _grouped(op: Matmul, how: Arithmetic, dtype: str) -> tuple[float, float, flo
     rows = [max(1, op.m // op.groups)] * op.groups
 
     def product(n: int, k: int) -> float:
-        return grouped_matmul_s(how.device, rows, n, k, dtype=dtype) / how.stack.matmul_efficiency
+        return grouped_matmul_s(how.device, rows, n, k, dtype=dtype) / how.product_fraction
 
-    weight = matmul_s(how.device, op.k, op.n, rows[0], dtype=dtype, batch=op.groups) / how.stack.matmul_efficiency
+    weight = matmul_s(how.device, op.k, op.n, rows[0], dtype=dtype, batch=op.groups) / how.product_fraction
     return product(op.n, op.k), product(op.k, op.n), weight
 
 
@@ -126,7 +136,7 @@ def _attention(op: Attention, how: Arithmetic) -> OperatorTime:
             dtype=how.wide,
             direction=direction,
         )
-        return whole * share / how.stack.attention_efficiency
+        return whole * share / how.attention_fraction
 
     return OperatorTime(forward_s=core("forward"), input_s=core("backward"))
 
@@ -156,14 +166,17 @@ def _convolution(op: Convolution, how: Arithmetic) -> OperatorTime:
             dtype=how.dtype,
             direction=direction,
         )
-        return seconds / how.stack.matmul_efficiency
+        return seconds / how.product_fraction
 
-    return OperatorTime(forward_s=pass_s("forward"), input_s=pass_s("input"), weight_s=pass_s("weight"))
+    return OperatorTime(forward_s=pass_s("forward"), input_s=pass_s("backward_input"), weight_s=pass_s("backward_weight"))
 
 
 def _recurrent(op: Recurrent, how: Arithmetic) -> OperatorTime:
-    forward = recurrent_s(
-        how.device, batch=op.batch, seq=op.seq, in_features=op.in_features, hidden=op.hidden, gates=op.gates, dtype=how.dtype
+    forward = (
+        recurrent_s(
+            how.device, batch=op.batch, seq=op.seq, in_features=op.in_features, hidden=op.hidden, gates=op.gates, dtype=how.dtype
+        )
+        / how.product_fraction
     )
     return OperatorTime(forward_s=forward, input_s=forward, weight_s=forward)
 

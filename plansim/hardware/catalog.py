@@ -133,6 +133,7 @@ class DeviceSchema(files.Schema):
     memory_bandwidth: files.BytesPerSecond
     peak_flop_per_s: dict[str, files.FlopPerSecond]
     power: files.Watts = 0.0
+    sustained_fraction: Annotated[float, Field(gt=0, le=1.2)] = 1.0
     compute_units: int = 1
     l2: files.Bytes = 0.0
     scaleup_bandwidth_per_direction: files.BytesPerSecond = 0.0
@@ -158,6 +159,7 @@ class DeviceSchema(files.Schema):
             compute_units=self.compute_units,
             l2_bytes=self.l2,
             power_watts=self.power,
+            sustained_fraction=self.sustained_fraction,
             pcie_bytes_per_s=self.pcie_per_direction,
             scaleup_bytes_per_s=self.scaleup_bandwidth_per_direction,
             usd_per_hour=(price.low, price.high) if price else None,

@@ -44,6 +44,9 @@ class Device:
         Fitted curves by data type; a missing type falls back to the architecture's default.
     memory : MemoryCurve or None
         Fitted curve of memory-bound kernels.
+    sustained_fraction : float
+        Speed of compute-bound kernels in hours of training over their speed in a short benchmark: the clock
+        that the power limit leaves under continuous load.
     compute_units : int
         SMs, CUs or cores that a wave of tiles fills.
     """
@@ -60,6 +63,7 @@ class Device:
     compute_units: int = 1
     l2_bytes: float = 0.0
     power_watts: float = 0.0
+    sustained_fraction: float = 1.0
     pcie_bytes_per_s: float = 0.0
     scaleup_bytes_per_s: float = 0.0
     usd_per_hour: tuple[float, float] | None = None

@@ -27,6 +27,8 @@ class Stack:
         The same for attention kernels.
     elementwise_passes : float
         Bytes that memory-bound operators really move over what perfect fusion would move.
+    collective_efficiency : float
+        Speed of collectives inside a step over their speed alone (late ranks, shared memory and channels).
     tp_backward_overlap : bool
         Column-parallel backward collectives run beside the weight-gradient product (Megatron).
     tp_overlap : bool
@@ -59,6 +61,7 @@ class Stack:
     matmul_efficiency: float = 1.0
     attention_efficiency: float = 1.0
     elementwise_passes: float = 1.0
+    collective_efficiency: float = 1.0
     tp_backward_overlap: bool = True
     tp_overlap: bool = False
     gradient_overlap: bool = True

@@ -8,7 +8,9 @@ from plansim.errors import PlanError
 
 
 @lru_cache(maxsize=4096)
-def chunk_layers(num_layers: int, chunks: int, stage_layers: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def chunk_layers(
+    num_layers: int, chunks: int, stage_layers: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     """Return how many layers each chunk holds, in model order.
 
     Left to itself the split is as even as it goes; what does not divide goes to the inner chunks first,
@@ -25,6 +27,8 @@ def chunk_layers(num_layers: int, chunks: int, stage_layers: tuple[int, ...] | N
                 f"stage_layers {list(stage_layers)} must have {chunks} entries that sum to {num_layers} layers"
             )
         return stage_layers
+    if num_layers + 2 == chunks:
+        return (0, *(1,) * num_layers, 0)  # embedding and head have chunks of their own
     if num_layers < chunks:
         raise PlanError(f"{num_layers} layers do not fill {chunks} pipeline chunks (pp x virtual_stages)")
     base, extra = divmod(num_layers, chunks)

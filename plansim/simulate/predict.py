@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from plansim.costs.build import shard_degree, step_costs, without_weight_gradients
+from plansim.costs.build import shard_degree, step_costs, without_optimizer, without_weight_gradients
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory
 from plansim.hardware.profile import Profile
@@ -31,10 +31,17 @@ def predict(model: Model, profile: Profile, plan: Plan, *, stack: Stack | None =
     return predict_layout(Layout.of(model, profile, plan, stack))
 
 
-def predict_layout(layout: Layout, *, frozen_weights: bool = False) -> Prediction:
-    """Return the prediction of a plan already laid out; with `frozen_weights` (adapters) no weight is trained."""
+def predict_layout(layout: Layout, *, work: str = "pretrain") -> Prediction:
+    """Return the prediction of a plan already laid out.
+
+    `work` is ``pretrain``, ``lora`` (adapters beside frozen weights) or ``layer-microbenchmark`` (no optimizer).
+    """
     costs = step_costs(layout)
-    return prediction_of(layout, simulate_step(without_weight_gradients(costs) if frozen_weights else costs))
+    if work == "lora":
+        costs = without_weight_gradients(costs)
+    elif work == "layer-microbenchmark":
+        costs = without_optimizer(costs)
+    return prediction_of(layout, simulate_step(costs))
 
 
 def prediction_of(layout: Layout, result: StepResult) -> Prediction:

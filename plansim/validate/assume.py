@@ -65,7 +65,7 @@ class Case:
     stack: Stack
     assumptions: tuple[str, ...]
     layout_known: bool = True
-    frozen_weights: bool = False
+    work: str = "pretrain"
 
 
 class Unpredictable(InputError):
@@ -107,6 +107,9 @@ def _case(row: Row) -> Case:
     if not row.gbs:
         raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
     plan, plan_notes, known = _plan(row, model, stack, device)
+    if row.workload == "layer-microbenchmark":
+        model = replace(model, vocab=0)
+        notes.append("one layer alone: embedding, head and optimizer left out")
     if row.workload == "lora":
         notes.append("LoRA: weight gradients and optimizer of the frozen weights left out")
     return Case(
@@ -117,7 +120,7 @@ def _case(row: Row) -> Case:
         stack=stack,
         assumptions=tuple(notes + plan_notes),
         layout_known=known,
-        frozen_weights=row.workload == "lora",
+        work=row.workload,
     )
 
 
@@ -196,7 +199,7 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
 def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, list[str], bool]:
     notes: list[str] = []
     assert row.n_devices and row.gbs  # noqa: PT018, S101  # the caller checked
-    known = row.tp is not None or row.pp is not None or row.dp is not None or row.zero_stage == 3 or row.n_devices == 1
+    known = row.tp is not None or row.pp is not None or row.n_devices == 1
     tp, pp, cp = row.tp or 1, row.pp or 1, row.cp or 1
     if min(tp, pp, cp, row.n_devices, row.gbs) < 1:
         raise Unpredictable("degrees, devices and batch must be at least 1")
@@ -205,7 +208,7 @@ def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, l
     dp = row.n_devices // (tp * pp * cp)
     zero = _zero_stage(row, stack, dp, notes)
     sp = _sequence_parallel(row, stack, tp, notes)
-    dp, mbs, batch = _batch(row, dp, tp, pp, cp, notes)
+    dp, mbs, batch = _batch(row, dp, tp, pp, cp, known, notes)
     flash = _flash(row, stack, device, notes)
     vp = _virtual(row, model, pp, notes)
     dtype = DTYPES.get(row.dtype.lower(), row.dtype)
@@ -248,11 +251,11 @@ def _sequence_parallel(row: Row, stack: Stack, tp: int, notes: list[str]) -> boo
     return assumed
 
 
-def _batch(row: Row, dp: int, tp: int, pp: int, cp: int, notes: list[str]) -> tuple[int, int, int]:
+def _batch(row: Row, dp: int, tp: int, pp: int, cp: int, known: bool, notes: list[str]) -> tuple[int, int, int]:
     """Return data-parallel degree, microbatch and global batch that divide one another."""
     assert row.gbs  # noqa: S101  # the caller checked
     batch = row.gbs
-    if batch < dp:
+    if batch < dp and known:
         raise Unpredictable(f"global batch {batch} is smaller than dp {dp} (devices / (tp {tp} x pp {pp} x cp {cp}))")
     if batch % dp:
         batch = max(dp, round(batch / dp) * dp)
@@ -282,7 +285,7 @@ def _virtual(row: Row, model: Model, pp: int, notes: list[str]) -> int:
     vp = row.vp or 1
     if pp == 1:
         return 1
-    if pp * vp > model.layers:
+    if pp * vp > model.layers + 2:
         raise Unpredictable(f"{model.layers} layers do not fill pp {pp} x vp {vp} chunks")
     return vp
 

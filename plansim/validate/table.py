@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from plansim.simulate.predict import predict_layout
 from plansim.validate.assume import Case, Unpredictable, case_of
 from plansim.validate.metrics import Pair, kendall_tau, quantile, regret, summary
 from plansim.validate.rows import Row, read_rows
+from plansim.validate.settle import settled
 
 GIB = 2.0**30
 
@@ -58,14 +59,8 @@ class RowResult:
             "feasible": p.fits if p else None,
             "skipped": self.skipped,
             "assumptions": list(self.assumptions),
-            "breakdown": _breakdown(p) if p else None,
+            "breakdown": asdict(p.breakdown) if p else None,
         }
-
-
-def _breakdown(prediction: Prediction) -> dict[str, float]:
-    from dataclasses import asdict
-
-    return asdict(prediction.breakdown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,20 +175,8 @@ def predict_row(row: Row) -> RowResult:
 
 def predict_case(case: Case) -> RowResult:
     """Return the prediction of a case, choosing what the row left open by what fits and is fastest."""
-    case = _settled(case)
+    case = settled(case)
     layout = Layout.of(case.model, case.profile, case.plan, case.stack)
-    prediction = predict_layout(layout, frozen_weights=case.frozen_weights)
+    prediction = predict_layout(layout, work=case.work)
     scale = (case.row.gbs or case.plan.job.global_batch) / case.plan.job.global_batch
     return RowResult(row=case.row, case=case, prediction=prediction, assumptions=case.assumptions, scale=scale)
-
-
-def _settled(case: Case) -> Case:
-    """Return the case with blank recomputation set to the least that fits."""
-    if case.row.recompute in ("none", "selective", "full"):
-        return case
-    for mode in ("none", "selective", "full"):
-        plan = replace(case.plan, recompute=mode)
-        if predict_layout(Layout.of(case.model, case.profile, plan, case.stack)).fits or mode == "full":
-            note = f"recomputation not stated: {mode} assumed (the least that fits)"
-            return replace(case, plan=plan, assumptions=(*case.assumptions, note))
-    return case

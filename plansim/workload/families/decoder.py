@@ -21,11 +21,10 @@ class Decoder:
         """Return embedding, layers and head."""
         boundary = hidden_bytes(model, shard)
         kinds = {kind: self._layer(model, shard, kind, boundary) for kind in set(layer_kinds(model))}
-        return (
-            block("embedding", pieces.embedding(model, shard), boundary),
-            *(kinds[kind] for kind in layer_kinds(model)),
-            _head(model, shard),
-        )
+        layers = tuple(kinds[kind] for kind in layer_kinds(model))
+        if not model.vocab:
+            return layers  # a stack of layers alone
+        return (block("embedding", pieces.embedding(model, shard), boundary), *layers, _head(model, shard))
 
     def _layer(self, model: Model, shard: Shard, kind: str, boundary: float) -> Block:
         second = pieces.experts(model, model.moe, shard) if kind == "moe_layer" and model.moe else pieces.mlp(model, shard)

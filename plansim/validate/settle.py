@@ -1,0 +1,97 @@
+"""What a row leaves open (layout, recomputation) is settled by what fits and is fastest, and said so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from plansim.costs.layout import Layout
+from plansim.costs.memory import memory_limit_bytes, stage_memory
+from plansim.errors import PlansimError
+from plansim.plan.model import Plan
+from plansim.simulate.predict import predict_layout
+from plansim.validate.assume import Case
+
+RECOMPUTE = ("none", "selective", "full")
+DEGREES = (1, 2, 4, 8, 16)
+MICROBATCHES = (1, 2, 4)
+
+
+def settled(case: Case) -> Case:
+    """Return the case with blank layout and recomputation filled in."""
+    if not case.layout_known:
+        return _with_layout(case)
+    if case.row.recompute in RECOMPUTE:
+        return case
+    mode = next((m for m in RECOMPUTE if _fits(case, replace(case.plan, recompute=m))), "full")
+    if mode == case.plan.recompute:
+        return _noted(case, case.plan, f"recomputation not stated: {mode} assumed")
+    return _noted(case, replace(case.plan, recompute=mode), f"recomputation not stated: {mode} assumed (the least that fits)")
+
+
+def _noted(case: Case, plan: Plan, note: str) -> Case:
+    return replace(case, plan=plan, assumptions=(*case.assumptions, note))
+
+
+def _fits(case: Case, plan: Plan) -> bool:
+    layout = Layout.of(case.model, case.profile, plan, case.stack)
+    limit = memory_limit_bytes(layout)
+    stages = {0, plan.parallel.pp - 1}
+    return all(stage_memory(layout, s).total_bytes <= limit for s in stages)
+
+
+def _with_layout(case: Case) -> Case:
+    """Return the case with the fastest layout among the least divided ones that fit."""
+    found: list[Plan] = []
+    smallest = 0
+    for plan in _candidates(case):
+        p = plan.parallel
+        divided = p.tp * p.pp * p.cp
+        if smallest and divided > 2 * smallest:
+            break
+        try:
+            if _fits(case, plan):
+                found.append(plan)
+                smallest = smallest or divided
+        except PlansimError:
+            continue
+    if not found:
+        return _noted(case, case.plan, "layout not stated and none we tried fits: data parallel assumed")
+    best = min(found, key=lambda plan: _step_s(case, plan))
+    p = best.parallel
+    text = f"layout not stated: tp {p.tp} pp {p.pp} cp {p.cp} zero {p.zero_stage} microbatch {p.microbatch}, recompute {best.recompute} assumed (fastest that fits)"
+    return _noted(case, best, text)
+
+
+def _step_s(case: Case, plan: Plan) -> float:
+    return predict_layout(Layout.of(case.model, case.profile, plan, case.stack), work=case.work).step_time_s
+
+
+def _candidates(case: Case) -> Iterator[Plan]:
+    """Yield layouts from the least divided to the most; each with the least recomputation that may fit."""
+    row, base = case.row, case.plan.parallel
+    jax = case.stack.name == "jax"
+    splits = sorted(
+        ((tp, pp, cp) for tp in DEGREES for pp in (DEGREES if not jax else (1,)) for cp in DEGREES),
+        key=lambda s: (s[0] * s[1] * s[2], s[2], s[1]),
+    )
+    n, batch = row.n_devices or 1, case.plan.job.global_batch
+    batch = row.gbs or batch
+    modes = (row.recompute,) if row.recompute in RECOMPUTE else RECOMPUTE
+    zeros = (row.zero_stage,) if row.zero_stage is not None else (3,) if jax else (1, 3)
+    for tp, pp, cp in splits:
+        dp = n // (tp * pp * cp)
+        if n % (tp * pp * cp) or dp > batch or batch % dp or case.model.heads % tp or pp > case.model.layers:
+            continue
+        if cp > 1 and case.plan.job.seq_len < 8192 and dp * cp <= batch:
+            continue
+        for zero in zeros:
+            for microbatch in MICROBATCHES if not row.mbs else (row.mbs,):
+                if (batch // dp) % microbatch:
+                    continue
+                parallel = replace(
+                    base, tp=tp, pp=pp, cp=cp, dp=dp, zero_stage=zero, microbatch=microbatch, virtual_stages=1,
+                    schedule="1f1b", sequence_parallel=tp > 1, ep=min(base.ep, dp * cp),
+                )  # fmt: skip
+                for mode in modes:
+                    yield replace(case.plan, parallel=parallel, recompute=mode, job=replace(case.plan.job, global_batch=batch))

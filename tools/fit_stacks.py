@@ -1,0 +1,217 @@
+"""Fit what software stacks and sustained clocks do to training steps, on tables of measured runs.
+
+Usage: fit_stacks.py FOLDER [--write] [--folds N]
+FOLDER holds published_training*.csv (columns as `plansim validate --table` documents). Few parameters, each with a
+meaning (plansim/hardware/stack.py): per stack the efficiency of products and attention, passes of memory-bound operators,
+host time per kernel, stragglers, collectives; per device the sustained clock. Gauss-Newton on log(measured / predicted)
+with Huber weights and priors; sources weigh by the square root of their rows. `--folds` reports errors on left-out sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from plansim.costs.layout import Layout
+from plansim.errors import PlansimError
+from plansim.hardware.stack import FOLDER as STACKS
+from plansim.hardware.stack import catalog_stacks
+from plansim.simulate.predict import predict_layout
+from plansim.validate.assume import Case, case_of
+from plansim.validate.rows import read_rows
+from plansim.validate.settle import settled
+
+DEVICES = STACKS.parent / "devices"
+# parameter -> (prior mean, prior sigma of the log, lower bound, upper bound)
+STACK_PRIORS = {
+    "matmul_efficiency": (0.95, 0.10, 0.4, 1.1),
+    "attention_efficiency": (0.85, 0.30, 0.2, 1.3),
+    "elementwise_passes": (1.3, 0.35, 0.5, 5.0),
+    "kernel_launch_s": (6e-6, 0.7, 5e-7, 6e-5),
+    "straggler_fraction": (0.004, 0.7, 1e-4, 0.03),
+    "collective_efficiency": (0.85, 0.20, 0.3, 1.1),
+}
+DEVICE_PRIOR = (0.88, 0.10, 0.45, 1.15)
+NOISE = 0.06
+"""Spread that one run is worth: its own noise and what no parameter here explains."""
+
+
+def cases_in(folder: Path, every: int) -> list[Case]:
+    """Return the rows worth fitting on: layout stated, step time measured, figures consistent."""
+    found = []
+    for path in sorted(folder.glob("published_training*.csv")):
+        for i, row in enumerate(read_rows(path)):
+            if not row.step_time_derived or ("single_node" in path.name and i % every):
+                continue
+            try:
+                case = case_of(row)
+                if case.layout_known and case.work in ("", "pretrain"):
+                    found.append(settled(case))
+            except PlansimError:
+                continue
+    return found
+
+
+def family_of(source: str) -> str:
+    """Return the publisher of a source: what is left out together."""
+    return re.split(r"[(:,]| v\d| 20\d\d", source)[0].strip().lower()[:28]
+
+
+class Fit:
+    """Parameters as logs, by (stack, name) and (device, 'sustained_fraction')."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        self.cases = cases
+        self.keys: list[tuple[str, str]] = sorted({(c.stack.name, p) for c in cases for p in STACK_PRIORS})
+        self.keys += sorted({(c.profile.device.id, "sustained_fraction") for c in cases})
+        self.prior = np.array([math.log(self._prior(k)[0]) for k in self.keys])
+        self.sigma = np.array([self._prior(k)[1] for k in self.keys])
+        self.low = np.array([math.log(self._prior(k)[2]) for k in self.keys])
+        self.high = np.array([math.log(self._prior(k)[3]) for k in self.keys])
+        self.x = self.prior.copy()
+        self.index = {k: i for i, k in enumerate(self.keys)}
+
+    @staticmethod
+    def _prior(key: tuple[str, str]) -> tuple[float, float, float, float]:
+        return DEVICE_PRIOR if key[1] == "sustained_fraction" else STACK_PRIORS[key[1]]
+
+    def own(self, case: Case) -> list[int]:
+        """Return the parameters that a case depends on."""
+        keys = [(case.stack.name, p) for p in STACK_PRIORS] + [(case.profile.device.id, "sustained_fraction")]
+        return [self.index[k] for k in keys]
+
+    def log_s(self, case: Case, x: np.ndarray) -> float:
+        """Return the log of the predicted step."""
+        values = {self.keys[i][1]: math.exp(x[i]) for i in self.own(case)}
+        # sustained clock and product efficiency multiply, so the fraction is folded into the stack's copies
+        clock = values.pop("sustained_fraction") / case.profile.device.sustained_fraction
+        values["matmul_efficiency"] *= clock
+        values["attention_efficiency"] *= clock
+        stack = replace(case.stack, **values)
+        scale = (case.row.gbs or 1) / case.plan.job.global_batch
+        layout = Layout.of(case.model, case.profile, case.plan, stack)
+        return math.log(predict_layout(layout, work=case.work or "pretrain").step_time_s * scale)
+
+    def jacobian(self, x: np.ndarray, base: np.ndarray) -> list[dict[int, float]]:
+        """Return d log(step) / d log(parameter) of every case."""
+        rows = []
+        for case, b in zip(self.cases, base, strict=True):
+            row = {}
+            for i in self.own(case):
+                moved = x.copy()
+                moved[i] += 0.2
+                row[i] = (self.log_s(case, moved) - b) / 0.2
+            rows.append(row)
+        return rows
+
+    def run(self, rounds: int = 3, inner: int = 4) -> None:
+        """Fit: a fresh Jacobian each round, a few damped steps with it."""
+        sources = [family_of(c.row.source) for c in self.cases]
+        many = {s: sources.count(s) for s in set(sources)}
+        weight = np.array([1 / math.sqrt(math.sqrt(many[s])) for s in sources])
+        measured = np.array([math.log(c.row.step_time_derived or 1) for c in self.cases])
+        for round_ in range(rounds):
+            base = np.array([self.log_s(c, self.x) for c in self.cases])
+            jac = self.jacobian(self.x, base)
+            for step in range(inner):
+                if step:
+                    base = np.array([self.log_s(c, self.x) for c in self.cases])
+                residual = measured - base
+                self._step(residual, jac, weight)
+                print(f"round {round_} step {step}: median |log error| {np.median(abs(residual)):.4f}", file=sys.stderr, flush=True)
+        self.residual = measured - np.array([self.log_s(c, self.x) for c in self.cases])
+        self.jac = jac
+
+    def _step(self, residual: np.ndarray, jac: list[dict[int, float]], weight: np.ndarray) -> None:
+        huber = np.minimum(1.0, 1.5 * NOISE / np.maximum(1e-9, abs(residual)))
+        w = weight * huber / NOISE**2
+        a = np.diag(1 / self.sigma**2)
+        b = (self.prior - self.x) / self.sigma**2
+        for r, row, wi in zip(residual, jac, w, strict=True):
+            for i, gi in row.items():
+                b[i] += wi * gi * r
+                for j, gj in row.items():
+                    a[i, j] += wi * gi * gj
+        move = np.clip(np.linalg.solve(a, b), -0.35, 0.35)
+        self.x = np.clip(self.x + move, self.low, self.high)
+
+
+def report(fit: Fit) -> None:
+    """Print parameters and errors by stack and source."""
+    for k, x in zip(fit.keys, fit.x, strict=True):
+        print(f"{k[0]:22s} {k[1]:24s} {math.exp(x):.4g}")
+    groups = defaultdict(list)
+    for c, r in zip(fit.cases, fit.residual, strict=True):
+        groups[c.stack.name, family_of(c.row.source)].append(r)
+    for k in sorted(groups):
+        v = groups[k]
+        print(f"{k[0]:20s} {k[1]:30s} n {len(v):4d} median |e| {statistics.median(map(abs, v)):.3f} bias {statistics.fmean(v):+.3f} std {statistics.pstdev(v):.3f}")
+
+
+def write(fit: Fit) -> None:
+    """Write the fitted figures into the catalogue."""
+    stacks = catalog_stacks()
+    spread = defaultdict(list)
+    for c, r in zip(fit.cases, fit.residual, strict=True):
+        spread[c.stack.name].append(r)
+    for name in stacks:
+        values = {k[1]: math.exp(x) for k, x in zip(fit.keys, fit.x, strict=True) if k[0] == name}
+        if not values:
+            continue
+        scale = np.quantile(np.abs(spread[name]), 0.8) / 1.2816
+        values["residual_log_std"] = max(0.03, float(scale))
+        path = STACKS / f"{name}.yaml"
+        lines = [ln for ln in path.read_text().splitlines() if ln.split(":")[0] not in values and not ln.startswith(("sources:", "  fit:"))]
+        lines += [f"{k}: {v:.4g}" for k, v in values.items()]
+        lines += ["sources:", f'  fit: "fitted: {len(spread[name])} published steps, tools/fit_stacks.py"']
+        path.write_text("\n".join(lines) + "\n")
+    for k, x in zip(fit.keys, fit.x, strict=True):
+        if k[1] != "sustained_fraction":
+            continue
+        path = DEVICES / f"{k[0]}.yaml"
+        text = re.sub(r"^sustained_fraction:.*\n", "", path.read_text(), flags=re.M)
+        text = re.sub(r"^(power:.*\n)", rf"\1sustained_fraction: {math.exp(x):.4g}\n", text, count=1, flags=re.M)
+        if "  sustained_fraction:" not in text:
+            text = text.replace("sources:\n", 'sources:\n  sustained_fraction: "fitted: published training steps, tools/fit_stacks.py"\n', 1)
+        path.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--folds", type=int, default=0)
+    parser.add_argument("--every", type=int, default=6, help="use every n-th single-node row")
+    args = parser.parse_args()
+    cases = cases_in(args.folder, args.every)
+    print(f"{len(cases)} runs", file=sys.stderr)
+    if args.folds:
+        families = sorted({family_of(c.row.source) for c in cases})
+        for n in range(args.folds):
+            out = set(families[n :: args.folds])
+            fit = Fit([c for c in cases if family_of(c.row.source) not in out])
+            fit.run(rounds=2)
+            left = [c for c in cases if family_of(c.row.source) in out]
+            full = Fit(cases)
+            for i, k in enumerate(full.keys):
+                full.x[i] = fit.x[fit.index[k]] if k in fit.index else full.prior[i]
+            errors = [abs(math.expm1(full.log_s(c, full.x) - math.log(c.row.step_time_derived or 1))) for c in left]
+            print(f"left out {sorted(out)}: n {len(left)} median {statistics.median(errors):.3f}", flush=True)
+        return
+    fit = Fit(cases)
+    fit.run()
+    report(fit)
+    if args.write:
+        write(fit)
+
+
+if __name__ == "__main__":
+    main()
