@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import hypot, inf, isfinite, sqrt
+from math import hypot, inf, sqrt
 
 from plansim.costs.collectives.bandwidth import COLLECTIVES
 from plansim.costs.collectives.curve import CollectiveAlgorithm, CostCurve
@@ -86,6 +86,8 @@ def collective_s(
     >>> 1.2e-3 < collective_s("all_gather", 2**29, GroupShape.of((8,)), node) < 1.6e-3
     True
     """
+    if not 0 <= nbytes < inf:
+        raise InputError(f"nbytes must be finite and >= 0, got {nbytes}")
     if group.size == 1:
         return 0.0
     best = inf
@@ -99,8 +101,6 @@ def collective_s(
                 seconds += nbytes * curve.copy_s_per_byte
             if seconds < best:
                 best = seconds
-    if nbytes < 0 or best == inf:
-        raise InputError(f"nbytes must be finite and >= 0, got {nbytes}")
     return best
 
 
@@ -129,7 +129,7 @@ def collective_terms(
             formula="a group of one sends nothing",
             source="",
         )
-    if not (isfinite(nbytes) and nbytes >= 0):
+    if not 0 <= nbytes < inf:
         raise InputError(f"nbytes must be finite and >= 0, got {nbytes}")
     copies = 0.0 if in_place else nbytes
     usable = [
