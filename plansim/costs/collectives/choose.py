@@ -9,7 +9,7 @@ from math import hypot, inf, sqrt
 
 from plansim.costs.collectives.bandwidth import COLLECTIVES
 from plansim.costs.collectives.curve import CollectiveAlgorithm, CostCurve
-from plansim.costs.collectives.gloo import gloo_share
+from plansim.costs.collectives.gloo import gloo_cpu_s_per_byte
 from plansim.costs.collectives.layout import layout_of
 from plansim.costs.collectives.parameter_server import ParameterServer
 from plansim.costs.collectives.registry import BACKEND_ALGORITHMS, COLLECTIVE_ALGORITHMS
@@ -164,9 +164,7 @@ def collective_cpu_s(
         return 0.0
     layout = layout_of(group, fabric, _transport_of(backend))
     per_byte = max(span.transport.cpu_s_per_byte for span in layout.spans)
-    if not per_byte:
-        return 0.0
-    return nbytes * per_byte * gloo_share(collective, group.size)
+    return nbytes * gloo_cpu_s_per_byte(collective, group.size, per_byte) if per_byte else 0.0
 
 
 @lru_cache(maxsize=65536)

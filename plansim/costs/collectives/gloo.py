@@ -45,14 +45,34 @@ def gloo_steps(collective: str, n: int) -> int:
     return steps.get(collective, ceil(log2(n)))
 
 
+CPU_FACTORS = {
+    "all_reduce": 1.0,
+    "reduce": 1.0,
+    "reduce_scatter": 1.5,
+    "all_gather": 1.5,
+    "all_to_all": 1.1,
+    "broadcast": 0.65,
+    "send_recv": 0.5,
+}
+"""CPU time per byte on the busiest link over that of an all-reduce: copies, additions, both ways at once."""
+
+SERIALISED = {"all_to_all": 1.0, "all_gather": 0.33}
+"""How far two ranks' traffic both ways at once is serialised; more ranks spread it over more connections."""
+
+
+def gloo_cpu_s_per_byte(collective: str, n: int, cpu_s_per_byte: float) -> float:
+    """Return the CPU time of one rank per byte of S, seconds."""
+    return gloo_share(collective, n) * CPU_FACTORS[collective] * cpu_s_per_byte
+
+
 @dataclass(frozen=True, slots=True)
 class Gloo:
     r"""Ring steps over one TCP connection per pair, no faster than the CPU moves the bytes.
 
-    .. math:: T = L + k h + \max\left(\frac{f S (1 + d)}{B}, f S c\right)
+    .. math:: T = L + k h + \max\left(\frac{f S (1 + 2d/n)}{B}, f S c\right)
 
-    with k steps, f the share of `gloo_share`, c CPU seconds per byte, and d how far traffic both ways at
-    once is serialised (one event thread per connection): all for all-to-all, half for all-gather.
+    with k steps, f the share of `gloo_share`, c CPU seconds per byte of `CPU_FACTORS`, and d how far traffic
+    both ways at once is serialised (one event thread per connection).
     """
 
     collectives: frozenset[str] = frozenset(
@@ -63,7 +83,7 @@ class Gloo:
     def curves(self, collective: str, layout: Layout) -> tuple[CostCurve, ...]:
         """Return one curve; levels inside a machine are as the transport's CPU cost allows."""
         n, share = layout.size, gloo_share(collective, layout.size)
-        serialised = {"all_to_all": 1.0, "all_gather": 0.5}.get(collective, 0.0)
+        serialised = SERIALISED.get(collective, 0.0) * 2 / n
         wires = []
         for span in layout.spans:
             transport, protocol = span.transport, span.transport.protocols[-1]
@@ -71,7 +91,7 @@ class Gloo:
             wire = share * duplex * span.s_per_byte(protocol)
             if collective == "all_to_all":
                 wire = duplex * span.exchange_s_per_byte / protocol.efficiency
-            wires.append(max(wire, share * transport.cpu_s_per_byte))
+            wires.append(max(wire, gloo_cpu_s_per_byte(collective, n, transport.cpu_s_per_byte)))
         slowest = max(range(len(wires)), key=wires.__getitem__)
         span = layout.spans[slowest]
         protocol = span.transport.protocols[-1]
