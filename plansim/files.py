@@ -68,8 +68,11 @@ def read_yaml(path: Path) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    if re.search(r"(^|[\s\[{,:-])\*[A-Za-z_]", _without_strings_and_comments(text)):
+    bare = _without_strings_and_comments(text)
+    if re.search(r"(^|[\s\[{,:-])\*[A-Za-z_]", bare):
         raise InputError(f"{path}: YAML aliases (*name) are not accepted; write the value out")
+    if _bracket_depth(bare) > MAX_YAML_DEPTH:
+        raise InputError(f"{path}: nested deeper than {MAX_YAML_DEPTH} levels")
     try:
         return YAML(typ="rt", pure=True).load(text)
     except YAMLError as error:
@@ -102,6 +105,15 @@ def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
 def _without_strings_and_comments(text: str) -> str:
     text = re.sub(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'", '""', text)
     return re.sub(r"(^|\s)#.*", "", text)
+
+
+def _bracket_depth(text: str) -> int:
+    """Return how deep brackets are nested, so that a parser need not find out."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[{\]}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def check(

@@ -42,7 +42,7 @@ UNITS: Final[dict[str, dict[str, float]]] = {
 }  # fmt: skip
 """Dimension -> unit -> factor to SI."""
 
-_QUANTITY: Final = re.compile(r"^\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\D\S*)?\s*$")
+_QUANTITY: Final = re.compile(r"^\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s]\S*)?\s*$")
 
 
 def parse(value: object, dimension: str) -> float:
@@ -72,7 +72,7 @@ def parse(value: object, dimension: str) -> float:
     plansim.errors.UnitError: '1555 GB' is in bytes, expected bytes/s
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise UnitError(f"{value!r} is not a quantity, expected {dimension} (a number or text such as {_example(dimension)})")
+        raise UnitError(f"{value!r} is not a quantity, expected {dimension} (such as {_example(dimension)})")
     if isinstance(value, int | float):
         return _finite(float(value), value, dimension)
     match = _QUANTITY.match(value)
@@ -125,7 +125,9 @@ def format_rate(bytes_per_s: float) -> str:
 
 def format_flop_per_s(flop_per_s: float) -> str:
     """Return a compute rate, e.g. ``'312.0 TFLOP/s'``."""
-    return _scaled(flop_per_s, 1000.0, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s", "EFLOP/s"))
+    return _scaled(
+        flop_per_s, 1000.0, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s", "EFLOP/s")
+    )
 
 
 def format_count(count: float) -> str:
@@ -141,7 +143,16 @@ def format_seconds(seconds: float) -> str:
     >>> format_seconds(0.00234), format_seconds(18.1), format_seconds(7200)
     ('2.34 ms', '18.1 s', '2.00 h')
     """
-    for limit, factor, unit in ((1e-6, 1e9, "ns"), (1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min"), (172800.0, 1 / 3600, "h")):
+    if not seconds:
+        return "0 s"
+    for limit, factor, unit in (
+        (1e-6, 1e9, "ns"),
+        (1e-3, 1e6, "us"),
+        (1.0, 1e3, "ms"),
+        (120.0, 1.0, "s"),
+        (7200.0, 1 / 60, "min"),
+        (172800.0, 1 / 3600, "h"),
+    ):
         if abs(seconds) < limit:
             return f"{_three(seconds * factor)} {unit}"
     return f"{_three(seconds / 86400)} d" if seconds >= 172800 else f"{_three(seconds / 3600)} h"
