@@ -8,12 +8,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 from plansim.costs.collectives import collective_s
+from plansim.costs.compression import EdgeTime, Network, Traffic, compressed_s, find_method
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.interference import interference
 from plansim.costs.layout import ADAM_STATE_BYTES, Layout
 from plansim.costs.operators import Arithmetic, BlockTime, block_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 from plansim.hardware.fabric import Fabric, GroupShape
+from plansim.plan.model import Method
 from plansim.workload.operators import Block
 
 MAX_BUCKETS = 16
@@ -36,6 +38,7 @@ def step_costs(layout: Layout) -> StepCosts:
         comm_slowdown=1.0 / beside.second,
         compute_slowdown=1.0 / beside.first,
         async_sends=layout.stack.pipeline_overlap,
+        outer_s=outer_s(layout),
     )
 
 
@@ -79,6 +82,24 @@ def _block_time(block: Block, device, dtype, stack, tp_overlap, key) -> BlockTim
 
     how = Arithmetic(device=device, dtype=dtype, stack=stack)
     return block_s(block, how, seconds, tp_overlap=tp_overlap and stack.tp_overlap)
+
+
+def compression_memory_bytes(layout: Layout, stage: int) -> float:
+    """Return what compression methods keep on one rank of a stage: error feedback, low-rank factors, outer copies."""
+    total = sum(_parameters(layout, layout.chunks_of_stage[stage]))
+    traffic = Traffic(num_elements=total, element_bytes=reduce_bytes(layout), matrix=_matrix(layout))
+    edges = (layout.plan.compression.gradients, layout.plan.compression.outer)
+    return sum(find_method(m.method).extra_memory_bytes(traffic, m.options) for m in edges if m.method != "none")
+
+
+def step_inflation(layout: Layout) -> tuple[float, float]:
+    """Return the factor on the steps to the same loss, at best and at worst, of all edges together."""
+    low = high = 1.0
+    for edge, method in layout.plan.compression.items():
+        if method.method != "none" and edge != "model":
+            band = find_method(method.method).step_inflation(method.options)
+            low, high = low * band.low, high * band.high
+    return low, high
 
 
 def straggler_factor(layout: Layout) -> float:
@@ -140,6 +161,9 @@ def _send_s(layout: Layout, index: int) -> float:
         return 0.0
     nbytes = layout.chunks[index][-1].boundary_bytes
     share = nbytes if p.sequence_parallel else nbytes / p.tp
+    method = layout.plan.compression.activations
+    if method.method != "none":
+        return _edge_s(layout, "pp", "send_recv", method, share / layout.wide_bytes, layout.wide_bytes).total_s
     gather = comm_s(layout, "tp", "all_gather", nbytes) if p.tp > 1 and not p.sequence_parallel else 0.0
     return comm_s(layout, "pp", "send_recv", share) + gather
 
@@ -173,6 +197,8 @@ def _gathers(layout: Layout, index: int) -> tuple[Bucket, ...]:
 def _reductions(layout: Layout, chunks: Sequence[int]) -> tuple[Bucket, ...]:
     """Return the gradient buckets of some chunks in the order in which backward fills them."""
     p = layout.plan.parallel
+    if layout.plan.compression.outer.method != "none":
+        return ()  # replicas step alone between two outer synchronisations
     collective = "reduce_scatter" if p.zero_stage >= 1 else "all_reduce"
     made: list[Bucket] = []
     for chunk in reversed(chunks):
@@ -182,7 +208,7 @@ def _reductions(layout: Layout, chunks: Sequence[int]) -> tuple[Bucket, ...]:
     if p.zero_group and p.zero_group < p.dp * p.cp:
         share = sum(b.nbytes for b in made) / p.zero_group
         made.append(_bucket(layout, "replica", "all_reduce", share, 1.0, chunks[0]))
-    return tuple(b for b in made if b.comm_s > 0)
+    return tuple(b for b in made if b.comm_s + b.blocking_s > 0)
 
 
 def _split(layout: Layout, axis: str, collective: str, nbytes: float, chunk: int) -> list[Bucket]:
@@ -194,8 +220,51 @@ def _split(layout: Layout, axis: str, collective: str, nbytes: float, chunk: int
 
 
 def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: float, chunk: int) -> Bucket:
-    seconds = comm_s(layout, axis, collective, nbytes) if layout.group(axis).size > 1 else 0.0
-    return Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=ready, chunk=chunk, what=collective)
+    """Return one bucket; what the plan compresses travels and computes as its method says."""
+    method = layout.plan.compression.parameters if collective == "all_gather" else layout.plan.compression.gradients
+    if layout.group(axis).size == 1:
+        return Bucket(nbytes=nbytes, comm_s=0.0, ready_fraction=ready, chunk=chunk, what=collective)
+    if method.method == "none":
+        seconds, blocking = _aggregation_s(layout, axis, collective, nbytes), 0.0
+    else:
+        per = gather_bytes(layout) if collective == "all_gather" else reduce_bytes(layout)
+        time = _edge_s(layout, axis, collective, method, nbytes / per, per)
+        seconds, blocking = time.comm_s / layout.stack.collective_efficiency, time.blocking_s
+    return Bucket(nbytes=nbytes, comm_s=seconds, blocking_s=blocking, ready_fraction=ready, chunk=chunk, what=collective)
+
+
+def _aggregation_s(layout: Layout, axis: str, collective: str, nbytes: float) -> float:
+    """Return a gradient exchange: a collective, or push and pull through parameter servers."""
+    if collective != "all_reduce" or layout.plan.aggregation != "parameter_server":
+        return comm_s(layout, axis, collective, nbytes)
+    alone = collective_s(
+        "all_reduce", nbytes, layout.group(axis), layout.fabric,
+        backend=layout.profile.backend, algorithm="parameter_server", servers=layout.plan.servers,
+    )  # fmt: skip
+    return alone / layout.stack.collective_efficiency
+
+
+def _edge_s(layout: Layout, axis: str, operation: str, method: Method, num_elements: float, element_bytes: float) -> EdgeTime:
+    network = Network(
+        group=layout.group(axis), fabric=layout.fabric, device=layout.profile.device, backend=layout.profile.backend
+    )
+    traffic = Traffic(num_elements=num_elements, element_bytes=element_bytes, matrix=_matrix(layout))
+    return compressed_s(operation, method.method, traffic, network, method.options)
+
+
+def _matrix(layout: Layout) -> tuple[int, int] | None:
+    """Return a typical weight matrix of the model, which low-rank methods factor."""
+    model, tp = layout.model, layout.plan.parallel.tp
+    return (model.hidden, max(1, (model.ffn or model.hidden) // tp)) if model.family != "cnn" else None
+
+
+def outer_s(layout: Layout) -> float:
+    """Return the outer synchronisation of replicas that step alone, seconds per step."""
+    method = layout.plan.compression.outer
+    if method.method == "none" or layout.group("dp_cp").size == 1:
+        return 0.0
+    totals = [sum(_parameters(layout, chunks)) for chunks in layout.chunks_of_stage]
+    return _edge_s(layout, "dp_cp", "all_reduce", method, max(totals), 4.0).total_s
 
 
 def _stage_end(layout: Layout, stage: int) -> StageEnd:

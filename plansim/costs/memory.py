@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from plansim.costs.build import gather_bytes, kept_bytes, shard_degree, state_bytes
+from plansim.costs.build import compression_memory_bytes, gather_bytes, kept_bytes, shard_degree, state_bytes
 from plansim.costs.layout import Layout
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
@@ -41,7 +41,7 @@ def stage_memory(layout: Layout, stage: int) -> StageMemory:
         gradients=over(2, gradient),
         optimizer=optimizer,
         activations=activations,
-        communication=gathered,
+        communication=gathered + compression_memory_bytes(layout, stage),
         workspace=stack.fragmentation * activations,
         reserve=stack.context_bytes if layout.profile.device.kind != "cpu" else 0.0,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from plansim.costs.build import shard_degree, step_costs, without_optimizer, without_weight_gradients
+from plansim.costs.build import shard_degree, step_costs, step_inflation, without_optimizer, without_weight_gradients
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory
 from plansim.hardware.profile import Profile
@@ -71,6 +71,7 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
         breakdown=result.breakdown,
         usd_per_step=economics.usd_per_device_hour / 3600 * world * step_s,
         joules_per_step=economics.power_watts * economics.pue * world * step_s,
+        step_inflation=step_inflation(layout),
         critical_path=result.critical_path,
         bubble_fraction=result.bubble_fraction,
         details={"stack": layout.stack.name, "optimizer_shard": shard_degree(layout)},
