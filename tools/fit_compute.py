@@ -68,8 +68,12 @@ def read_attention(folder: Path) -> dict[tuple[str, str], Samples]:
     return dict(samples)
 
 
-def fit(operator: str, device_id: str, dtype: str, samples: Samples, thorough: bool = True) -> Curve:
+def fit(operator: str, device_id: str, dtype: str, samples: Samples, held_out: bool = False) -> Curve:
+    """The curve of some samples; a held-out fit starts from the family, not from this device's curve."""
     device = find_device(device_id)
+    if held_out:
+        device = replace(device, matmul={}, attention={})
+    thorough = not held_out
     family = family_curves(device.kind, device.vendor, device.architecture)
     if operator == "attention":
         start = device.attention.get(dtype) or family.attention["bf16"]
@@ -95,7 +99,7 @@ def held_out(operator: str, device_id: str, dtype: str, samples: Samples) -> lis
     found = []
     for fold in range(FOLDS):
         kept = [s for i, s in enumerate(shuffled) if i % FOLDS != fold]
-        curve = fit(operator, device_id, dtype, kept, thorough=False)
+        curve = fit(operator, device_id, dtype, kept, held_out=True)
         found += errors(operator, device_id, dtype, curve, shuffled[fold::FOLDS])
     return found
 
