@@ -41,7 +41,7 @@ def run(
 
     The first losses are compared with a single process before anything is timed. CPU profiles run on gloo, others on
     NCCL. On several machines start it on each with torchrun: torchrun --nnodes N --nproc-per-node G
-    --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m plansim run PLAN.
+    --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m plansim.cli.main run PLAN.
     """
     from plansim.cli import console
     from plansim.errors import MissingExtraError
@@ -70,7 +70,7 @@ def _tables(measured: Measurement) -> list[RenderableType]:
     from plansim.units import format_bytes, format_count, format_seconds
 
     step = measured.step_time_s
-    summary = console.table("measured", what="left", value="right")
+    summary = console.table(what="measured", value=">")
     for what, value in (
         ("step time (median, slowest rank)", f"{format_seconds(step)} ± {measured.spread:.1%}"),
         ("samples/s", format_count(measured.samples_per_step / step)),
@@ -81,7 +81,7 @@ def _tables(measured: Measurement) -> list[RenderableType]:
         summary.add_row(what, value)
     phases = list(measured.ranks[0].phases_s)
     ranks = console.table(
-        "ranks", rank="right", step="right", memory="right", **dict.fromkeys(phases, "right")
+        rank="rank>", step="step>", memory="memory>", **{phase: f"{phase}>" for phase in phases}
     )
     for r in measured.ranks:
         times = sorted(r.step_times_s)

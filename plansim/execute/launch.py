@@ -244,6 +244,7 @@ def _rank_main(worker: Worker, meet: Rendezvous, pipe: Connection, log: str) -> 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _redirect(log)
+    warnings.resetwarnings()  # the parent may turn warnings into errors; ours are only logged
     try:
         message = ("done", worker(meet), time.time())
     except BaseException as error:  # noqa: BLE001  (everything a rank raises is reported by the parent)

@@ -16,7 +16,10 @@ LEARNING_RATE = {"sgd": 0.05, "momentum": 0.02, "adam": 1e-3, "adamw": 1e-3}
 def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimizer called `name` over `parameters`."""
     cls, options = optimizer_class(name)
-    return cls(grouped(parameters), **options)
+    groups = grouped(parameters)
+    if name in ("sgd", "momentum"):  # torch has no fused SGD over DTensors
+        groups = [{**g, "fused": not hasattr(g["params"][0], "device_mesh")} for g in groups]
+    return cls(groups, **options)
 
 
 def optimizer_class(name: str) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:

@@ -113,11 +113,6 @@ def interface_bytes(name: str) -> int | None:
         return None
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def versions() -> dict[str, str]:
     """Return the versions a measurement depends on."""
     import torch
@@ -138,7 +133,7 @@ def hardware(device: str) -> dict[str, Any]:
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_name(),
-        "cores": usable_cores(),
+        "cores": os.cpu_count() or 1,
     }
     if device == "cuda":
         found["device"] = torch.cuda.get_device_name(0)

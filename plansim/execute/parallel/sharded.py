@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from plansim.execute.mesh import Mesh
 from plansim.execute.optimizers import grouped, optimizer_class
@@ -36,8 +36,12 @@ def shard_module(
     return module
 
 
-def sharded_optimizer(name: str, parameters: Iterable[nn.Parameter], group: Any) -> ZeroRedundancyOptimizer:
+def sharded_optimizer(name: str, parameters: Iterable[nn.Parameter], group: Any) -> torch.optim.Optimizer:
     """Return a ZeRO-1 optimizer: each replica keeps the state of some parameters and broadcasts them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own use of torch.jit on import
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
     cls, options = optimizer_class(name)
     groups = grouped(parameters)
     flat = [p for g in groups for p in g["params"]]
