@@ -5,8 +5,10 @@ Adding a method is one file, one line in `registry`, and a hook of the same name
 """
 
 from plansim.costs.compression.base import CompressionMethod, Inflation, Traffic, Transfer
+from plansim.costs.compression.model import MODEL_METHODS, ModelMethod
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.registry import COMPRESSION_METHODS
+from plansim.costs.compression.rules import COMPRESSION_RULES
 from plansim.costs.compression.timing import (
     EdgeTime,
     Network,
@@ -20,10 +22,13 @@ from plansim.costs.compression.work import CodingRates, Work, coding_s, rates_of
 
 __all__ = [
     "COMPRESSION_METHODS",
+    "COMPRESSION_RULES",
+    "MODEL_METHODS",
     "CodingRates",
     "CompressionMethod",
     "EdgeTime",
     "Inflation",
+    "ModelMethod",
     "Network",
     "Option",
     "Traffic",

@@ -1,0 +1,56 @@
+"""The rule of compression for `plansim.plan.rules.check_plan`: what each edge's method supports here."""
+
+from __future__ import annotations
+
+from plansim.costs.compression.base import Traffic
+from plansim.costs.compression.model.registry import MODEL_METHODS
+from plansim.costs.compression.registry import COMPRESSION_METHODS
+from plansim.errors import InputError, UnknownNameError
+from plansim.plan.model import Method
+from plansim.plan.rules import Broken, Case, Rule
+
+
+def compression_supported(case: Case) -> Broken | None:
+    """Every edge's method knows its options, suits the edge, the sharding and the device."""
+    for edge, method in case.plan.compression.items():
+        if method.method == "none":
+            continue
+        try:
+            reason = _model(case, method) if edge == "model" else _message(case, edge, method)
+        except InputError as error:
+            return Broken(
+                detail=f"compression.{edge}: {error}", remedy="see `plansim catalog list compression`"
+            )
+        if reason:
+            detail, _, remedy = reason.partition("; ")
+            return Broken(detail=f"compression.{edge}: {detail}", remedy=remedy)
+    return None
+
+
+def _model(case: Case, method: Method) -> str | None:
+    if method.method not in MODEL_METHODS:
+        raise UnknownNameError("model compression method", method.method, MODEL_METHODS)
+    entry = MODEL_METHODS[method.method]
+    entry.resolve(method.options)
+    return entry.supports(case.profile.device, case.plan.job.phase)
+
+
+def _message(case: Case, edge: str, method: Method) -> str | None:
+    if method.method not in COMPRESSION_METHODS:
+        raise UnknownNameError("compression method", method.method, COMPRESSION_METHODS)
+    entry, p = COMPRESSION_METHODS[method.method], case.plan.parallel
+    options = entry.resolve(method.options)
+    if edge == "gradients" and case.plan.aggregation == "parameter_server" and entry.blocking:
+        return f"{entry.name} needs a collective, a parameter server only adds; use bf16 or fp16 there"
+    reason = entry.supports(
+        edge, zero_stage=p.zero_stage, backend=case.profile.backend, device=case.profile.device
+    )
+    if reason is None and "rank" in options:
+        side = max(1, case.model.hidden)
+        cut = max(1, side // p.tp)
+        entry.payload_bytes(Traffic(num_elements=float(side * cut), matrix=(side, cut)), options)
+    return reason
+
+
+COMPRESSION_RULES: dict[str, Rule] = {"compression": compression_supported}
+"""To pass as ``extra`` to `check_plan`."""
