@@ -9,6 +9,7 @@ from functools import lru_cache
 from plansim.hardware.device import Device
 from plansim.hardware.fabric import FabricLevel
 from plansim.hardware.profile import NodeGroup, Profile
+from plansim.hardware.transport import transport as find_transport
 
 NVLINK = {"volta": "nvlink2", "ampere": "nvlink3", "hopper": "nvlink4", "blackwell": "nvlink5", "pascal": "nvlink2"}
 NODE_GBIT = {"volta": 800.0, "ampere": 1600.0, "hopper": 3200.0, "blackwell": 3200.0, "ada": 400.0, "pascal": 100.0}
@@ -16,7 +17,7 @@ NODE_GBIT = {"volta": 800.0, "ampere": 1600.0, "hopper": 3200.0, "blackwell": 32
 
 DEFAULT_NODE_GBIT = 1600.0
 NVL72 = 72
-PCIE_LATENCY_S, NVLINK_LATENCY_S, NETWORK_LATENCY_S, ICI_LATENCY_S = 6e-6, 3e-6, 5e-6, 1e-6
+PCIE_LATENCY_S, NVLINK_LATENCY_S, ICI_LATENCY_S = 6e-6, 3e-6, 1e-6
 TORUS_RANK = {"tpu-v3": 2, "tpu-v4": 3, "tpu-v5e": 2, "tpu-v5p": 3, "tpu-v6e": 2, "tpu-v7x": 3}
 POD_2D = 256
 """Chips of one v5e or v6e pod, and of the largest slice these tables use; beyond it lies the data-centre network."""
@@ -95,7 +96,12 @@ def _between(device: Device, per_node: int, unit: int, inter: str) -> tuple[Fabr
     else:
         transport = "ib-hdr" if per_rail <= 25e9 else "ib-ndr"
     level = FabricLevel(
-        name="network", kind="fat-tree", rails=rails, bandwidth_bytes_per_s=per_rail, latency_s=NETWORK_LATENCY_S, transport=transport
+        name="network",
+        kind="fat-tree",
+        rails=rails,
+        bandwidth_bytes_per_s=per_rail,
+        latency_s=find_transport(transport).reference_latency_s,
+        transport=transport,
     )
     return level, note
 
