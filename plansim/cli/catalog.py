@@ -59,7 +59,7 @@ def _profiles() -> list[Row]:
 
 
 def _models() -> list[Row]:
-    from plansim.units import format_count
+    from plansim.cli.show import parameters_text
     from plansim.workload.model import Model
     from plansim.workload.read import built_in_models, load_model
     from plansim.workload.totals import active_parameter_count, parameter_count
@@ -72,8 +72,8 @@ def _models() -> list[Row]:
                 {
                     "name": name,
                     "family": model.family,
-                    "parameters": format_count(parameter_count(model)),
-                    "active": format_count(active_parameter_count(model)),
+                    "parameters": parameters_text(parameter_count(model)),
+                    "active": parameters_text(active_parameter_count(model)),
                     "layers": model.layers,
                     "hidden": model.hidden,
                     "seq_len": model.seq_len,

@@ -37,12 +37,10 @@ def _console(*, stderr: bool) -> Console:
 def show(*parts: RenderableType) -> None:
     """Print tables and text to stdout; a reader that closed the pipe ends the command quietly."""
     console = out()
-    try:
+    with console.capture() as captured:
         for part in parts:
             console.print(part)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _leave()
+    plain("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def plain(text: str) -> None:

@@ -25,6 +25,8 @@ from plansim.errors import PlansimError, PlansimWarning, UnknownNameError
 COMMANDS: dict[str, str] = {
     "simulate": "plansim.cli.simulate:simulate",
     "run": "plansim.cli.run:run",
+    "validate": "plansim.cli.validate:validate",
+    "emit": "plansim.cli.emit:emit",
     "catalog": "plansim.cli.catalog:catalog",
     "doctor": "plansim.cli.doctor:doctor",
 }

@@ -13,7 +13,7 @@ from rich.text import Text
 from plansim.cli.console import table
 from plansim.results import Prediction, StageMemory
 from plansim.results.compare import TERM_NAMES
-from plansim.units import format_bytes, format_count, format_seconds
+from plansim.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
@@ -28,14 +28,28 @@ def headline(plan: Plan, model: Model, profile: Profile) -> Text:
     from plansim.workload.totals import parameter_count
 
     job = plan.job
-    what = (
-        f"{model.name} ({format_count(parameter_count(model))} parameters), global batch {job.global_batch:,}"
-    )
+    size = parameters_text(parameter_count(model))
+    what = f"{model.name} ({size} parameters), global batch {job.global_batch:,}"
     if job.seq_len > 1:
         what += f" x {job.seq_len:,} tokens"
     what += f", {job.dtype}, {job.optimizer}"
     groups = " + ".join(f"{g.count} x {g.devices} {g.device.name or g.device.id}" for g in profile.groups)
     return Text(f"{what}\non {profile.name}: {groups}\n{plan_words(plan)}\n")
+
+
+def parameters_text(count: float) -> str:
+    """Return a parameter count as the field writes it.
+
+    Examples
+    --------
+    >>> parameters_text(8_030_261_248), parameters_text(124_439_808)
+    ('8.03 B', '124 M')
+    """
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            scaled = count / limit
+            return f"{scaled:.{max(0, 2 - len(str(int(scaled))) + 1)}f} {unit}"
+    return f"{count:.0f}"
 
 
 def plan_words(plan: Plan) -> str:

@@ -15,6 +15,9 @@ def simulate(
         str | None, typer.Option("--profile", "-p", metavar="P", help="Instead of the plan's.")
     ] = None,
     model: ModelName = None,
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="FILE", help="Write the timeline, for ui.perfetto.dev.")
+    ] = None,
     override: Override = None,
     json: Json = False,
 ) -> None:
@@ -28,6 +31,12 @@ def simulate(
     from plansim.simulate.predict import predict
 
     prediction = predict(shape, cluster, given)
+    if trace:
+        from plansim.results.trace import write_trace
+        from plansim.simulate.timeline import timeline
+
+        write_trace(trace, timeline(shape, cluster, given))
+        console.say(f"wrote {trace}; open it in ui.perfetto.dev")
     if json:
         from plansim.plan.read import plan_data
 

@@ -15,6 +15,7 @@ from plansim.plan.grid import AXES
 from plansim.plan.model import Plan
 from plansim.schedules import find_schedule
 from plansim.workload.model import ATTENTION_FAMILIES, Model
+from plansim.workload.totals import pipeline_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,11 @@ class Case:
     def attention(self) -> bool:
         """Whether the model is built of attention blocks."""
         return self.model.family in ATTENTION_FAMILIES
+
+    @property
+    def layers(self) -> int:
+        """Layers that a pipeline can deal out."""
+        return pipeline_layers(self.model)
 
 
 Rule = Callable[[Case], Broken | None]
@@ -111,7 +117,7 @@ def tp_divides_or_repeats_kv_heads(case: Case) -> Broken | None:
 
 def every_chunk_has_a_layer(case: Case) -> Broken | None:
     """The pipeline is no longer than the model."""
-    p, layers = case.plan.parallel, case.model.layers
+    p, layers = case.plan.parallel, case.layers
     chunks = p.pp * p.virtual_stages
     if chunks <= layers:
         return None
@@ -133,7 +139,7 @@ def virtual_stages_need_a_pipeline(case: Case) -> Broken | None:
 
 def stage_layers_sum_up(case: Case) -> Broken | None:
     """A written split names every chunk and every layer; only the outer chunks may be without layers."""
-    p, layers = case.plan.parallel, case.model.layers
+    p, layers = case.plan.parallel, case.layers
     split, chunks = p.stage_layers, p.pp * p.virtual_stages
     if split is None:
         return None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plansim.files import write_atomic
 from plansim.results.span import Span
 
 MICROSECONDS = 1e6
@@ -175,4 +176,4 @@ def _running(changes: Iterable[tuple[float, float]]) -> list[tuple[float, float]
 def write_trace(path: str | Path, events: Sequence[Mapping[str, Any]]) -> None:
     """Write trace events as a file that Perfetto opens."""
     data = {"displayTimeUnit": "ms", "traceEvents": list(events)}
-    Path(path).write_text(json.dumps(data), encoding="utf-8")
+    write_atomic(Path(path), json.dumps(data))

@@ -15,6 +15,13 @@ def whole_blocks(model: Model, seq_len: int, microbatch: int = 1) -> tuple[Block
 
 
 @lru_cache(maxsize=256)
+def pipeline_layers(model: Model) -> int:
+    """Return how many blocks a pipeline can deal out: all but the embedding and the head."""
+    blocks = whole_blocks(model, model.seq_len)
+    return sum(b.kind not in ("embedding", "head") for b in blocks)
+
+
+@lru_cache(maxsize=256)
 def parameter_count(model: Model) -> int:
     """Return the number of parameters, embeddings counted once when tied."""
     return sum(b.parameters + b.expert_parameters for b in whole_blocks(model, model.seq_len))
@@ -26,7 +33,12 @@ def active_parameter_count(model: Model) -> int:
     moe = model.moe
     if moe is None:
         return parameter_count(model)
-    return round(sum(b.parameters + b.expert_parameters * moe.top_k / moe.experts for b in whole_blocks(model, model.seq_len)))
+    return round(
+        sum(
+            b.parameters + b.expert_parameters * moe.top_k / moe.experts
+            for b in whole_blocks(model, model.seq_len)
+        )
+    )
 
 
 @lru_cache(maxsize=1024)

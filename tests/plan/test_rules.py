@@ -145,6 +145,15 @@ def test_accepted_splits_lay_out(pp, chunks, split):
         assert sum(chunk_layers(LLAMA.layers, pp * chunks, split)) == LLAMA.layers
 
 
+def test_the_first_and_last_product_of_an_mlp_stay_on_the_outer_stages():
+    mlp = Model(name="m", family="mlp", layers=4, hidden=64)
+
+    assert rules_broken(plan({"pp": 3}), mlp) == []
+    assert rules_broken(plan({"pp": 4}), mlp) == ["pipeline depth"]
+    assert rules_broken(plan({"pp": 2, "stage_layers": (2, 1)}), mlp) == []
+    assert rules_broken(plan({"pp": 2, "stage_layers": (2, 2)}), mlp) == ["stage layers"]
+
+
 def test_settings_without_effect_are_said():
     compressed = Compression(activations=Method(method="int8"), parameters=Method(method="fp8"))
     said = without_effect(
