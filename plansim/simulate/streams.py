@@ -100,8 +100,10 @@ class Streams:
 
     def wait(self, t: float, ticket: Ticket) -> float:
         """Let compute wait for a piece of communication; return when it goes on."""
+        if ticket.end_s is None:
+            self._alone_until(t)
         while ticket.end_s is None:
-            self._alone_until(max(t, self._now_s) + self.queue[0].left_s)
+            self._finish_head(self._now_s + self.queue[0].left_s)
         if ticket.end_s > t:
             self.waited_s += ticket.end_s - t
             return ticket.end_s
