@@ -37,10 +37,10 @@ def run(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Execute a plan on this machine (or as a rank under torchrun) and measure it.
+    """Execute a plan on this machine and measure it.
 
-    The first losses are compared with a single process before anything is timed. CPU profiles run on gloo, others on
-    NCCL. On several machines start it on each with torchrun: torchrun --nnodes N --nproc-per-node G
+    The first losses are compared with a single process before anything is timed. CPU profiles run on gloo,
+    others on NCCL. Under torchrun it joins as one rank. On several machines start it on each with torchrun: torchrun --nnodes N --nproc-per-node G
     --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m plansim.cli.main run PLAN.
     """
     from plansim.cli import console

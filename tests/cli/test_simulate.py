@@ -1,0 +1,79 @@
+"""``plansim simulate``: the tables, the JSON, the trace."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from plansim.plan.read import load_plan, plan_from_data
+
+
+def test_the_tables_say_what_a_user_asks(run, plan_file):
+    done = run("simulate", plan_file)
+
+    assert done.code == 0
+    for words in (
+        "gpt-22b (22.1 B parameters), global batch 4 x 2,048 tokens",
+        "tp 4, pp 2, sequence parallel, microbatch 1, 1f1b, recompute selective",
+        "step time",
+        "80 % interval",
+        "MFU",
+        "Where the time goes",
+        "pipeline bubble",
+        "Memory of one device, by stage",
+        "the limit is",
+    ):
+        assert words in done.out
+
+
+def test_the_json_keeps_the_contract(run, plan_file):
+    data = run("simulate", plan_file, "--json").json
+    prediction = data["prediction"]
+
+    assert data["schema"] == 1
+    assert plan_from_data(data["plan"]) == load_plan(plan_file)
+    assert sum(prediction["breakdown"].values()) == pytest.approx(prediction["step_time_s"])
+    assert prediction["step_time_low_s"] < prediction["step_time_s"] < prediction["step_time_high_s"]
+    assert prediction["peak_memory_bytes"] == pytest.approx(
+        max(sum(s.values()) for s in prediction["memory"])
+    )
+    assert {"tokens_per_s", "samples_per_s", "mfu", "hfu", "usd_per_step", "critical_path"} <= set(prediction)
+
+
+def test_overrides_change_the_answer(run, plan_file):
+    slow = run("simulate", plan_file, "--json", "-o", "profile.fabric.0.bandwidth_per_direction=10 GB/s").json
+    fast = run("simulate", plan_file, "--json").json
+
+    assert slow["prediction"]["breakdown"]["tp_exposed_s"] > fast["prediction"]["breakdown"]["tp_exposed_s"]
+    assert (
+        run("simulate", plan_file, "--json", "-o", "job.global_batch=8").json["plan"]["job"]["global_batch"]
+        == 8
+    )
+
+
+def test_another_profile_and_model(run, plan_file):
+    data = run(
+        "simulate",
+        plan_file,
+        "--json",
+        "--profile",
+        "h100x8",
+        "--model",
+        "gpt3-13b",
+        "-o",
+        "plan.parallel.tp=4",
+    ).json
+
+    assert (data["plan"]["model"], data["plan"]["profile"]) == ("gpt3-13b", "h100x8")
+
+
+def test_the_trace_is_one_that_viewers_open(run, plan_file, tmp_path):
+    path = tmp_path / "trace.json"
+    done = run("simulate", plan_file, "--trace", path)
+    events = json.loads(path.read_text())["traceEvents"]
+
+    assert done.code == 0
+    assert "ui.perfetto.dev" in done.err
+    assert {"X", "M"} <= {event["ph"] for event in events}
+    assert len({event["pid"] for event in events}) == 2  # one for each stage
