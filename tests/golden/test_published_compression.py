@@ -1,0 +1,148 @@
+"""Published and measured compression figures: steps on slow links, and coding times on a CPU core.
+
+The time of compute is that of the paper where it prints one, else that of its uncompressed row; what is
+judged is what the method changes. Known not to hold, by 20 to 56 %: the PowerSGD paper's sign, top-k and
+random-k rows, whose codecs of 2019 took 70 to 300 ms for 11 M elements, many times what their bytes need on
+that GPU; and rank 7 (17 % low).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from plansim.costs.collectives import collective_s
+from plansim.costs.compression import (
+    COMPRESSION_METHODS,
+    Network,
+    Traffic,
+    coding_s,
+    compressed_s,
+    rates_of,
+)
+from plansim.costs.compression.int4 import KERNELS as INT4
+from plansim.costs.compression.int8 import KERNELS as INT8
+from plansim.hardware.device import Device
+from plansim.hardware.fabric import Fabric, FabricLevel, GroupShape
+
+TITAN_X = Device(
+    id="gtx-titan-x",
+    memory_bytes=12e9,
+    memory_bandwidth_bytes_per_s=336e9,
+    peak_flop_per_s={"fp32": 6.1e12},
+)
+"""GTX Titan X (Maxwell): 336 GB/s, 6.1 TFLOP/s in fp32."""
+
+RESNET18 = Traffic(num_elements=11.17e6, element_bytes=4, matrix=(512, 4608))
+
+
+def two_levels(inside, outside, latency_s, devices):
+    levels = (
+        FabricLevel(name="node", kind="switch", group=devices, bandwidth_bytes_per_s=inside, latency_s=1e-5),
+        FabricLevel(name="net", kind="fat-tree", rails=1, bandwidth_bytes_per_s=outside, latency_s=latency_s),
+    )
+    return Fabric(levels=levels, devices_per_node=devices)
+
+
+def resnet18_ms(method, options, compute_ms):
+    """16 Titan X in 8 nodes, 10 Gbit/s Ethernet."""
+    network = Network(group=GroupShape.of((2, 8)), fabric=two_levels(12e9, 1.25e9, 3e-5, 2), device=TITAN_X)
+    return compute_ms + 1e3 * compressed_s("all_reduce", method, RESNET18, network, options).total_s
+
+
+@pytest.mark.parametrize(("rank", "published_ms"), [(1, 229), (2, 239), (4, 260)])
+def test_powersgd_step_times_of_resnet18(rank, published_ms):
+    """Vogels et al., NeurIPS 2019, arXiv 1905.13727, tables 3 to 6: SGD 312 ms, less its traffic."""
+    compute_ms = 312 - resnet18_ms("none", {}, 0.0)
+
+    assert resnet18_ms("powersgd", {"rank": rank}, compute_ms) == pytest.approx(published_ms, rel=0.10)
+
+
+def all_reduce_s(nodes, per_node, effective_bytes_per_s):
+    """336 M gradients in fp16 on a ring, which NCCL took for large messages then."""
+    fabric = two_levels(150e9, effective_bytes_per_s, 2e-5, per_node)
+    return collective_s("all_reduce", 2 * 336e6, GroupShape.of((per_node, nodes)), fabric, algorithm="ring")
+
+
+def calibrated(nodes, per_node, measured_s):
+    """Return the bandwidth at which one published all-reduce takes as long as it took."""
+    low, high = 1e7, 1e12
+    while high / low > 1.0001:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if all_reduce_s(nodes, per_node, middle) > measured_s else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize(
+    ("link", "nodes", "per_node", "compute_ms", "published_ms"),
+    [
+        ("ethernet", 2, 4, 34.95 + 61.23 + 75.26, 2068.65),
+        ("infiniband", 8, 8, 25.36 + 23.25 + 58.49, 423.28),
+        ("infiniband", 8, 8, 131.04 + 237.92 + 56.91, 765.39),
+    ],
+)
+def test_bert_large_step_times_on_two_clusters(link, nodes, per_node, compute_ms, published_ms):
+    """Tang et al., 1-bit Adam, ICML 2021, arXiv 2102.02888, table 1.
+
+    The effective bandwidth comes from another row of the same cluster: 4 nodes on Ethernet, and 8 nodes on
+    InfiniBand with 16 samples a GPU. It does not carry over to 2 nodes on InfiniBand (41 % high).
+    """
+    known = {"ethernet": (4, 4, 2.13324), "infiniband": (8, 8, 0.3364)}[link]
+    bandwidth = calibrated(*known)
+    step_ms = compute_ms + 1e3 * all_reduce_s(nodes, per_node, bandwidth)
+
+    assert step_ms == pytest.approx(published_ms, rel=0.10)
+
+
+CORE = Device(
+    id="avx512-core",
+    kind="cpu",
+    memory_bytes=8e9,
+    memory_bandwidth_bytes_per_s=12.9e9,
+    peak_flop_per_s={"fp32": 170e9},
+)
+"""One thread of the 2-vCPU AVX-512 machine of the table below, torch 2.13.0."""
+
+
+@pytest.mark.parametrize(
+    ("what", "num_elements", "encode_ms", "decode_ms"),
+    [
+        ("bf16", 2**24, 10.90, 9.15),
+        ("fp8", 2**22, 4.05, 17.37),
+        ("int8 eager", 2**24, 101.5, 55.8),
+        ("int8 tiled", 2**20, 1.062, 0.470),
+        ("int8 tiled", 2**24, 23.36, 15.00),
+        ("int8 compiled", 2**22, 3.045, 2.203),
+        ("int4 eager", 2**24, 150.5, 122.3),
+        ("sign", 2**22, 16.21, 18.40),
+        ("sign", 2**24, 91.7, 148.8),
+        ("topk 1%", 2**22, 75.65, 0.881),
+        ("sampled 1%", 2**22, 17.02, 0.865),
+        ("randk 1%", 2**22, 0.876, 0.861),
+    ],
+)
+def test_coding_times_of_one_core(what, num_elements, encode_ms, decode_ms):
+    """CPU time (10th percentile) of codecs on fp32 messages, measured by us.
+
+    Over all 123 (codec, size) pairs from 64 Ki to 16 Mi elements the median error is 10 %, the 90th
+    percentile 30 % (PowerSGD up to 87 %, eager int8 at 1 Mi -74 %); these stay within 15 %.
+    """
+    encode, decode = _work(what, num_elements)
+    rates = rates_of(CORE)
+
+    assert 1e3 * coding_s(encode, num_elements, rates) == pytest.approx(encode_ms, rel=0.15)
+    assert 1e3 * coding_s(decode, num_elements, rates) == pytest.approx(decode_ms, rel=0.15)
+
+
+def _work(what, num_elements):
+    name, _, detail = what.partition(" ")
+    if name in ("int8", "int4"):
+        return {"int8": INT8, "int4": INT4}[name][detail]
+    if name in ("fp8", "sign"):
+        method = COMPRESSION_METHODS["fp8" if name == "fp8" else "onebit"]
+        return method.encode_once({"error_feedback": False}), method.decode_once({})
+    method = COMPRESSION_METHODS["topk" if name == "sampled" else name]
+    options = {"ratio": 0.01, "error_feedback": False} if name != "bf16" else {}
+    if name == "sampled":
+        options["selection"] = "sampled"
+    message = Traffic(num_elements=num_elements, element_bytes=4)
+    return method.encode_work(message, options), method.decode_work(message, 1, options)
