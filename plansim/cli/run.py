@@ -40,8 +40,9 @@ def run(
     """Execute a plan on this machine and measure it.
 
     The first losses are compared with a single process before anything is timed. CPU profiles run on gloo,
-    others on NCCL. Under torchrun it joins as one rank. On several machines start it on each with torchrun: torchrun --nnodes N --nproc-per-node G
-    --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m plansim.cli.main run PLAN.
+    others on NCCL. Under torchrun it joins as one rank; on several machines start it on each with torchrun:
+    torchrun --nnodes N --nproc-per-node G --rdzv-backend c10d --rdzv-endpoint HOST:PORT
+    -m plansim.cli.main run PLAN.
     """
     from plansim.cli import console
     from plansim.errors import MissingExtraError
