@@ -5,6 +5,7 @@ import json
 import pytest
 from emitted import (
     CASES,
+    EXPRESSIBLE,
     OPTIONS,
     YAML_READER,
     bash_array,
@@ -16,30 +17,6 @@ from emitted import (
 
 from plansim.errors import PlanError, UnknownNameError
 from plansim.plan.emit import EMITTERS, emission, emit
-
-EXPRESSIBLE = {
-    "torchrun": {name for name in CASES if name not in ("fp8",)},
-    "megatron": {
-        "one gpu", "ddp", "ddp bf16 gradients", "zero 1 tp pp", "zero 2 hybrid", "zero 3", "zero 3 tp cp",
-        "interleaved", "interleaved zero 2", "uneven stages", "fp8", "moe", "moe megatron", "moe replicated",
-        "offload", "sgd unfused", "pp inside dp",
-    },
-    "torchtitan": {
-        "ddp", "zero 2 hybrid", "zero 3", "zero 3 tp cp", "interleaved zero 2", "uneven stages", "zb-h1",
-        "zbv", "dualpipev", "fp8", "moe",
-    },
-    "deepspeed": {
-        "one gpu", "ddp", "ddp bf16 gradients", "zero 3", "zero 3 int8 weights", "moe", "moe replicated",
-        "offload", "sgd unfused", "cpu",
-    },
-    "accelerate": {
-        "one gpu", "ddp", "ddp powersgd", "ddp bf16 gradients", "zero 2 hybrid", "zero 3", "zero 3 tp cp",
-        "offload", "sgd unfused", "cpu",
-    },
-}  # fmt: skip
-for _name in ("slurm", "kubernetes", "skypilot"):
-    EXPRESSIBLE[_name] = EXPRESSIBLE["torchrun"]
-EXPRESSIBLE["chakra"] = set(CASES) - {"ddp powersgd", "zero 3 int8 weights", "parameter server"}
 
 
 def check_torchrun(files):

@@ -51,4 +51,4 @@ def emit(plan: Plan, model: Model | ModuleModel, profile: Profile, target: str) 
     return {**made.files, "NOTES.md": notes(EMITTERS[target], plan, made)}
 
 
-__all__ = ["EMITTERS", "Emission", "Emitter", "emission", "emit"]
+__all__ = ["EMITTERS", "Emission", "Emitter", "emission", "emit", "notes"]
