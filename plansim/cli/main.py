@@ -27,7 +27,6 @@ COMMANDS: dict[str, str] = {
     "run": "plansim.cli.run:run",
     "validate": "plansim.cli.validate:validate",
     "emit": "plansim.cli.emit:emit",
-    "emit": "plansim.cli.emit:emit",
     "catalog": "plansim.cli.catalog:catalog",
     "doctor": "plansim.cli.doctor:doctor",
 }
