@@ -24,25 +24,25 @@ from scipy.optimize import least_squares
 sys.path.insert(0, str(Path(__file__).parent))
 from collective_tables import Row, intra_rows, multinode_rows, published_rows
 
-from plansim.costs.collectives import candidate_curves
+from plansim.costs.collectives import CostCurve, candidate_curves
 from plansim.hardware.transport import Protocol, Transport, transport
 
 CATALOG = Path(__file__).parents[1] / "plansim" / "catalog" / "fabrics"
 TRANSPORTS = Callable[[str], Transport]
 
 
-def predict(row: Row, look_up: TRANSPORTS) -> float:
-    """Return the predicted seconds of one row with the transports that `look_up` gives."""
-    curves = candidate_curves(
-        row.collective,
-        row.group,
-        row.fabric,
-        row.backend,
-        lambda level, _: look_up(level.transport or ""),
-        algorithm=row.algorithm,
-    )
-    seconds = min(c.seconds(row.nbytes) for c in curves if row.nbytes <= c.max_nbytes)
-    return max(seconds, row.floor_s)
+def predict(rows: list[Row], look_up: TRANSPORTS) -> np.ndarray:
+    """Return the predicted seconds of every row with the transports that `look_up` gives."""
+    known: dict[object, tuple[CostCurve, ...]] = {}
+    predicted = []
+    for row in rows:
+        key = (row.collective, row.group, row.fabric, row.backend, row.algorithm)
+        if key not in known:
+            transports = lambda level, _: look_up(level.transport or "")  # noqa: E731
+            known[key] = candidate_curves(*key[:4], transports, algorithm=row.algorithm)
+        seconds = min(c.seconds(row.nbytes) for c in known[key] if row.nbytes <= c.max_nbytes)
+        predicted.append(max(seconds, row.floor_s))
+    return np.array(predicted)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def fit(start: Transport, rows: list[Row], others: TRANSPORTS) -> Transport:
     def residual(logs: np.ndarray) -> np.ndarray:
         t = with_values(start, table, np.exp(logs))
         look_up = lambda name: t if name == t.name else others(name)  # noqa: E731
-        data = np.log([predict(r, look_up) for r in rows]) - measured
+        data = np.log(predict(rows, look_up)) - measured
         return np.append(data, 0.1 * (logs - first))  # a weak pull keeps unused parameters where they were
 
     solution = least_squares(residual, first, bounds=(low, high), loss="soft_l1", f_scale=0.05, max_nfev=40)
@@ -144,7 +144,7 @@ def fit_with_switch(start: Transport, rows: list[Row], others: TRANSPORTS) -> Tr
         protocols[index] = replace(protocols[index], max_step_bytes=kib * 1024.0)
         fitted = fit(replace(start, protocols=tuple(protocols)), rows, others)
         look_up = lambda name, f=fitted: f if name == f.name else others(name)  # noqa: E731
-        cost = float(np.mean([abs(np.log(predict(r, look_up) / r.seconds)) for r in rows]))
+        cost = float(np.mean(np.abs(np.log1p(errors(rows, look_up)))))
         if cost < best[0]:
             best = (cost, fitted)
     return best[1]
@@ -200,7 +200,7 @@ def fit_all(rows: list[Row], only: set[str], start: TRANSPORTS = transport) -> d
 
 
 def errors(rows: list[Row], look_up: TRANSPORTS) -> np.ndarray:
-    return np.array([predict(r, look_up) / r.seconds - 1 for r in rows])
+    return predict(rows, look_up) / np.array([r.seconds for r in rows]) - 1
 
 
 def line(label: str, e: np.ndarray) -> str:
