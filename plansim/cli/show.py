@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from plansim.cli.console import table
 from plansim.results import Prediction, StageMemory
-from plansim.results.compare import TERM_NAMES
+from plansim.results.compare import TERM_NAMES, memory_changes, time_changes, why_slower
 from plansim.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -229,3 +229,81 @@ def critical_path(prediction: Prediction, most: int = 8) -> RenderableType:
     for term in prediction.critical_path[:most]:
         made.add_row(term.what, format_seconds(term.seconds), f"{term.fraction:.1%}")
     return Group(made)
+
+
+def ranking(ranked: Sequence[tuple[int, Plan, Prediction]], tied: Sequence[int] = ()) -> Table:
+    """Return plans best first: figures, and what makes each slower than the first.
+
+    Parameters
+    ----------
+    ranked : sequence of (rank, plan, prediction)
+    tied : sequence of int
+        Ranks that cannot be told from the first: marked with ``=``.
+    """
+    tokens = bool(ranked) and ranked[0][1].job.seq_len > 1
+    made = table(
+        rank="#>",
+        plan="plan~",
+        step="step time>",
+        spread="±>",
+        rate="tokens/s>" if tokens else "samples/s>",
+        mfu="MFU>",
+        memory="memory>",
+        why="behind the first by~",
+    )
+    best = ranked[0][2] if ranked else None
+    for rank, plan, p in ranked:
+        spread = (p.step_time_high_s - p.step_time_low_s) / 2 / p.step_time_s
+        made.add_row(
+            f"={rank}" if rank in tied else f"{rank}",
+            plan_short(plan),
+            format_seconds(p.step_time_s),
+            f"{spread:.0%}",
+            f"{p.tokens_per_s if tokens else p.samples_per_s:,.0f}",
+            f"{p.mfu:.1%}",
+            f"{p.peak_memory_bytes / 2**30:.1f}/{p.memory_limit_bytes / 2**30:.0f} GiB",
+            _behind(best, p) if best is not None else "",
+        )
+    return made
+
+
+def _behind(best: Prediction, other: Prediction) -> str:
+    if other is best:
+        return ""
+    ratio = other.step_time_s / best.step_time_s - 1
+    why = why_slower(best, other)
+    return f"{ratio:+.1%}" + (f": {why}" if why else "")
+
+
+def rejections(
+    candidates: int, by_rule: Mapping[str, int], bounded_out: int, simulated: int
+) -> RenderableType:
+    """Return how the candidates came to an end: why the losers lost."""
+    made = table("\nWhat became of the candidates", why="", count="plans>", share="share>")
+    rows = [
+        (f"infeasible: {rule}", count) for rule, count in sorted(by_rule.items(), key=lambda item: -item[1])
+    ]
+    rows += [("cannot beat the best, by a lower bound", bounded_out), ("simulated", simulated)]
+    for why, count in rows:
+        made.add_row(why, f"{count:,}", f"{count / max(1, candidates):.1%}")
+    return made
+
+
+def changes(before: Prediction, after: Prediction) -> RenderableType:
+    """Return what two predictions differ in: the parts of the step, and of the largest device's memory."""
+    times = table("Step time", term="term", before="before>", after="after>", difference="change>")
+    times.add_row("step", *_change(before.step_time_s, after.step_time_s, format_seconds))
+    for c in time_changes(before, after):
+        times.add_row(TERM_NAMES[c.term], *_change(c.before, c.after, format_seconds))
+    memory_ = table(
+        "\nMemory of the largest device", term="term", before="before>", after="after>", difference="change>"
+    )
+    memory_.add_row("peak", *_change(before.peak_memory_bytes, after.peak_memory_bytes, format_bytes))
+    for c in memory_changes(before, after):
+        memory_.add_row(c.term, *_change(c.before, c.after, format_bytes))
+    return Group(times, memory_)
+
+
+def _change(before: float, after: float, words: Callable[[float], str]) -> tuple[str, str, str]:
+    sign = "+" if after >= before else "-"
+    return words(before), words(after), sign + words(abs(after - before))

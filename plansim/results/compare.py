@@ -71,7 +71,7 @@ def why_slower(best: Prediction, other: Prediction, most: int = 2) -> str:
     ...     breakdown=Breakdown(compute_s=1.0))
     >>> b = replace(a, step_time_s=1.2, breakdown=Breakdown(compute_s=0.9, bubble_s=0.3))
     >>> why_slower(a, b)
-    '+300.0 ms pipeline bubble'
+    '+300 ms pipeline bubble'
     """
     from plansim.units import format_seconds
 
