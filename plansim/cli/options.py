@@ -100,6 +100,7 @@ def read_case(
     """
     from dataclasses import replace
 
+    from plansim.costs.compression.rules import COMPRESSION_RULES
     from plansim.hardware.read import load_profile
     from plansim.plan.read import load_plan
     from plansim.plan.rules import check_plan, require
@@ -109,7 +110,7 @@ def read_case(
     plan = load_plan(plan_path, in_plan)
     plan = replace(plan, model=model or plan.model, profile=profile or plan.profile)
     shape, cluster = read_shape(plan.model, changes["model"]), load_profile(plan.profile, changes["profile"])
-    require(check_plan(plan, shape, cluster), source=plan_path)
+    require(check_plan(plan, shape, cluster, COMPRESSION_RULES), source=plan_path)
     return plan, shape, cluster
 
 
