@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from plansim.errors import ExecutionError, PlansimError
 from plansim.execute.system import end_with_parent
@@ -53,6 +53,22 @@ class Rendezvous:
 Worker = Callable[[Rendezvous], Any]
 
 
+class Place(Protocol):
+    """Hosts that ranks are put on, when they do not simply run here (see `plansim.execute.testbed`)."""
+
+    def address(self, rank: int) -> str:
+        """Return the address the others reach a rank at."""
+        ...
+
+    def listen(self, rank: int, port: int) -> socket.socket:
+        """Return a listening socket on a rank's host."""
+        ...
+
+    def enter(self, rank: int) -> None:
+        """Move the calling process onto a rank's host."""
+        ...
+
+
 def under_torchrun() -> bool:
     """Return whether torchrun (or a like launcher) has already started this process as a rank."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
@@ -71,7 +87,13 @@ def rendezvous_from_environment() -> Rendezvous:
 
 
 def launch(
-    worker: Worker, world_size: int, *, timeout_s: float, port: int = 0, fork: bool = True
+    worker: Worker,
+    world_size: int,
+    *,
+    timeout_s: float,
+    port: int = 0,
+    fork: bool = True,
+    place: Place | None = None,
 ) -> list[Any]:
     """Return what `worker` returned on every rank of a new job on this machine.
 
@@ -88,21 +110,31 @@ def launch(
     fork : bool
         Fork this process (fast: torch is already imported). CUDA, once used here, needs fresh processes
         instead.
+    place : Place, optional
+        Hosts for the ranks; None runs them all here.
 
     Raises
     ------
     ExecutionError
         With the first failing rank and the end of its log; no rank is left running.
     """
+    host = place.address(0) if place else "127.0.0.1"
     context = multiprocessing.get_context("fork" if fork and hasattr(os, "fork") else "spawn")
-    with tempfile.TemporaryDirectory(prefix="plansim-run-") as folder, closing(_listen(port)) as listener:
-        job = _Job(Path(folder), world_size)
+    with (
+        tempfile.TemporaryDirectory(prefix="plansim-run-") as folder,
+        closing(_listen(port, place)) as listener,
+    ):
+        job = _Job(Path(folder), world_size, place)
         try:
             for rank in range(world_size):
                 meet = Rendezvous(
-                    rank=rank, world_size=world_size, port=listener.getsockname()[1], local_rank=rank,
+                    rank=rank,
+                    world_size=world_size,
+                    host=host,
+                    port=listener.getsockname()[1],
+                    local_rank=rank,
                     listen_fd=listener.fileno() if rank == 0 and fork else None,
-                )  # fmt: skip
+                )
                 job.start(context, worker, meet)
             if not fork:
                 listener.close()
@@ -111,7 +143,9 @@ def launch(
             job.end()
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(port: int, place: Place | None) -> socket.socket:
+    if place:
+        return place.listen(0, port)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         if port:
@@ -129,8 +163,9 @@ def _listen(port: int) -> socket.socket:
 class _Job:
     """The processes of one job, seen from their parent."""
 
-    def __init__(self, folder: Path, world_size: int) -> None:
+    def __init__(self, folder: Path, world_size: int, place: Place | None = None) -> None:
         self.folder = folder
+        self.place = place
         self.world_size = world_size
         self.processes: list[Any] = []
         self.pipes: list[Connection] = []
@@ -139,7 +174,7 @@ class _Job:
         receive, send = context.Pipe(duplex=False)
         process = context.Process(
             target=_rank_main,
-            args=(worker, meet, send, str(self._log(meet.rank))),
+            args=(worker, meet, send, str(self._log(meet.rank)), self.place),
             name=f"plansim-rank-{meet.rank}",
             daemon=True,
         )
@@ -238,7 +273,9 @@ def _how_it_ended(exitcode: int | None) -> str:
     return f"the process ended with code {exitcode} before it gave a result"
 
 
-def _rank_main(worker: Worker, meet: Rendezvous, pipe: Connection, log: str) -> None:
+def _rank_main(
+    worker: Worker, meet: Rendezvous, pipe: Connection, log: str, place: Place | None = None
+) -> None:
     """Run one rank: output to its log, result or error through the pipe, and never outlive the parent."""
     end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends us
@@ -246,6 +283,8 @@ def _rank_main(worker: Worker, meet: Rendezvous, pipe: Connection, log: str) -> 
     _redirect(log)
     warnings.resetwarnings()  # the parent may turn warnings into errors; ours are only logged
     try:
+        if place:
+            place.enter(meet.rank)
         message = ("done", worker(meet), time.time())
     except BaseException as error:  # noqa: BLE001  (everything a rank raises is reported by the parent)
         traceback.print_exc()

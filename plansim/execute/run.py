@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from plansim.errors import ExecutionError, PlanError
 from plansim.execute import system
-from plansim.execute.launch import Rendezvous, launch, rendezvous_from_environment, under_torchrun
+from plansim.execute.launch import Place, Rendezvous, launch, rendezvous_from_environment, under_torchrun
 from plansim.execute.models import blueprint
 from plansim.execute.rank import RankResult, RunOptions, run_rank
 from plansim.files import dump_json, write_atomic
@@ -38,6 +38,7 @@ def run_plan(
     out: str | Path | None = None,
     options: RunOptions | None = None,
     port: int = 0,
+    place: Place | None = None,
 ) -> Measurement:
     """Return the measurement of a plan run with torch.distributed on this machine (or inside torchrun).
 
@@ -55,6 +56,8 @@ def run_plan(
         Everything else; its `steps` and `warmup` are replaced by those given here.
     port : int
         Port to meet at; 0 chooses a free one.
+    place : Place, optional
+        Hosts to put the ranks on, such as a `plansim.execute.testbed.Testbed`.
 
     Raises
     ------
@@ -69,7 +72,7 @@ def run_plan(
         )
     options = replace(options or RunOptions(), steps=steps, warmup=warmup)
     check_plan_runs(plan, model)
-    runs = [_run_once(plan, model, options, port) for _ in range(repeats)]
+    runs = [_run_once(plan, model, options, port, place) for _ in range(repeats)]
     measurement = _measurement(plan, runs, options)
     if out is not None and measurement.ranks[0].rank == 0 and _first_process():
         write_atomic(Path(out), dump_json(measurement.to_json()))
@@ -123,7 +126,9 @@ def _check_compression(plan: Plan) -> None:
             )
 
 
-def _run_once(plan: Plan, model: Model, options: RunOptions, port: int) -> list[RankResult]:
+def _run_once(
+    plan: Plan, model: Model, options: RunOptions, port: int, place: Place | None
+) -> list[RankResult]:
     worker: Callable[[Rendezvous], RankResult] = partial(run_rank, model, plan, options)
     world = plan.parallel.world_size
     if under_torchrun():
@@ -138,7 +143,7 @@ def _run_once(plan: Plan, model: Model, options: RunOptions, port: int) -> list[
             "torchrun on several"
         )
     fork = not torch.cuda.is_initialized()
-    return launch(worker, world, timeout_s=options.timeout_s, port=port, fork=fork)
+    return launch(worker, world, timeout_s=options.timeout_s, port=port, fork=fork, place=place)
 
 
 def _join(worker: Callable[[Rendezvous], RankResult], world: int) -> list[RankResult]:
