@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -108,46 +109,59 @@ def straggler_factor(layout: Layout) -> float:
 
 
 def _chunk(layout: Layout, index: int) -> ChunkCosts:
-    blocks = layout.chunks[index]
+    blocks = Counter(layout.chunks[index])
     stage = next(s for s, chunks in enumerate(layout.chunks_of_stage) if index in chunks)
     mode = layout.plan.recompute_of(stage)
-    times = [block_time(layout, b) for b in blocks]
+    times = [(block_time(layout, b), b, n) for b, n in blocks.items()]
     factor = straggler_factor(layout)
-    recompute = [_recompute(t, b, mode) for t, b in zip(times, blocks, strict=True)]
-    per_pass = layout.plan.parallel.zero_stage
+    zero_stage = layout.plan.parallel.zero_stage
     return ChunkCosts(
-        forward=_sum([t.forward for t in times]).scaled(factor),
-        backward_input=_sum([t.backward_input for t in times]).scaled(factor),
-        backward_weight=_sum([t.backward_weight for t in times]).scaled(factor),
-        recompute=_sum(recompute).scaled(factor),
+        forward=_sum((t.forward, n * factor) for t, _, n in times),
+        backward_input=_sum((t.backward_input, n * factor) for t, _, n in times),
+        backward_weight=_sum((t.backward_weight, n * factor) for t, _, n in times),
+        recompute=_sum((_recompute(layout, t, b, mode), n * factor) for t, b, n in times),
         send_forward_s=_send_s(layout, index),
         send_backward_s=_send_s(layout, index - 1),
-        activation_bytes=sum(kept_bytes(b, mode) for b in blocks),
-        backward_extra_bytes=max((b.saved_bytes - kept_bytes(b, mode) for b in blocks), default=0.0),
-        gathers_per_pass=_gathers(layout, index) if per_pass == 3 else (),
-        reductions_per_pass=_reductions(layout, (index,)) if per_pass >= 2 else (),
+        activation_bytes=sum(n * kept_bytes(layout, b, mode) for b, n in blocks.items()),
+        backward_extra_bytes=max((b.saved_bytes - kept_bytes(layout, b, mode) for b in blocks), default=0.0),
+        gathers_per_pass=_gathers(layout, index) if zero_stage == 3 else (),
+        reductions_per_pass=_reductions(layout, (index,)) if zero_stage >= 2 else (),
     )
 
 
-def _sum(parts: Sequence[Parts]) -> Parts:
-    return sum(parts, Parts())
+def _sum(parts: Iterable[tuple[Parts, float]]) -> Parts:
+    """Return the sum of parts, each times its factor."""
+    compute = tp = cp = ep = compression = host = 0.0
+    for p, n in parts:
+        compute += n * p.compute_s
+        tp += n * p.tp_s
+        cp += n * p.cp_s
+        ep += n * p.ep_s
+        compression += n * p.compression_s
+        host += n * p.host_s
+    return Parts(compute_s=compute, tp_s=tp, cp_s=cp, ep_s=ep, compression_s=compression, host_s=host)
 
 
-def _recompute(time: BlockTime, block: Block, mode: str) -> Parts:
+def _recompute(layout: Layout, time: BlockTime, block: Block, mode: str) -> Parts:
     if mode == "full" and block.kind not in ("embedding", "head"):
         return time.recompute_all
-    return time.recompute_core if mode == "selective" else Parts()
+    if mode != "selective" or block.kind in ("embedding", "head"):
+        return Parts()
+    return time.recompute_elementwise if layout.stack.selective == "elementwise" else time.recompute_core
 
 
-def kept_bytes(block: Block, mode: str) -> float:
+def kept_bytes(layout: Layout, block: Block, mode: str) -> float:
     """Return what one block keeps from forward to backward for one microbatch, bytes.
 
-    Full recomputation keeps the block's input, selective drops the attention core
-    (Korthikanti et al., arXiv 2205.05198, section 5).
+    Full recomputation keeps the block's input, selective drops the attention core (Korthikanti et al.,
+    arXiv 2205.05198, section 5) or, where the stack selects by operator, all but products and attention.
     """
-    if mode == "full" and block.kind not in ("embedding", "head"):
+    if block.kind in ("embedding", "head") or mode == "none":
+        return block.saved_bytes
+    if mode == "full":
         return block.boundary_bytes
-    return block.saved_bytes - (block.core_saved_bytes if mode == "selective" else 0.0)
+    dropped = block.elementwise_saved_bytes if layout.stack.selective == "elementwise" else block.core_saved_bytes
+    return block.saved_bytes - dropped
 
 
 def _send_s(layout: Layout, index: int) -> float:
@@ -184,14 +198,21 @@ def gather_bytes(layout: Layout) -> float:
 
 
 def _gathers(layout: Layout, index: int) -> tuple[Bucket, ...]:
-    """Return the ZeRO-3 gathers of one chunk, one per block, each needed before its block runs."""
+    """Return the ZeRO-3 gathers of one chunk, each needed before its blocks run.
+
+    One gather per block up to `MAX_BUCKETS`; deeper chunks are told apart in as many runs of equal length,
+    each as long as the gathers it stands for.
+    """
     blocks = layout.chunks[index]
     per = gather_bytes(layout)
-    return tuple(
-        _bucket(layout, "shard", "all_gather", b.parameters * per, i / len(blocks), index)
-        for i, b in enumerate(blocks)
-        if b.parameters
-    )
+    run = -(-len(blocks) // MAX_BUCKETS)
+    made = []
+    for at in range(0, len(blocks), run):
+        parts = [_bucket(layout, "shard", "all_gather", b.parameters * per, at / len(blocks), index) for b in blocks[at : at + run] if b.parameters]
+        parts += [_bucket(layout, "edp", "all_gather", b.expert_parameters * per, at / len(blocks), index) for b in blocks[at : at + run] if b.expert_parameters]
+        if parts:
+            made.append(replace(parts[0], nbytes=sum(p.nbytes for p in parts), comm_s=sum(p.comm_s for p in parts), blocking_s=sum(p.blocking_s for p in parts)))
+    return tuple(made)
 
 
 def _reductions(layout: Layout, chunks: Sequence[int]) -> tuple[Bucket, ...]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
-from plansim.costs.build import compression_memory_bytes, gather_bytes, kept_bytes, shard_degree, state_bytes
+import numpy as np
+from numpy.typing import NDArray
+
+from plansim.costs.build import compression_memory_bytes, gather_bytes, kept_bytes, reduce_bytes, shard_degree, state_bytes
 from plansim.costs.layout import Layout
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
+from plansim.workload.operators import Block
 
 
 def stage_memory(layout: Layout, stage: int) -> StageMemory:
@@ -32,7 +37,10 @@ def stage_memory(layout: Layout, stage: int) -> StageMemory:
 
     activations = _activations(layout, stage)
     gathered = 0.0
-    if p.zero_stage == 3:
+    if p.zero_stage == 3 and p.pp > 1:
+        # between microbatches of a pipeline nothing is resharded: parameters and gradients stay whole
+        gathered = dense * (gather_bytes(layout) + reduce_bytes(layout))
+    elif p.zero_stage == 3:
         largest = sorted((b.parameters for b in blocks), reverse=True)[: stack.gathered_layers]
         gathered = sum(largest) * gather_bytes(layout)
     optimizer = 0.0 if layout.plan.offload else over(1, state + master)
@@ -55,40 +63,37 @@ def memory_limit_bytes(layout: Layout) -> float:
 def _activations(layout: Layout, stage: int) -> float:
     mode = layout.plan.recompute_of(stage)
     p = layout.plan.parallel
-    flights = peak_flights(p.schedule, p.pp, layout.plan.num_microbatches, p.virtual_stages, stage)
-    kept = {c: sum(kept_bytes(b, mode) for b in layout.chunks[c]) for c in layout.chunks_of_stage[stage]}
-    peak = max(sum(kept[c] * n for c, n in flight) for flight in flights)
+    flights = flights_of(p.schedule, p.pp, layout.plan.num_microbatches, p.virtual_stages, stage)
+    kept = [sum(kept_bytes(layout, b, mode) for b in layout.chunks[c]) for c in layout.chunks_of_stage[stage]]
+    peak = float((flights @ np.array(kept)).max())
     blocks = [b for c in layout.chunks_of_stage[stage] for b in layout.chunks[c]]
-    working = max(b.saved_bytes - kept_bytes(b, mode) for b in blocks)
-    return peak + working
+    working = max(b.saved_bytes - kept_bytes(layout, b, mode) for b in blocks)
+    return peak + max(working, (layout.stack.loss_copies - 1.0) * _logits_bytes(blocks))
+
+
+def _logits_bytes(blocks: list[Block]) -> float:
+    """Return one fp32 copy of the logits, where these blocks hold the loss."""
+    return sum(op.saved_bytes for b in blocks if b.kind == "head" for op in b.operators if op.name == "loss")
 
 
 @lru_cache(maxsize=16384)
-def peak_flights(schedule: str, pp: int, num_microbatches: int, virtual_stages: int, stage: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Return the (chunk, microbatches in flight) sets of a rank that no other set exceeds.
+def flights_of(schedule: str, pp: int, num_microbatches: int, virtual_stages: int, stage: int) -> NDArray[np.float64]:
+    """Return every peak of a rank: one row per moment before a backward, microbatches in flight by chunk.
 
     Walks the rank's actions: a forward adds one, the last part of a backward removes one. A pipeline is
     periodic, so microbatches past a few rounds add nothing.
     """
     found = find_schedule(schedule)
-    rounds = pp * max(4, 2 * virtual_stages)
-    count = num_microbatches if num_microbatches <= rounds else rounds
-    actions = found.actions(pp, count, virtual_stages)[stage]
+    actions = found.actions(pp, min(num_microbatches, pp * max(4, 2 * virtual_stages)), virtual_stages)[stage]
+    chunks = sorted({a.chunk for a in actions})
+    live = dict.fromkeys(chunks, 0)
     last = "W" if any(a.kind == "W" for a in actions) else "B"
-    live: dict[int, int] = {}
-    seen: set[tuple[tuple[int, int], ...]] = set()
-    for action in actions:
-        if action.kind == "F":
-            live[action.chunk] = live.get(action.chunk, 0) + 1
-            seen.add(tuple(sorted(live.items())))
-        elif action.kind == last or action.kind == "B":
+    peaks: set[tuple[int, ...]] = set()
+    for action, after in pairwise((*actions, None)):
+        if action and action.kind == "F":
+            live[action.chunk] += 1
+            if after is None or after.kind != "F":
+                peaks.add(tuple(live.values()))
+        elif action and action.kind in ("B", last):
             live[action.chunk] -= 1
-    return tuple(_maximal(seen))
-
-
-def _maximal(flights: set[tuple[tuple[int, int], ...]]) -> list[tuple[tuple[int, int], ...]]:
-    def covered(a: tuple[tuple[int, int], ...], b: tuple[tuple[int, int], ...]) -> bool:
-        have = dict(b)
-        return all(have.get(c, 0) >= n for c, n in a)
-
-    return [a for a in flights if not any(a != b and covered(a, b) for b in flights)]
+    return np.array(sorted(peaks), dtype=np.float64)

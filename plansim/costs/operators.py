@@ -30,6 +30,10 @@ LOW_PRECISION = frozenset({"fp8", "fp4", "int8"})
 HEAD_PRODUCTS = frozenset({"lm_head", "router", "classifier"})
 
 
+ROW_ALIGNMENT = 16
+"""Rows that grouped kernels pad each expert's tokens to (tile and scale alignment)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorTime:
     """Seconds of one operator: forward, gradient of its input, gradient of its weight."""
@@ -83,37 +87,27 @@ def operator_s(op: Operator, how: Arithmetic) -> OperatorTime:
 
 
 def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
-    """Y = X W: dX = dY W^T has shape (m, k) and depth n; dW = X^T dY has shape (k, n) and depth m."""
-    low = op.weight and op.name not in HEAD_PRODUCTS
-    dtype = how.dtype if low else how.wide
+    """Y = X W: dX = dY W^T has shape (m, k) and depth n; dW = X^T dY has shape (k, n) and depth m.
+
+    Narrow types are quantised once, with their transpose: X in the forward pass, dY for the input gradient.
+    """
+    dtype = how.dtype if op.weight and op.name not in HEAD_PRODUCTS else how.wide
     if op.groups > 1:
-        times = _grouped(op, how, dtype)
+        forward, input_, weight = _grouped(op, how, dtype)
     else:
-
-        def product(m: int, n: int, k: int) -> float:
-            return matmul_s(how.device, m, n, k, dtype=dtype, batch=op.batch) / how.product_fraction
-
-        times = product(op.m, op.n, op.k), product(op.m, op.k, op.n), product(op.k, op.n, op.m)
-    casts = _casts(op, how) if dtype in LOW_PRECISION else (0.0, 0.0)
-    return OperatorTime(forward_s=times[0] + casts[0], input_s=times[1] + casts[1], weight_s=times[2])
+        forward = matmul_s(how.device, op.m, op.n, op.k, dtype=dtype, batch=op.batch)
+        input_ = matmul_s(how.device, op.m, op.k, op.n, dtype=dtype, batch=op.batch)
+        weight = matmul_s(how.device, op.k, op.n, op.m, dtype=dtype, batch=op.batch, cast=False)
+    fraction = how.product_fraction
+    return OperatorTime(forward_s=forward / fraction, input_s=input_ / fraction, weight_s=weight / fraction)
 
 
 def _grouped(op: Matmul, how: Arithmetic, dtype: str) -> tuple[float, float, float]:
-    rows = [max(1, op.m // op.groups)] * op.groups
-
-    def product(n: int, k: int) -> float:
-        return grouped_matmul_s(how.device, rows, n, k, dtype=dtype) / how.product_fraction
-
-    weight = matmul_s(how.device, op.k, op.n, rows[0], dtype=dtype, batch=op.groups) / how.product_fraction
-    return product(op.n, op.k), product(op.k, op.n), weight
-
-
-def _casts(op: Matmul, how: Arithmetic) -> tuple[float, float]:
-    """Return quantising the input (forward) and the output gradient (backward), each written twice for its transpose."""
-    read_and_two_writes = 4.0
+    rows = [-(-op.m // op.groups // ROW_ALIGNMENT) * ROW_ALIGNMENT] * op.groups
     return (
-        memory_bound_s(how.device, read_and_two_writes * op.m * op.k),
-        memory_bound_s(how.device, read_and_two_writes * op.m * op.n),
+        grouped_matmul_s(how.device, rows, op.n, op.k, dtype=dtype),
+        grouped_matmul_s(how.device, rows, op.k, op.n, dtype=dtype),
+        matmul_s(how.device, op.k, op.n, rows[0], dtype=dtype, batch=op.groups, cast=False),
     )
 
 
@@ -172,13 +166,14 @@ def _convolution(op: Convolution, how: Arithmetic) -> OperatorTime:
 
 
 def _recurrent(op: Recurrent, how: Arithmetic) -> OperatorTime:
-    forward = (
-        recurrent_s(
-            how.device, batch=op.batch, seq=op.seq, in_features=op.in_features, hidden=op.hidden, gates=op.gates, dtype=how.dtype
-        )
-        / how.product_fraction
-    )
-    return OperatorTime(forward_s=forward, input_s=forward, weight_s=forward)
+    def pass_s(direction: str) -> float:
+        seconds = recurrent_s(
+            how.device, batch=op.batch, seq=op.seq, input_size=op.in_features, hidden=op.hidden,
+            gates=op.gates, dtype=how.dtype, direction=direction,
+        )  # fmt: skip
+        return seconds / how.product_fraction
+
+    return OperatorTime(forward_s=pass_s("forward"), input_s=pass_s("backward_input"), weight_s=pass_s("backward_weight"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +182,7 @@ class BlockTime:
 
     forward: Parts
     recompute_core: Parts
+    recompute_elementwise: Parts
     recompute_all: Parts
     backward_input: Parts
     backward_weight: Parts
@@ -213,7 +209,7 @@ def block_s(
             _add_communication(tally, block.operators, times, i, how, comm_s, tp_overlap)
         else:
             tally.add(op, time)
-    return tally.result(how.stack.kernel_launch_s)
+    return tally.result(how.stack.operator_host_s)
 
 
 class _Tally:
@@ -221,7 +217,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.sums: dict[tuple[str, str], float] = {}
-        self.launches = {"forward": 0, "core": 0, "backward": 0}
+        self.launches = {"forward": 0, "core": 0, "elementwise": 0, "backward": 0}
 
     def put(self, where: str, part: str, seconds: float) -> None:
         self.sums[where, part] = self.sums.get((where, part), 0.0) + seconds
@@ -236,6 +232,9 @@ class _Tally:
         if op.core:
             self.put("core", "compute_s", time.forward_s)
             self.launches["core"] += kernels
+        if op.core or isinstance(op, Elementwise):
+            self.put("elementwise", "compute_s", time.forward_s)
+            self.launches["elementwise"] += kernels
 
     def parts(self, where: str, kernels: int, launch_s: float) -> Parts:
         """Return the parts of one pass; launches that outlast the kernels are host time."""
@@ -249,6 +248,7 @@ class _Tally:
         return BlockTime(
             forward=forward,
             recompute_core=self.parts("core", self.launches["core"], launch_s),
+            recompute_elementwise=self.parts("elementwise", self.launches["elementwise"], launch_s),
             recompute_all=forward,
             backward_input=self.parts("input", half, launch_s),
             backward_weight=self.parts("weight", half, launch_s),

@@ -35,8 +35,8 @@ class Stack:
         Tensor-parallel collectives are pipelined with their products (user buffers, async TP).
     gradient_overlap, parameter_overlap : bool
         What the stack can overlap; a plan can switch it off, not on.
-    kernel_launch_s : float
-        Host time per kernel; a pass is never faster than its launches.
+    operator_host_s : float
+        Host time per framework operator (Python, autograd and its few kernel launches); a pass is never faster.
     step_host_s : float
         Fixed host time of a step (data, logging, loss scaling), seconds.
     weight_bytes, gradient_bytes, master_bytes, reduce_bytes, gather_bytes : float
@@ -46,6 +46,12 @@ class Stack:
         Size of one gradient bucket, bytes.
     gathered_layers : int
         Layers whose parameters are whole at one time under ZeRO-3 (prefetch depth + 1).
+    loss_copies : float
+        fp32 arrays of logits alive at the loss: 1 with a fused cross entropy, about 4 in plain PyTorch (logits
+        widened, log-softmax, and their gradients).
+    selective : str
+        What selective recomputation drops: ``core`` (attention core, Megatron) or ``elementwise`` (everything but
+        matrix products and attention, torchtitan).
     context_bytes : float
         Device memory taken by the runtime and communication library, bytes.
     fragmentation : float
@@ -67,7 +73,7 @@ class Stack:
     gradient_overlap: bool = True
     parameter_overlap: bool = True
     pipeline_overlap: bool = True
-    kernel_launch_s: float = 0.0
+    operator_host_s: float = 0.0
     step_host_s: float = 0.0
     weight_bytes: float = 2.0
     gradient_bytes: float = 4.0
@@ -76,6 +82,8 @@ class Stack:
     gather_bytes: float = 2.0
     bucket_bytes: float = 160e6
     gathered_layers: int = 2
+    loss_copies: float = 1.0
+    selective: str = "core"
     context_bytes: float = 1.5e9
     fragmentation: float = 0.05
     straggler_fraction: float = 0.0

@@ -104,6 +104,10 @@ def _case(row: Row) -> Case:
     notes += model_notes
     profile, link_notes = cluster(device, row.n_devices, row.devices_per_node, row.intra_link, row.inter_link)
     notes += link_notes
+    if not row.gbs and row.step_time_derived is None and row.peak_mem_gib:
+        share = (row.mbs or 1) * max(1, row.pp or 1)
+        row = replace(row, gbs=share * (row.dp or row.n_devices // ((row.tp or 1) * (row.pp or 1) * (row.cp or 1)) or 1))
+        notes.append(f"global batch not stated: {row.gbs} (a microbatch for every stage) assumed, memory alone is compared")
     if not row.gbs:
         raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
     plan, plan_notes, known = _plan(row, model, stack, device)

@@ -15,6 +15,11 @@ from plansim.validate.assume import Case
 RECOMPUTE = ("none", "selective", "full")
 DEGREES = (1, 2, 4, 8, 16)
 MICROBATCHES = (1, 2, 4)
+TUNED_ALLOWANCE = 1.35
+"""Memory over the limit that tuned recipes save by means no table states (offload, recomputed norms and activations)."""
+
+MOST = 8
+"""Layouts that are timed; the least divided come first."""
 
 
 def settled(case: Case) -> Case:
@@ -23,19 +28,25 @@ def settled(case: Case) -> Case:
         return _with_layout(case)
     if case.row.recompute in RECOMPUTE:
         return case
-    mode = next((m for m in RECOMPUTE if _fits(case, replace(case.plan, recompute=m))), "full")
+    mode = _least_recompute(case)
     if mode == case.plan.recompute:
         return _noted(case, case.plan, f"recomputation not stated: {mode} assumed")
     return _noted(case, replace(case.plan, recompute=mode), f"recomputation not stated: {mode} assumed (the least that fits)")
+
+
+def _least_recompute(case: Case) -> str:
+    """Return the least recomputation that fits; vendors tune out full recomputation where a little less memory does it."""
+    allowance = TUNED_ALLOWANCE if case.stack.name == "megatron-core" else 1.0
+    return next((m for m in RECOMPUTE if _fits(case, replace(case.plan, recompute=m), allowance)), "full")
 
 
 def _noted(case: Case, plan: Plan, note: str) -> Case:
     return replace(case, plan=plan, assumptions=(*case.assumptions, note))
 
 
-def _fits(case: Case, plan: Plan) -> bool:
+def _fits(case: Case, plan: Plan, allowance: float = 1.0) -> bool:
     layout = Layout.of(case.model, case.profile, plan, case.stack)
-    limit = memory_limit_bytes(layout)
+    limit = memory_limit_bytes(layout) * allowance
     stages = {0, plan.parallel.pp - 1}
     return all(stage_memory(layout, s).total_bytes <= limit for s in stages)
 
@@ -47,7 +58,7 @@ def _with_layout(case: Case) -> Case:
     for plan in _candidates(case):
         p = plan.parallel
         divided = p.tp * p.pp * p.cp
-        if smallest and divided > 2 * smallest:
+        if (smallest and divided > 2 * smallest) or len(found) == MOST:
             break
         try:
             if _fits(case, plan):

@@ -198,6 +198,11 @@ class Block:
         Parameters on one rank: replicated over dp x cp, and over the smaller expert-data axis.
     boundary_bytes : float
         Activation passed to the next block, on one rank, bytes.
+    flop : float
+        Forward FLOP on one rank.
+    saved_bytes, core_saved_bytes, elementwise_saved_bytes : float
+        Bytes kept for backward without recomputation, and those that the two kinds of selective
+        recomputation drop.
     """
 
     kind: str
@@ -205,26 +210,20 @@ class Block:
     parameters: int
     boundary_bytes: float
     expert_parameters: int = 0
+    flop: float = field(init=False, compare=False)
+    saved_bytes: float = field(init=False, compare=False)
+    core_saved_bytes: float = field(init=False, compare=False)
+    elementwise_saved_bytes: float = field(init=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape = (self.kind, self.operators, self.parameters, self.boundary_bytes, self.expert_parameters)
         object.__setattr__(self, "_hash", hash(shape))
+        object.__setattr__(self, "flop", sum(op.flop for op in self.operators))
+        object.__setattr__(self, "saved_bytes", sum(op.saved_bytes for op in self.operators))
+        object.__setattr__(self, "core_saved_bytes", sum(op.saved_bytes for op in self.operators if op.core))
+        light = sum(op.saved_bytes for op in self.operators if op.core or isinstance(op, Elementwise))
+        object.__setattr__(self, "elementwise_saved_bytes", light)
 
     def __hash__(self) -> int:
         return self._hash
-
-    @property
-    def flop(self) -> float:
-        """Forward FLOP on one rank."""
-        return sum(op.flop for op in self.operators)
-
-    @property
-    def saved_bytes(self) -> float:
-        """Bytes kept for backward without recomputation."""
-        return sum(op.saved_bytes for op in self.operators)
-
-    @property
-    def core_saved_bytes(self) -> float:
-        """Bytes that selective recomputation drops."""
-        return sum(op.saved_bytes for op in self.operators if op.core)
