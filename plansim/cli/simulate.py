@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from plansim.cli.options import Json, ModelName, Override, read_case, warn_without_effect
+from plansim.errors import InputError
 
 
 def simulate(
@@ -28,14 +29,15 @@ def simulate(
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
     from plansim.cli import console, show
-    from plansim.simulate.predict import predict
+    from plansim.simulate.timeline import MAX_ACTIONS, predict_traced
 
-    prediction = predict(shape, cluster, given)
+    prediction, events = predict_traced(shape, cluster, given)
     if trace:
         from plansim.results.trace import write_trace
-        from plansim.simulate.timeline import timeline
 
-        write_trace(trace, timeline(shape, cluster, given))
+        if events is None:
+            raise InputError(f"--trace: more than {MAX_ACTIONS:,} actions in a step; use fewer microbatches")
+        write_trace(trace, events)
         console.say(f"wrote {trace}; open it in ui.perfetto.dev")
     if json:
         from plansim.plan.read import plan_data

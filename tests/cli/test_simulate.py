@@ -68,6 +68,22 @@ def test_another_profile_and_model(run, plan_file):
     assert (data["plan"]["model"], data["plan"]["profile"]) == ("gpt3-13b", "h100x8")
 
 
+def test_the_critical_path_names_stages(run, plan_file):
+    path = run("simulate", plan_file, "--json").json["prediction"]["critical_path"]
+
+    assert any(term["what"] == "backward of stage 1" for term in path)
+    assert sum(term["fraction"] for term in path) == pytest.approx(1, abs=0.05)
+
+
+def test_a_step_too_long_to_write_out_is_still_predicted(run, plan_file, tmp_path):
+    long = ("-o", "job.global_batch=1000000")
+
+    assert run("simulate", plan_file, *long, "--json").json["prediction"]["critical_path"]
+    done = run("simulate", plan_file, *long, "--trace", tmp_path / "t.json")
+    assert (done.code, list(tmp_path.glob("t.json"))) == (3, [])
+    assert "more than 500,000 actions" in done.err
+
+
 def test_the_trace_is_one_that_viewers_open(run, plan_file, tmp_path):
     path = tmp_path / "trace.json"
     done = run("simulate", plan_file, "--trace", path)
