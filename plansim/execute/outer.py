@@ -13,6 +13,8 @@ from plansim.errors import PlanError, UnknownNameError
 from plansim.execute.codecs import BlockIntegers
 from plansim.execute.lossy_hooks import expect_options, two_hops
 
+OUTER_METHODS = ("local_sgd", "diloco")
+
 PAYLOAD_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
 """Number formats an outer exchange can travel in; int8 goes in two hops."""
 
@@ -27,8 +29,8 @@ class OuterSync:
     def __init__(
         self, method: str, options: Mapping[str, Any], parameters: Iterable[nn.Parameter], group: Any
     ) -> None:
-        if method not in ("local_sgd", "diloco"):
-            raise UnknownNameError("outer method", method, ("local_sgd", "diloco"))
+        if method not in OUTER_METHODS:
+            raise UnknownNameError("outer method", method, OUTER_METHODS)
         own = ("outer_lr", "outer_momentum") if method == "diloco" else ()
         expect_options(options, "every", "payload", *own)
         self._parameters = list(parameters)

@@ -15,7 +15,9 @@ from plansim.errors import ExecutionError, PlanError
 from plansim.execute import system
 from plansim.execute.launch import Place, Rendezvous, launch, rendezvous_from_environment, under_torchrun
 from plansim.execute.models import blueprint
+from plansim.execute.outer import OUTER_METHODS
 from plansim.execute.rank import RankResult, RunOptions, run_rank
+from plansim.execute.sharded_comm import SHARDED_METHODS
 from plansim.files import dump_json, write_atomic
 from plansim.plan.grid import grid_of
 from plansim.plan.model import Plan
@@ -114,16 +116,34 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
 
 
 def _check_compression(plan: Plan) -> None:
+    p = plan.parallel
     for edge, method in plan.compression.items():
-        if method.method == "none":
+        name = method.method
+        if name == "none":
             continue
-        if edge != "gradients":
-            raise PlanError(f"compression of {edge} by '{method.method}' cannot be run; it is simulated only")
-        if plan.parallel.zero_stage > 1 and method.method not in ("bf16", "fp16"):
+        if edge not in ("gradients", "parameters", "outer"):
+            raise PlanError(f"compression of {edge} by '{name}' cannot be run; it is simulated only")
+        if edge == "gradients" and p.zero_stage > 1 and name not in ("bf16", "fp16", *SHARDED_METHODS):
+            known = ", ".join(("bf16", "fp16", *SHARDED_METHODS))
+            raise PlanError(f"gradients of zero_stage {p.zero_stage} can be run with {known}, not '{name}'")
+        if edge == "parameters" and (p.zero_stage < 2 or name not in SHARDED_METHODS):
+            known = ", ".join(SHARDED_METHODS)
             raise PlanError(
-                f"gradients of zero_stage {plan.parallel.zero_stage} can be run with bf16 or fp16, not "
-                f"'{method.method}'"
+                f"compression of parameters by '{name}' with zero_stage {p.zero_stage} cannot be run; use "
+                f"{known} with zero_stage 2 or 3"
             )
+        if edge == "outer":
+            _check_outer(plan)
+
+
+def _check_outer(plan: Plan) -> None:
+    p, name = plan.parallel, plan.compression.outer.method
+    if name not in OUTER_METHODS:
+        raise PlanError(f"compression of outer by '{name}' cannot be run; use {' or '.join(OUTER_METHODS)}")
+    if p.tp * p.pp * p.cp * p.ep > 1 or p.zero_stage or plan.aggregation != "all_reduce":
+        raise PlanError(f"{name} can be run with plain data parallelism only (dp, zero_stage 0, all_reduce)")
+    if plan.compression.gradients.method != "none":
+        raise PlanError(f"{name} sends no gradients: set compression.gradients to none")
 
 
 def _run_once(

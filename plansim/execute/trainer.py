@@ -18,6 +18,7 @@ from plansim.execute.comm_hooks import make_hook
 from plansim.execute.mesh import Mesh
 from plansim.execute.models.base import Blueprint
 from plansim.execute.optimizers import make_optimizer
+from plansim.execute.outer import OuterSync
 from plansim.execute.parallel.pipeline import Pipeline
 from plansim.execute.parallel.replicas import FlatReducer, ParameterServer
 from plansim.execute.parallel.sharded import sharded_optimizer
@@ -56,6 +57,7 @@ class Trainer:
         # ones it reduces.
         self.parameters = list(self.model.parameters())
         self.optimizer = self._optimizer()
+        self.outer = self._outer()
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
         """Train on this replica's share of a global batch; return its mean loss where the head is."""
@@ -91,6 +93,8 @@ class Trainer:
     def _update(self) -> None:
         if self.optimizer is not None:
             self.optimizer.step()
+        if self.outer is not None:
+            self.outer.step()
         for parameter in self.parameters:
             parameter.grad = None
         if isinstance(self.reducer, ParameterServer):
@@ -116,6 +120,7 @@ class Trainer:
         if (
             self.reducer is not None
             or self.pipeline
+            or self.plan.compression.outer.method != "none"
             or self.plan.parallel.zero_stage > 1
             or self.mesh.size("replicas") == 1
         ):
@@ -141,10 +146,17 @@ class Trainer:
         p, plan = self.plan.parallel, self.plan
         if plan.aggregation == "parameter_server":
             return ParameterServer(self.model, self.mesh, plan.servers)
-        if p.zero_stage > 1 or self.mesh.size("replicas") == 1:
+        if p.zero_stage > 1 or self.mesh.size("replicas") == 1 or plan.compression.outer.method != "none":
             return None
         after = p.pp > 1 or p.ep > 1 or p.cp > 1 or not plan.overlap.gradients
         return FlatReducer(self.model, self.mesh, self._hook()) if after else None
+
+    def _outer(self) -> OuterSync | None:
+        """Return what averages weights every few steps in place of gradients every step."""
+        outer = self.plan.compression.outer
+        if outer.method == "none" or self.mesh.size("replicas") == 1:
+            return None
+        return OuterSync(outer.method, outer.options, self.parameters, self.mesh.groups["replicas"])
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
         name = self.plan.job.optimizer

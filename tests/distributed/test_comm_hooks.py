@@ -9,11 +9,14 @@ import torch
 import torch.distributed as dist
 
 from plansim.costs.compression import COMPRESSION_METHODS, Traffic
-from plansim.errors import InputError, UnknownNameError
+from plansim.errors import InputError, PlanError, UnknownNameError
+from plansim.execute import run_plan
 from plansim.execute.codecs import BlockIntegers, Float8, Signs
 from plansim.execute.comm_hooks import HOOKS, make_hook
 from plansim.execute.launch import launch
 from plansim.execute.outer import OuterSync
+from plansim.plan.model import Compression, Job, Method, Parallel, Plan
+from plansim.workload.read import load_model
 
 pytestmark = pytest.mark.distributed
 
@@ -254,3 +257,50 @@ def test_wrong_hook_options_are_refused(name, options, error):
         return True
 
     assert launch(partial(joined, attempt), 1, timeout_s=60) == [True]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "compression"),
+    [
+        ({}, {"gradients": Method(method="int4")}),
+        ({"zero_stage": 3}, {"parameters": Method(method="int8"), "gradients": Method(method="int8")}),
+        ({}, {"outer": Method(method="diloco", options={"every": 2})}),
+    ],
+    ids=["int4 hook", "quantised ZeRO-3", "DiLoCo"],
+)
+def test_compressed_plans_run_and_learn(parallel, compression):
+    """The run itself checks that the first losses stay within the band of lossy plans."""
+    measurement = run_plan(compressed_plan(parallel, compression), load_model("gpt-tiny"), steps=4, warmup=1)
+
+    losses = measurement.ranks[0].losses
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "compression", "message"),
+    [
+        (
+            {"zero_stage": 3},
+            {"gradients": Method(method="topk")},
+            "can be run with bf16, fp16, fp8, int8, int4",
+        ),
+        ({}, {"parameters": Method(method="int8")}, "with zero_stage 2 or 3"),
+        ({"zero_stage": 1}, {"outer": Method(method="diloco")}, "plain data parallelism only"),
+        ({}, {"outer": Method(method="int8")}, "use local_sgd or diloco"),
+        ({}, {"outer": Method(method="diloco"), "gradients": Method(method="bf16")}, "sends no gradients"),
+        ({}, {"activations": Method(method="int8")}, "simulated only"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_starts(parallel, compression, message):
+    with pytest.raises(PlanError, match=message):
+        run_plan(compressed_plan(parallel, compression), load_model("gpt-tiny"), steps=1)
+
+
+def compressed_plan(parallel, compression):
+    return Plan(
+        model="gpt-tiny",
+        profile="local-cpu",
+        job=Job(global_batch=4, seq_len=32, dtype="fp32"),
+        parallel=Parallel(dp=RANKS, **parallel),
+        compression=Compression(**compression),
+    )

@@ -11,7 +11,7 @@ SMALLEST_RANK = 4
 
 
 def low_rank(model: nn.Module, rank_fraction: float) -> None:
-    """Replace linear layers by two with `rank_fraction` of the smaller side as rank, where that saves weights.
+    """Replace linear layers by two with `rank_fraction` of the smaller side as rank, where that saves any.
 
     A layer whose rank would fall below `SMALLEST_RANK` stays whole: a head with few outputs needs them all.
     """

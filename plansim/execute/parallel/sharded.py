@@ -8,10 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from plansim.execute.mesh import Mesh
 from plansim.execute.optimizers import grouped, optimizer_class
+from plansim.execute.sharded_comm import (
+    SHARDED_METHODS,
+    CodedAllGather,
+    CodedReduceScatter,
+    sharded_codec,
+)
 from plansim.plan.model import Plan
 
 REDUCE_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,7 +31,7 @@ def shard_module(
     p = plan.parallel
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype,
-        reduce_dtype=REDUCE_DTYPES[plan.compression.gradients.method] or torch.float32,
+        reduce_dtype=REDUCE_DTYPES.get(plan.compression.gradients.method) or torch.float32,
     )
     fully_shard(
         module,
@@ -33,7 +39,19 @@ def shard_module(
         reshard_after_forward=p.zero_stage == 3,
         mp_policy=policy,
     )
+    _code_messages(module, plan)
     return module
+
+
+def _code_messages(module: FSDPModule, plan: Plan) -> None:
+    """Quantise the module's all-gathers and reduce-scatters where the plan says so."""
+    weights, gradients = plan.compression.parameters, plan.compression.gradients
+    if weights.method in SHARDED_METHODS:
+        module.set_custom_all_gather(CodedAllGather(sharded_codec(weights.method, weights.options)))
+    if gradients.method in SHARDED_METHODS:
+        module.set_custom_reduce_scatter(
+            CodedReduceScatter(sharded_codec(gradients.method, gradients.options))
+        )
 
 
 def sharded_optimizer(name: str, parameters: Iterable[nn.Parameter], group: Any) -> torch.optim.Optimizer:
