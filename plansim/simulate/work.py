@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from plansim.costs.step import Bucket, ChunkCosts, StepCosts
 from plansim.errors import InputError
 from plansim.simulate.order import KINDS, Order, variant_of
-from plansim.simulate.streams import Streams
 
 RUN, ISSUE, WAIT, WAIT_STAGE, REDUCE, DRAIN, ISSUE_NEXT, ISSUE_IF_NONE, ISSUE_STAGE = range(9)
 """What a step does; see `perform`."""
@@ -61,7 +61,8 @@ def build_work(costs: StepCosts, order: Order) -> Work:
             gathers = _pass_gathers(cost, kind)
             if not _has_traffic(costs, order, chunk):
                 v = variant_of(kind, chunk, chunks, first=False, last=False)
-                seconds[v : v + 4] = plain[v : v + 4] = [base] * 4
+                seconds[v : v + 4] = [base] * 4
+                plain[v : v + 4] = [base] * 4
                 sends[v : v + 4] = [send] * 4
                 continue
             for first in (False, True):
@@ -95,9 +96,16 @@ def action_seconds(cost: ChunkCosts, kind: str) -> float:
     return inputs if kind == "I" else inputs + cost.backward_weight.total_s
 
 
+T = TypeVar("T")
+"""A time in seconds, or an array of them."""
+
+
 def perform(
-    streams: Streams, t: float, steps: tuple[Step, ...], next_gather: tuple[float, str] | None
-) -> float:
+    streams: Any,  # noqa: ANN401  # a Streams, or its like on arrays
+    t: T,
+    steps: tuple[Step, ...],
+    next_gather: tuple[float, str] | None,
+) -> T:
     """Carry out one action's steps from time `t` on; return when the compute stream is done with it."""
     for what, seconds, name in steps:
         if what == RUN:
