@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "validate": "plansim.cli.validate:validate",
     "emit": "plansim.cli.emit:emit",
     "catalog": "plansim.cli.catalog:catalog",
+    "testbed": "plansim.cli.testbed:testbed",
     "doctor": "plansim.cli.doctor:doctor",
 }
 """Command -> where it is, in the order of the help. A function, or a `typer.Typer`."""

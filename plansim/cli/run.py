@@ -62,10 +62,10 @@ def run(
     if json:
         console.emit_json(measured.to_json())
         return
-    console.show(*_tables(measured))
+    console.show(*tables(measured))
 
 
-def _tables(measured: Measurement) -> list[RenderableType]:
+def tables(measured: Measurement) -> list[RenderableType]:
     """Return the summary and one row a rank."""
     from plansim.cli import console
     from plansim.units import format_bytes, format_count, format_seconds

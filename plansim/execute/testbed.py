@@ -143,7 +143,7 @@ class Testbed:
 
 
 @contextmanager
-def testbed(spec: TestbedSpec) -> Iterator[Testbed]:
+def temporary_testbed(spec: TestbedSpec) -> Iterator[Testbed]:
     """Yield a testbed that is removed afterwards: after errors, Ctrl-C, SIGTERM and at interpreter exit.
 
     What a killed process left behind is swept when the next testbed is made.
@@ -177,22 +177,27 @@ def take_down(name: str) -> None:
     """Remove a testbed that `bring_up` made."""
     _check_name(name)
     require_namespaces()
-    if name not in standing():
-        raise UnknownNameError("testbed", name, standing())
+    _must_stand(name)
     remove(f"b-{name}")
     (RECORDS / f"{name}.json").unlink(missing_ok=True)
 
 
 def find(name: str) -> Testbed:
     """Return a testbed that is up."""
-    if name not in standing():
-        raise UnknownNameError("testbed", name, standing())
+    _must_stand(name)
     data = json.loads((RECORDS / f"{name}.json").read_text())
     rates, cores = tuple(data["rates_bytes_per_s"]), tuple(data["cores"])
     spec = TestbedSpec(
         hosts=data["hosts"], rates_bytes_per_s=rates, ranks_per_host=data["ranks_per_host"], cores=cores
     )
     return Testbed(name=f"b-{name}", spec=spec)
+
+
+def _must_stand(name: str) -> None:
+    if not standing():
+        raise InputError(f"testbed '{name}' is not up, nor is any other; make one with: plansim testbed up")
+    if name not in standing():
+        raise UnknownNameError("testbed", name, standing())
 
 
 def standing() -> list[str]:

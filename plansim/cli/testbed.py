@@ -1,0 +1,199 @@
+"""``plansim testbed``: a cluster of network namespaces with shaped links, on one Linux machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plansim.cli.options import Json, ModelName, Override, read_case
+
+if TYPE_CHECKING:
+    from plansim.execute.testbed import TestbedSpec
+
+testbed = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    help="A cluster on one Linux machine: network namespaces with shaped links (root).",
+)
+
+Hosts = Annotated[int, typer.Option("--hosts", min=1, max=64, help="Namespaces that stand for machines.")]
+Rate = Annotated[
+    str | None, typer.Option("--rate", help='Rate of every link, e.g. "1 Gbit/s"; unshaped when left out.')
+]
+RanksPerHost = Annotated[int, typer.Option("--ranks-per-host", min=1, help="Ranks placed on one host.")]
+Cpu = Annotated[float | None, typer.Option("--cpu", help="CPU cores every host may use, e.g. 0.5.")]
+Name = Annotated[str, typer.Option("--name", help="Which testbed.")]
+Base = Annotated[str, typer.Option("--profile", "-p", metavar="P", help="Profile of this machine.")]
+
+
+@testbed.command()
+def up(
+    hosts: Hosts = 2,
+    rate: Rate = None,
+    ranks_per_host: RanksPerHost = 1,
+    cpu: Cpu = None,
+    name: Name = "bed",
+    profile: Base = "local-cpu",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the testbed's profile, for planning.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a testbed that stays up, and print the profile that describes it."""
+    from plansim.cli import console
+
+    _needs_torch()
+    from plansim.execute.testbed import bring_up
+
+    spec = _spec(hosts, rate, ranks_per_host, cpu)
+    text = _profile_text(spec, profile)
+    bed = bring_up(name, spec)
+    if out:
+        from plansim.files import write_atomic
+
+        write_atomic(out, text)
+    if json:
+        from dataclasses import asdict
+
+        places = [
+            {"rank": r, "namespace": bed.namespace(r), "address": bed.address(r)}
+            for r in range(spec.num_ranks)
+        ]
+        console.emit_json({"schema": 1, "name": name, "spec": asdict(spec), "ranks": places, "profile": text})
+        return
+    table = console.table(rank="rank>", namespace="namespace", address="address")
+    for rank in range(spec.num_ranks):
+        table.add_row(str(rank), bed.namespace(rank), bed.address(rank))
+    console.show(table)
+    console.plain(f"\nprofile{f' (written to {out})' if out else ''}:\n{text}")
+    console.say(f"remove it with: plansim testbed down --name {name}")
+
+
+@testbed.command()
+def run(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan file.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="A testbed that is up; otherwise one is made and removed.")
+    ] = None,
+    hosts: Annotated[
+        int | None,
+        typer.Option("--hosts", min=1, max=64, help="Hosts; by default as many as the plan fills."),
+    ] = None,
+    rate: Rate = None,
+    ranks_per_host: RanksPerHost = 1,
+    cpu: Cpu = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps.")] = 10,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed steps before them.")] = 3,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the first losses with a single process.")
+    ] = True,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds after which to give up.")] = 600.0,
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write the measurement.")] = None,
+    model: ModelName = None,
+    override: Override = None,
+    json: Json = False,
+) -> None:
+    """Execute a plan with its ranks on the hosts of a testbed, and measure it.
+
+    Everything is removed afterwards, also after Ctrl-C; what a kill -9 leaves goes with the next testbed.
+    """
+    from contextlib import nullcontext
+
+    from plansim.cli import console
+    from plansim.cli.run import tables
+
+    given, shape, _ = read_case(plan, override, model=model)
+    _needs_torch()
+    from plansim.execute import RunOptions, run_plan
+    from plansim.execute.testbed import find, temporary_testbed
+
+    needed = -(-given.parallel.world_size // ranks_per_host)
+    bed = (
+        nullcontext(find(name))
+        if name
+        else temporary_testbed(_spec(hosts or needed, rate, ranks_per_host, cpu))
+    )
+    options = RunOptions(check=check, timeout_s=timeout)
+    with bed as place:
+        place.host(given.parallel.world_size - 1)
+        measured = run_plan(given, shape, steps=steps, warmup=warmup, out=out, options=options, place=place)
+    if json:
+        console.emit_json(measured.to_json())
+        return
+    console.show(*tables(measured))
+
+
+@testbed.command()
+def down(
+    name: Name = "bed",
+    every: Annotated[
+        bool, typer.Option("--all", help="Every testbed, and what killed processes left.")
+    ] = False,
+) -> None:
+    """Remove a testbed that is up."""
+    from plansim.cli import console
+
+    _needs_torch()
+    from plansim.execute.testbed import standing, sweep, take_down
+
+    for each in standing() if every else [name]:
+        take_down(each)
+        console.say(f"removed testbed {each}")
+    if every:
+        for each in sweep():
+            console.say(f"removed what was left of {each}")
+
+
+@testbed.command(name="list")
+def list_(json: Json = False) -> None:
+    """List the testbeds that are up."""
+    from plansim.cli import console
+
+    _needs_torch()
+    from plansim.execute.testbed import find, standing
+
+    beds = {name: find(name).spec for name in standing()}
+    if json:
+        from dataclasses import asdict
+
+        console.emit_json({"schema": 1, "testbeds": {name: asdict(spec) for name, spec in beds.items()}})
+        return
+    table = console.table(name="name", hosts="hosts>", ranks="ranks>", rates="rates~")
+    for name, spec in beds.items():
+        table.add_row(name, str(spec.hosts), str(spec.num_ranks), _rates(spec))
+    console.show(table)
+
+
+def _needs_torch() -> None:
+    """Raise with the install line when torch is not installed: the testbed belongs to the executor."""
+    from importlib.util import find_spec
+
+    from plansim.errors import MissingExtraError
+
+    if find_spec("torch") is None:
+        raise MissingExtraError("a testbed", "torch", "execute")
+
+
+def _rates(spec: TestbedSpec) -> str:
+    from plansim.units import format_rate
+
+    return ", ".join(sorted({"unshaped" if r is None else format_rate(r) for r in spec.rates_bytes_per_s}))
+
+
+def _spec(hosts: int, rate: str | None, ranks_per_host: int, cpu: float | None) -> TestbedSpec:
+    from plansim.execute.testbed import TestbedSpec
+    from plansim.units import parse
+
+    bytes_per_s = None if rate is None else parse(rate, "bytes/s")
+    return TestbedSpec.even(hosts, bytes_per_s, ranks_per_host=ranks_per_host, cores=cpu)
+
+
+def _profile_text(spec: TestbedSpec, base: str) -> str:
+    from plansim.execute.testbed_profile import profile_of_testbed
+    from plansim.hardware.read import load_profile
+    from plansim.hardware.write import dump_profile
+
+    return dump_profile(profile_of_testbed(spec, load_profile(base)))

@@ -1,0 +1,57 @@
+"""A testbed as a hardware profile, so that plans are made for it like for any cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from plansim.execute.testbed import TestbedSpec
+from plansim.hardware.fabric import FabricLevel
+from plansim.hardware.profile import NodeGroup, Profile
+
+TCP_PAYLOAD = 1448 / 1514
+"""Payload of a full Ethernet frame carrying TCP with timestamps, over all of its bytes that htb counts."""
+
+
+def profile_of_testbed(spec: TestbedSpec, base: Profile) -> Profile:
+    """Return the profile of a testbed on a machine that `base` describes.
+
+    A device is a rank's place; a node is a host. Ranks on one host talk as `base` says, hosts over links
+    of the shaped rate less headers (unshaped: as `base` says too). Unequal rates are described by
+    the slowest, since every collective waits for it.
+
+    Parameters
+    ----------
+    spec : TestbedSpec
+    base : Profile
+        The machine itself, as ``plansim calibrate`` wrote it.
+    """
+    inner = base.fabric[0]
+    fabric = (replace(inner, group=spec.ranks_per_host), _links(spec, inner))
+    cores = max(1, base.host.cores // spec.hosts)
+    given = [c for c in spec.cores if c is not None]
+    if given:
+        cores = max(1, min(cores, int(min(given))))
+    group = NodeGroup(device=base.device, devices=spec.ranks_per_host, count=spec.hosts)
+    return replace(
+        base,
+        name=f"testbed-{spec.hosts}x{spec.ranks_per_host}",
+        groups=(group,),
+        fabric=fabric if spec.ranks_per_host > 1 else fabric[1:],
+        host=replace(base.host, cores=cores, memory_bytes=base.host.memory_bytes / spec.hosts),
+        sources={**base.sources, f"fabric.{_links(spec, inner).name}": _source(spec)},
+    )
+
+
+def _links(spec: TestbedSpec, inner: FabricLevel) -> FabricLevel:
+    shaped = [rate for rate in spec.rates_bytes_per_s if rate is not None]
+    bandwidth = min([inner.bandwidth_bytes_per_s, *(rate * TCP_PAYLOAD for rate in shaped)])
+    return replace(inner, name="links", kind="switch", group=None, bandwidth_bytes_per_s=bandwidth)
+
+
+def _source(spec: TestbedSpec) -> str:
+    shaped = [rate for rate in spec.rates_bytes_per_s if rate is not None]
+    if not shaped:
+        return "as the machine itself: links are not shaped"
+    return (
+        f"set: htb at {min(shaped) * 8:.0f} bit/s on both ends of every link, 1448 of 1514 bytes are payload"
+    )
