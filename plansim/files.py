@@ -269,14 +269,21 @@ def _place(data: Any, loc: list[Any]) -> str:
 
 def dump_yaml(data: Any) -> str:
     """Return plain data as YAML text in the order given."""
+    text = _dumped(plain(data), allow_unicode=True)
+    # Unicode's own line breaks would be read back as blanks: escape them.
+    return _dumped(plain(data), allow_unicode=False) if re.search("[\x85\u2028\u2029]", text) else text
+
+
+def _dumped(data: Any, *, allow_unicode: bool) -> str:
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.allow_unicode = allow_unicode
     yaml.width = 120
     out = io.StringIO()
-    yaml.dump(plain(data), out)
+    yaml.dump(data, out)
     return out.getvalue()
 
 
