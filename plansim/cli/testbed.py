@@ -16,7 +16,7 @@ testbed = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,
-    help="A cluster on one Linux machine: network namespaces with shaped links (root).",
+    help="A cluster on one machine: shaped links (Linux, root)",
 )
 
 Hosts = Annotated[int, typer.Option("--hosts", min=1, max=64, help="Namespaces that stand for machines.")]
@@ -132,6 +132,7 @@ def down(
     every: Annotated[
         bool, typer.Option("--all", help="Every testbed, and what killed processes left.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Remove a testbed that is up."""
     from plansim.cli import console
@@ -139,12 +140,15 @@ def down(
     _needs_torch()
     from plansim.execute.testbed import standing, sweep, take_down
 
-    for each in standing() if every else [name]:
+    removed = standing() if every else [name]
+    for each in removed:
         take_down(each)
         console.say(f"removed testbed {each}")
-    if every:
-        for each in sweep():
-            console.say(f"removed what was left of {each}")
+    left = sweep() if every else []
+    for each in left:
+        console.say(f"removed what was left of {each}")
+    if json:
+        console.emit_json({"schema": 1, "removed": removed, "leftovers": left})
 
 
 @testbed.command(name="list")
