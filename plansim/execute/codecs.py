@@ -8,11 +8,11 @@ from typing import Protocol
 
 import torch
 
-TILE = 32768
+TILE = 131072
 """Elements coded at a time on a CPU: temporaries of a tile stay in the cache."""
 
-SMALLEST_SCALE = 6e-8
-"""The smallest subnormal of fp16: a block of zeros must not divide by zero."""
+SMALLEST_SCALE = 1e-30
+"""A block of zeros must not divide by zero."""
 
 
 class RowCodec(Protocol):
@@ -29,15 +29,16 @@ class RowCodec(Protocol):
         """Return rows of `length` fp32 for rows of bytes."""
 
 
-def _tiles(total: int, block: int, device: torch.device) -> Iterator[slice]:
-    """Return slices of whole blocks that cover `total` elements: tiles on a CPU, all at once elsewhere."""
-    step = max(TILE // block, 1) * block if device.type == "cpu" else max(total, 1)
-    return (slice(start, min(start + step, total)) for start in range(0, total, step))
+def _tiles(total: int, step: int) -> Iterator[slice]:
+    """Return slices that cover `total` elements, `step` at a time."""
+    return (slice(start, min(start + step, total)) for start in range(0, total, max(step, 1)))
 
 
 @dataclass(frozen=True, slots=True)
 class BlockIntegers:
-    """Symmetric integers of 8 or 4 bits with one fp16 scale per block; stochastic rounding when asked.
+    """Symmetric integers of 8 or 4 bits with one bf16 scale per block; stochastic rounding when asked.
+
+    The scale is bf16 because gradients of 1e-5 have scales of 1e-7, where fp16 has hardly a digit left.
 
     Attributes
     ----------
@@ -61,20 +62,22 @@ class BlockIntegers:
         """Return the packed integers of every row, then its scales."""
         flat = rows.contiguous().view(-1)
         values = torch.empty(flat.numel() * self.width // 8, dtype=torch.uint8, device=flat.device)
-        scales = torch.empty(flat.numel() // self.block, dtype=torch.float16, device=flat.device)
-        for tile in _tiles(flat.numel(), self.block, flat.device):
+        scales = torch.empty(flat.numel() // self.block, 1, dtype=torch.bfloat16, device=flat.device)
+        buffer = torch.empty(self._tile(flat), device=flat.device)
+        for tile in _tiles(flat.numel(), self._tile(flat)):
             blocks = flat[tile].view(-1, self.block)
-            work = blocks.abs()
-            scale = work.amax(1, keepdim=True).div_(self.levels).clamp_(min=SMALLEST_SCALE).half()
-            torch.div(blocks, scale.float(), out=work)
+            work = buffer[: blocks.numel()].view_as(blocks)
+            scale = torch.abs(blocks, out=work).amax(1, keepdim=True)
+            scale = scale.div_(self.levels).clamp_(min=SMALLEST_SCALE).bfloat16()
+            scales[tile.start // self.block : tile.stop // self.block] = scale
+            torch.mul(blocks, scale.float().reciprocal_(), out=work)
             if self.stochastic:
                 work.add_(torch.rand_like(work)).floor_()
             else:
                 work.round_()
             work.clamp_(-self.levels, self.levels)
-            scales[tile.start // self.block : tile.stop // self.block] = scale.view(-1)
             place = slice(tile.start * self.width // 8, tile.stop * self.width // 8)
-            values[place] = _packed(work.view(-1), self.levels, self.width)
+            _pack(work, values[place], self.levels, self.width)
         count = rows.shape[0]
         return torch.cat((values.view(count, -1), scales.view(count, -1).view(torch.uint8)), dim=1)
 
@@ -82,34 +85,41 @@ class BlockIntegers:
         """Return integers times scales."""
         count, used = coded.shape[0], length * self.width // 8
         values = coded[:, :used].reshape(-1)
-        scales = _floats(coded[:, used:], torch.float16).float()
+        scales = _floats(coded[:, used:], torch.bfloat16).float()
         out = torch.empty(count * length, device=coded.device)
-        for tile in _tiles(out.numel(), self.block, out.device):
+        for tile in _tiles(out.numel(), self._tile(out)):
+            blocks = out[tile].view(-1, self.block)
             place = slice(tile.start * self.width // 8, tile.stop * self.width // 8)
-            whole = _unpacked(values[place], self.levels, self.width).view(-1, self.block)
-            scale = scales[tile.start // self.block : tile.stop // self.block]
-            torch.mul(whole, scale, out=out[tile].view(-1, self.block))
+            _unpack(values[place], blocks, self.levels, self.width)
+            blocks.mul_(scales[tile.start // self.block : tile.stop // self.block])
         return out.view(count, length)
 
+    def _tile(self, flat: torch.Tensor) -> int:
+        """Return how many elements are coded at a time: whole blocks, everything at once off the CPU."""
+        return max(TILE // self.block, 1) * self.block if flat.device.type == "cpu" else flat.numel()
 
-def _packed(whole: torch.Tensor, levels: int, width: int) -> torch.Tensor:
-    """Return integers from -levels to levels as packed bytes."""
+
+def _pack(whole: torch.Tensor, out: torch.Tensor, levels: int, width: int) -> None:
+    """Write blocks of integers from -levels to levels as packed bytes; a block's parts share its bytes."""
     if width == 8:
-        return whole.to(torch.int8).view(torch.uint8)
-    fields = whole.add_(levels).to(torch.uint8).view(-1, 8 // width)
-    packed = fields[:, 0].clone()
+        out.view(torch.int8).view_as(whole).copy_(whole)
+        return
+    fields = whole.add_(levels).to(torch.uint8).view(len(whole), 8 // width, -1)
+    packed = out.view(len(whole), -1).copy_(fields[:, 0])
     for i in range(1, 8 // width):
-        packed |= fields[:, i] << (i * width)
-    return packed
+        packed.bitwise_or_(fields[:, i] << (i * width))
 
 
-def _unpacked(packed: torch.Tensor, levels: int, width: int) -> torch.Tensor:
-    """Return packed bytes as fp32 integers."""
+def _unpack(packed: torch.Tensor, out: torch.Tensor, levels: int, width: int) -> None:
+    """Write packed bytes as blocks of fp32 integers."""
     if width == 8:
-        return packed.view(torch.int8).float()
+        out.copy_(packed.view(torch.int8).view_as(out))
+        return
     mask = (1 << width) - 1
-    fields = torch.stack([(packed >> (i * width)) & mask for i in range(8 // width)], dim=1)
-    return fields.view(-1).float().sub_(levels)
+    packed = packed.view(len(out), -1)
+    for i, part in enumerate(out.view(len(out), 8 // width, -1).unbind(1)):
+        part.copy_((packed >> (i * width)) & mask)
+    out.sub_(levels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,11 +144,15 @@ def _largest(whole: torch.Tensor, count: int) -> torch.Tensor:
     return whole.abs().topk(count, sorted=False).indices
 
 
+MARGIN = 1.3
+"""A sampled threshold aims at this many times the elements wanted, so that few samples suffice."""
+
+
 def _sampled(whole: torch.Tensor, count: int) -> torch.Tensor:
     """Return `count` places above a threshold that a sample of one in a hundred suggests (as DGC)."""
     magnitude = whole.abs()
     sample = magnitude[:: max(1, min(100, whole.numel() // 1000))]
-    share = max(1, int(sample.numel() * count / whole.numel()))
+    share = min(sample.numel(), int(MARGIN * sample.numel() * count / whole.numel()) + 1)
     threshold = sample.topk(share, sorted=False).values.min()
     above = (magnitude >= threshold).nonzero().view(-1)
     if above.numel() < count:

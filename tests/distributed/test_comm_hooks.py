@@ -228,6 +228,17 @@ def test_codecs_return_what_they_can_hold(codec):
     )
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-7, 1e5])
+@pytest.mark.parametrize("codec", [BlockIntegers(), BlockIntegers(levels=7, width=4), Float8()])
+def test_tiny_and_huge_gradients_code_as_well_as_others(codec, scale):
+    rows = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    plain = codec.decode(codec.encode(rows), 4096)
+    scaled = codec.decode(codec.encode(rows * scale), 4096) / scale
+
+    assert float((scaled - plain).norm() / plain.norm()) < 0.15
+    assert float((scaled - rows).norm()) < 1.1 * float((plain - rows).norm())
+
+
 def test_stochastic_rounding_is_unbiased():
     torch.manual_seed(0)
     rows = torch.full((1, 256 * 400), 0.3)
