@@ -23,6 +23,7 @@ from plansim import __version__
 from plansim.errors import PlansimError, PlansimWarning, UnknownNameError
 
 COMMANDS: dict[str, str] = {
+    "plan": "plansim.cli.plan:plan",
     "simulate": "plansim.cli.simulate:simulate",
     "run": "plansim.cli.run:run",
     "validate": "plansim.cli.validate:validate",

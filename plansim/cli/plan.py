@@ -1,0 +1,169 @@
+"""``plansim plan``: the best plans for a model on a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plansim.cli.options import Json, ModelName, Override, ProfileName, read_shape, split_overrides
+
+if TYPE_CHECKING:
+    from plansim.hardware.profile import Profile
+    from plansim.plan.model import Job
+    from plansim.planner import Constraints, PlanningResult
+    from plansim.workload.model import Model
+
+
+def plan(  # noqa: PLR0913  (one argument per option)
+    profile: ProfileName,
+    model: ModelName = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", metavar="N", help="Nodes instead of the profile's.")
+    ] = None,
+    global_batch: Annotated[
+        int | None, typer.Option("--global-batch", metavar="B", help="Sequences (samples) in one step.")
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option("--seq-len", metavar="S", help="Tokens in a sequence.")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option("--objective", help="throughput, cost, energy, memory or time-to-target.")
+    ] = "throughput",
+    top: Annotated[int, typer.Option("--top", metavar="K", help="How many plans to list.")] = 5,
+    fix: Annotated[
+        str | None, typer.Option("--fix", metavar="CHOICES", help="Choices to keep: tp=8,pp=1,zero=1|3.")
+    ] = None,
+    forbid: Annotated[
+        str | None, typer.Option("--forbid", metavar="CHOICES", help="Choices to leave out: schedule=gpipe.")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", help="Keep to what plansim, torchtitan, megatron or deepspeed runs."),
+    ] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            "--limit",
+            metavar="LIMITS",
+            help='devices=64, memory="70 GiB", budget=1e6 ($), deadline=30 (days), power=50000 (W), '
+            "quality=1.1 (most steps to the same loss, as a factor).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the best plan here.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Write the best plan's step as a trace.")
+    ] = None,
+    override: Override = None,
+    json: Json = False,
+) -> None:
+    """Choose the parallel plan and compression for a model on a cluster.
+
+    Searches the whole space and proves the answer: what is not listed is not better. With only a profile it plans
+    pre-training of Llama 3.1 8B on sequences of 8,192 tokens; batches not given follow GPT-3's table by model size.
+    """
+    shape, cluster, job = _question(profile, model, nodes, global_batch, seq_len, override)
+    from plansim.cli import console, show_plan
+    from plansim.planner import parse_choices
+    from plansim.planner import plan as choose
+
+    found = choose(
+        shape,
+        cluster,
+        job,
+        objective=objective,
+        top=top,
+        fix=parse_choices(fix or ""),
+        forbid=parse_choices(forbid or ""),
+        backend=backend,
+        constraints=_constraints(limit),
+        progress=show_plan.progress(),
+    )
+    found = found.renamed(model=model or shape.name, profile=profile)
+    if out is not None:
+        _write(found, out)
+    if trace is not None:
+        show_plan.write_trace(found.best.plan, shape, cluster, trace)
+    if json:
+        console.emit_json(found.to_json())
+    else:
+        console.show(*show_plan.answer(found, shape, cluster))
+    if not found.search.complete:
+        raise typer.Exit(130)
+
+
+def _question(
+    profile: str,
+    model: str | None,
+    nodes: int | None,
+    batch: int | None,
+    seq_len: int | None,
+    given: list[str] | None,
+) -> tuple[Model, Profile, Job]:
+    from plansim.hardware.read import load_profile, with_nodes
+    from plansim.plan.read import job_from_data
+    from plansim.planner.defaults import DEFAULT_MODEL, default_job
+
+    changes = split_overrides(given, ("profile", "model", "job"))
+    cluster = load_profile(profile, changes["profile"])
+    if nodes is not None:
+        cluster = with_nodes(cluster, nodes)
+    shape = read_shape(model or DEFAULT_MODEL, changes["model"])
+    job = default_job(shape, cluster, global_batch=batch, seq_len=seq_len)
+    if changes["job"]:
+        from dataclasses import asdict
+
+        job = job_from_data(asdict(job), source="job", overrides=changes["job"])
+    return shape, cluster, job
+
+
+def _constraints(text: str | None) -> Constraints:
+    from plansim.errors import InputError, UnknownNameError
+    from plansim.planner import Constraints
+    from plansim.units import parse
+
+    names = {
+        "devices": "devices",
+        "memory": "memory_bytes",
+        "budget": "budget_usd",
+        "deadline": "deadline_s",
+        "power": "power_watts",
+        "quality": "max_inflation",
+    }
+    found: dict[str, float] = {}
+    for part in filter(None, (p.strip() for p in (text or "").split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"'{part}' is no limit; write NAME=VALUE, such as devices=64")
+        if name.strip() not in names:
+            raise UnknownNameError("limit", name.strip(), names)
+        found[names[name.strip()]] = (
+            parse(value.strip(), "bytes") if name == "memory" else _number(part, value)
+        )
+    if "deadline_s" in found:
+        found["deadline_s"] *= 86400.0
+    if "devices" in found:
+        return Constraints(**{**found, "devices": int(found["devices"])})  # type: ignore[arg-type]
+    return Constraints(**found)  # type: ignore[arg-type]
+
+
+def _number(part: str, value: str) -> float:
+    from plansim.errors import InputError
+
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(f"'{part}': expected a number") from None
+
+
+def _write(found: PlanningResult, path: Path) -> None:
+    from plansim.errors import InputError
+    from plansim.plan.read import dump_plan
+
+    try:
+        path.write_text(dump_plan(found.best.plan), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the plan: {error.strerror}") from error

@@ -1,0 +1,114 @@
+"""The planner's answer as tables and text."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from plansim.cli import show
+from plansim.cli.console import say, table
+from plansim.planner.result import PlanningResult, Ranked, SearchStats
+from plansim.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from plansim.hardware.profile import Profile
+    from plansim.plan.model import Plan
+    from plansim.workload.model import Model
+
+
+def answer(found: PlanningResult, model: Model, profile: Profile) -> list[RenderableType]:
+    """Return everything ``plansim plan`` prints."""
+    best = found.best
+    parts: list[RenderableType] = [
+        show.headline(best.plan, model, profile),
+        show.summary(best.plan, best.prediction),
+        show.breakdown(best.prediction),
+        show.memory(best.prediction),
+        plans(found),
+        account(found.search),
+    ]
+    if found.compression is not None:
+        parts.append(Text("\n" + found.compression.text))
+    parts += [Text(note) for note in found.notes]
+    return parts
+
+
+def plans(found: PlanningResult) -> RenderableType:
+    """Return the ranking."""
+    made = table(
+        "\nBest plans",
+        rank=">",
+        plan="plan~",
+        score=f"{found.objective}>",
+        mfu="MFU>",
+        memory="memory>",
+        behind="behind>",
+        why="why~",
+    )
+    for r in found.plans:
+        mark = " =" if r.tied else ""
+        made.add_row(
+            f"{r.rank}{mark}",
+            show.plan_short(r.plan),
+            score(r, found),
+            f"{r.prediction.mfu:.1%}",
+            format_bytes(r.prediction.peak_memory_bytes),
+            f"{r.behind:.2%}" if r.rank > 1 else "",
+            r.why,
+        )
+    if any(r.tied for r in found.plans):
+        made.caption = "= tied with the first: the difference is within what the model can tell apart"
+        made.caption_justify = "left"
+    return made
+
+
+def score(r: Ranked, found: PlanningResult) -> str:
+    """Return a score in its unit."""
+    if found.unit == "s":
+        return format_seconds(r.score)
+    if found.unit == "bytes":
+        return format_bytes(r.score)
+    return f"{r.score:,.4g} {found.unit}"
+
+
+def account(search: SearchStats) -> Text:
+    """Return how many candidates there were and how each was dealt with."""
+    lines = [f"\n{search.candidates:,} candidates in {search.seconds:.2f} s of CPU time:"]
+    lines += [f"  {count:>13,} broke the rule '{rule}'" for rule, count in search.infeasible_by_rule.items()]
+    lines.append(f"  {search.bounded_out:>13,} cannot be better than the last one listed (lower bound)")
+    lines.append(f"  {search.simulated:>13,} simulated")
+    if not search.complete:
+        lines.append("INTERRUPTED: these are the best so far, not proved")
+    return Text("\n".join(lines))
+
+
+def progress(after_s: float = 1.0) -> Callable[[int, float], None]:
+    """Return what tells of the search on stderr, once it takes longer than `after_s`."""
+    state = {"next": time.monotonic() + after_s}
+
+    def tell(simulated: int, best: float) -> None:
+        now = time.monotonic()
+        if now >= state["next"] and sys.stderr is not None:
+            state["next"] = now + 1.0
+            say(f"searching: {simulated:,} plans simulated, best so far {best:.4g}")
+
+    return tell
+
+
+def write_trace(plan: Plan, model: Model, profile: Profile, path: Path) -> None:
+    """Write the plan's simulated step as a trace that trace viewers open."""
+    from plansim.errors import InputError
+    from plansim.results.trace import write_trace as write
+    from plansim.simulate.timeline import MAX_ACTIONS, predict_traced
+
+    _, events = predict_traced(model, profile, plan)
+    if events is None:
+        raise InputError(f"--trace: more than {MAX_ACTIONS:,} actions in a step; use fewer microbatches")
+    write(str(path), events)
+    say(f"wrote {path}; open it in ui.perfetto.dev")

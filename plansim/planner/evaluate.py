@@ -1,0 +1,82 @@
+"""The exact score of one plan: its step simulated, its memory laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from plansim.costs.build import step_costs, step_inflation
+from plansim.costs.layout import Layout
+from plansim.costs.memory import memory_limit_bytes, stage_memory
+from plansim.costs.step import StepCosts
+from plansim.errors import PlanError
+from plansim.hardware.profile import Profile
+from plansim.plan.model import Plan
+from plansim.plan.rules import Rejected, check_plan
+from plansim.planner.objective import Figures
+from plansim.simulate.relax import relax
+from plansim.simulate.step import finish_rank
+from plansim.units import format_bytes
+from plansim.workload.model import Model
+
+
+@lru_cache(maxsize=4096)
+def step_seconds(costs: StepCosts) -> float:
+    """Return the step time alone, as `simulate_step` finds it."""
+    machine, _, _ = relax(costs)
+    return max(finish_rank(costs, machine, rank).finish_s for rank in range(costs.pp)) + costs.outer_s
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Scores plans for one model on one cluster.
+
+    Attributes
+    ----------
+    memory_limit_bytes : float or None
+        A tighter limit than the device's.
+    """
+
+    model: Model
+    profile: Profile
+    memory_limit_bytes: float | None = None
+
+    def __call__(self, plan: Plan) -> Figures | Rejected:
+        """Return the figures of a plan, or why it cannot be."""
+        broken = check_plan(plan, self.model, self.profile)
+        if broken:
+            return broken[0]
+        layout = Layout.of(self.model, self.profile, plan)
+        peak, stage = peak_memory(layout)
+        limit = min(memory_limit_bytes(layout), self.memory_limit_bytes or float("inf"))
+        if peak > limit:
+            return too_large(plan, peak, limit, stage)
+        try:
+            seconds = step_seconds(step_costs(layout))
+        except PlanError as error:
+            return Rejected(plan=plan, rule="compression", detail=str(error))
+        economics = self.profile.economics
+        return Figures(
+            step_time_s=seconds,
+            inflation=step_inflation(layout),
+            peak_memory_bytes=peak,
+            world_size=plan.parallel.world_size,
+            usd_per_device_s=economics.usd_per_device_hour / 3600,
+            watts=economics.power_watts * economics.pue,
+        )
+
+
+def peak_memory(layout: Layout) -> tuple[float, int]:
+    """Return the peak of the largest device, bytes, and its stage."""
+    held = [(stage_memory(layout, s).total_bytes, -s) for s in range(layout.plan.parallel.pp)]
+    most, stage = max(held)
+    return most, -stage
+
+
+def too_large(plan: Plan, peak: float, limit: float, stage: int) -> Rejected:
+    """Return the rejection of a plan that does not fit."""
+    return Rejected(
+        plan=plan,
+        rule="memory",
+        detail=f"{format_bytes(peak - limit)} over the {format_bytes(limit)} limit on stage {stage}",
+    )

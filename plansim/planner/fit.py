@@ -1,0 +1,134 @@
+"""Memory as arrays: what every pipeline holds at least, so that what cannot fit is dropped before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plansim.costs.build import gather_bytes, state_bytes
+from plansim.costs.compression import find_method
+from plansim.costs.layout import Layout
+from plansim.planner.ends import End
+from plansim.planner.frames import Columns, Ints, Options, shard_group
+from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
+from plansim.planner.tables import Kinds, Shares, Workbench
+
+Array = NDArray[np.float64]
+SLACK = 1.0 - 1e-6
+"""The floor is lowered by this factor: block bytes are taken per sequence, so rounding must not reject a plan."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """What the representatives of every pipeline hold, (entries, representatives).
+
+    Attributes
+    ----------
+    activations : array
+        Bytes at the peak, with what the allocator loses.
+    dense, expert : array
+        Parameters of one rank.
+    gathered : array
+        Parameters that ZeRO-3 holds whole at a time.
+    """
+
+    activations: Array
+    dense: Array
+    expert: Array
+    gathered: Array
+
+
+def stage_groups(columns: Columns, options: Options, kinds: Kinds) -> Iterator[tuple[Stages, Ints]]:
+    """Yield the stages of each distinct (depth, structure) with the entries that have them."""
+    code = columns.pp * len(options.structures) + columns.structure
+    order = np.argsort(code, kind="stable")
+    cuts = np.flatnonzero(np.diff(code[order])) + 1
+    for where in np.split(order, cuts) if len(order) else ():
+        name, v = options.structures[int(columns.structure[where[0]])]
+        yield stages_of(name, int(columns.pp[where[0]]), v, kinds.body, len(kinds.names), kinds.ends), where
+
+
+def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:
+    """Return the shares of every distinct cut, and which one each entry has."""
+    from plansim.plan.model import Parallel
+
+    stacked = np.stack([columns.tp, columns.cp, columns.ep, columns.sequence_parallel, columns.unfused])
+    distinct, row = np.unique(stacked, axis=1, return_inverse=True)
+    layouts = [
+        bench.layout(
+            Parallel(dp=int(ep), tp=int(tp), cp=int(cp), ep=int(ep), sequence_parallel=bool(sp)),
+            attention="unfused" if unfused else "flash",
+        )
+        for tp, cp, ep, sp, unfused in distinct.T
+    ]
+    return bench.shares(layouts), row.ravel()
+
+
+def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, row: Ints) -> Held:
+    """Return what every pipeline holds, at least."""
+    size = (len(columns), REPRESENTATIVES)
+    found = Held(*(np.zeros(size) for _ in range(4)))
+    is_end = bench.kinds.is_end
+    kept = [shares.kept(mode, is_end) for mode in range(3)]
+    for stages, where in stage_groups(columns, options, bench.kinds):
+        flights = stages.in_flight(columns.num_microbatches[where])
+        found.dense[where] = (shares.dense @ stages.work.T)[row[where]]
+        found.expert[where] = (shares.expert @ stages.work.T)[row[where]]
+        found.gathered[where] = _gathered(shares.dense, stages, bench.stack.gathered_layers)[row[where]]
+        for mode in range(3):
+            mine = np.flatnonzero(columns.recompute[where] == mode)
+            chosen = where[mine]
+            chunk = np.einsum("sk,rvk->srv", kept[mode], stages.chunks).min(axis=2)[row[chosen]]
+            working = _largest(shares.saved - kept[mode], stages.work)[row[chosen]]
+            bytes_of_one = columns.microbatch[chosen][:, None] * SLACK
+            found.activations[chosen] = bytes_of_one * (flights[mine] * chunk + working)
+    found.activations[:] *= 1.0 + bench.stack.fragmentation
+    return found
+
+
+def _largest(per_kind: Array, work: Array) -> Array:
+    """Return the largest value among the kinds each representative holds, (shards, representatives)."""
+    masked = np.where(work[None, :, :] > 0, per_kind[:, None, :], 0.0)
+    found: Array = masked.max(axis=2)
+    return found
+
+
+def _gathered(dense: Array, stages: Stages, layers: int) -> Array:
+    """Return the parameters of the `layers` largest blocks of each representative."""
+    count = np.minimum(stages.work, layers).astype(np.int64)
+    found = np.zeros((len(dense), len(stages.ranks)))
+    for r, held_counts in enumerate(count):
+        repeated = np.repeat(dense, held_counts, axis=1)
+        found[:, r] = np.sort(repeated, axis=1)[:, ::-1][:, :layers].sum(axis=1)
+    return found
+
+
+def memory_bytes(
+    bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int
+) -> Array:
+    """Return the least peak of every pipeline's largest device with one end, bytes."""
+    state, master, gradient, weight = state_bytes(probe)
+    replicas = columns.dp * columns.cp
+    group = (
+        replicas if end.zero_group is None else np.maximum(1, shard_group(end, columns.tp, columns.cp, node))
+    )
+    shard = (group if end.zero_stage >= 1 else np.ones_like(replicas)).astype(np.float64)[:, None]
+    expert_shard = np.maximum(1, shard // columns.ep[:, None])
+    whole, cut = parts.dense + parts.expert, parts.dense / shard + parts.expert / expert_shard
+
+    def over(stage: int, per_parameter: float) -> Array:
+        return per_parameter * (cut if end.zero_stage >= stage else whole)
+
+    total = parts.activations + over(3, weight) + over(2, gradient)
+    if not end.offload:
+        total = total + over(1, state + master)
+    if end.zero_stage == 3:
+        total = total + parts.gathered * gather_bytes(probe)
+    if end.gradients != "none" and find_method(end.gradients).error_feedback:
+        total = total + 4.0 * whole
+    reserve = bench.stack.context_bytes if bench.profile.device.kind != "cpu" else 0.0
+    found: Array = total.max(axis=1) * SLACK + reserve
+    return found

@@ -1,0 +1,339 @@
+"""The candidates of a whole space: enumerated as arrays, cut by rules and memory, handed out best bound first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plansim.costs.layout import default_stack
+from plansim.hardware.profile import Profile
+from plansim.hardware.stack import Stack
+from plansim.plan.backends.base import Backend
+from plansim.plan.model import Job, Parallel, Plan
+from plansim.planner.bound import Core, Tails, core_of, pair_bounds, zero_group
+from plansim.planner.ends import End, ends_of
+from plansim.planner.fit import held, memory_bytes, shard_rows
+from plansim.planner.frames import (
+    Columns,
+    Counts,
+    Ints,
+    Mask,
+    Options,
+    Tally,
+    backend_degrees,
+    degree_grid,
+    end_mask,
+    options_of,
+    placement_mask,
+    rule_masks,
+    with_layers,
+    with_microbatches,
+    with_structures,
+)
+from plansim.planner.objective import Figures, Objective
+from plansim.planner.space import Space
+from plansim.planner.tables import RECOMPUTE, Workbench
+from plansim.workload.model import Model
+
+Array = NDArray[np.float64]
+FIRST_BLOCK = 64
+GROWTH = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked: a model and a job on a cluster, and how answers are judged."""
+
+    model: Model
+    profile: Profile
+    job: Job
+    space: Space
+    objective: Objective
+    memory_limit_bytes: float
+
+    @property
+    def base(self) -> Plan:
+        """The plan that every candidate is a variation of."""
+        return Plan(model=self.model.name, profile=self.profile.name, job=self.job, stack=self.space.stack)
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """The candidates of one number of devices on one software stack.
+
+    Attributes
+    ----------
+    columns, core : Columns, Core
+        Pipelines in the order of their bound.
+    allowed : array (pipelines, ends)
+        Which ends keep all rules and fit.
+    memory : array (pipelines, ends)
+        The least peak, bytes.
+    """
+
+    bench: Workbench
+    options: Options
+    columns: Columns
+    core: Core
+    allowed: Mask
+    memory: Array
+    score: Array
+    tails: Tails
+    world: int
+    at: int = 0
+    block: int = FIRST_BLOCK
+
+
+class Pool:
+    """Hands out candidates in blocks, best bound first (`plansim.planner.search.Candidates`)."""
+
+    def __init__(self, question: Question, worlds: tuple[int, ...]) -> None:
+        self.question = question
+        self.tally = Tally()
+        self.node = question.profile.devices_per_node
+        self.nearest: tuple[float, Plan] | None = None
+        self.parts = [p for world in worlds for p in self._parts(world)]
+        self._pairs: list[tuple[Part, int, int]] = []
+
+    @property
+    def num_feasible(self) -> int:
+        """Candidates that keep every rule and may fit."""
+        return sum(int(p.allowed.sum()) for p in self.parts)
+
+    def floor(self) -> float:
+        """Return a bound on every candidate not yet taken."""
+        return min((float(p.score[p.at]) for p in self.parts if p.at < len(p.score)), default=float("inf"))
+
+    def take(self, cutoff: float = float("inf")) -> list[tuple[float, int]]:
+        """Return the next block; pairs whose bound is above `cutoff` are left out for good."""
+        part = min((p for p in self.parts if p.at < len(p.score)), key=lambda p: float(p.score[p.at]))
+        frames = np.arange(part.at, min(part.at + part.block, len(part.score)))
+        part.at, part.block = part.at + part.block, part.block * GROWTH
+        row, end = np.nonzero(part.allowed[frames])
+        chosen = frames[row]
+        scores = self._scores(part, chosen, end)
+        keep = np.flatnonzero(scores <= cutoff)
+        first = len(self._pairs)
+        self._pairs += [(part, int(chosen[i]), int(end[i])) for i in keep]
+        return [(float(scores[i]), first + n) for n, i in enumerate(keep)]
+
+    def plan(self, number: int) -> Plan:
+        """Return one candidate as a plan."""
+        part, frame, end = self._pairs[number]
+        return plan_of(self.question, part.options, part.columns, frame, part.options.ends[end], self.node)
+
+    def _scores(self, part: Part, chosen: Ints, end: Ints) -> Array:
+        if self.question.objective.by_memory:
+            found: Array = part.memory[chosen, end]
+            return found
+        stack = part.bench.stack
+        overlaps = (stack.gradient_overlap, stack.parameter_overlap)
+        bounds = pair_bounds(part.core.take(chosen), part.columns.take(chosen), end, part.tails, overlaps)
+        factor = np.array([self._factor(e, part.world) for e in part.options.ends])
+        return bounds * factor[end]
+
+    def _factor(self, end: End, world: int) -> float:
+        """Return the score of one second of step time."""
+        economics = self.question.profile.economics
+        figures = Figures(
+            step_time_s=1.0,
+            inflation=end.inflation,
+            world_size=world,
+            usd_per_device_s=economics.usd_per_device_hour / 3600,
+            watts=economics.power_watts * economics.pue,
+        )
+        return self.question.objective.score(figures)
+
+    def _parts(self, world: int) -> list[Part]:
+        stacks: dict[str, tuple[Stack, list[int]]] = {}
+        for zero in self.question.space.of("zero_stage"):
+            plan = replace(self.question.base, parallel=Parallel(dp=world, zero_stage=zero))
+            stack = default_stack(self.question.profile, plan)
+            stacks.setdefault(stack.name, (stack, []))[1].append(zero)
+        made = [self._part(world, stack, tuple(zeros)) for stack, zeros in stacks.values()]
+        return [p for p in made if p is not None]
+
+    def _part(self, world: int, stack: Stack, zeros: tuple[int, ...]) -> Part | None:
+        q, space = self.question, self.question.space
+        ends = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
+        if not ends:
+            return None
+        options = options_of(space, q.model, q.job, ends, tp_overlaps=stack.tp_overlap)
+        bench = Workbench(q.model, q.profile, q.base, stack)
+        columns, allowed, memory = self._survivors(world, options, bench)
+        if not len(columns):
+            return None
+        core = core_of(bench, columns, options)
+        least = min(self._factor(e, world) for e in ends)
+        score = np.where(allowed, memory, np.inf).min(axis=1) if q.objective.by_memory else core.bound * least
+        order = np.argsort(score, kind="stable")
+        return Part(
+            bench=bench,
+            options=options,
+            columns=columns.take(order),
+            core=core.take(order),
+            allowed=allowed[order],
+            memory=memory[order] if q.objective.by_memory else memory,
+            score=score[order] * (1.0 - 1e-9),
+            tails=Tails(bench, options, self.node),
+            world=world,
+        )
+
+    def _survivors(self, world: int, options: Options, bench: Workbench) -> tuple[Columns, Mask, Array]:
+        """Return the pipelines of one part that keep the rules with some end that fits."""
+        q, tally = self.question, self.tally
+        grid = degree_grid(world, q.space, q.model)
+        counts = Counts(grid, options, self.node)
+        whole = counts.below_microbatch * len(options.microbatches)
+        tally.candidates += int(whole.sum())
+        alive = np.ones(len(grid["dp"]), dtype=bool)
+        for rule, broken in rule_masks(grid, q.model, q.job):
+            tally.reject(rule, whole[alive & broken].sum())
+            alive &= ~broken
+        pairs = with_microbatches(grid, counts, np.flatnonzero(alive), options, q.job, tally)
+        triples = with_structures(grid, counts, *pairs, options, q.model, q.job, tally)
+        at, columns = with_layers(grid, counts, triples, options, q.job, tally)
+        leaves = counts.tp_overlap[at] * counts.placements[at]
+        allowed = end_mask(
+            options.ends, columns.dp, columns.tp, columns.pp, columns.cp, columns.ep, self.node
+        )
+        if q.space.backend is not None:
+            allowed &= self._runtime(q.space.backend, columns, options, allowed, leaves)
+        allowed, memory = self._fitting(columns, options, bench, allowed, leaves)
+        keep = np.flatnonzero(allowed.any(axis=1))
+        columns, allowed = columns.take(keep), allowed[keep]
+        memory = memory[keep] if q.objective.by_memory else memory
+        return self._with_leaves(columns, options, allowed, memory)
+
+    def _runtime(
+        self, backend: Backend, columns: Columns, options: Options, allowed: Mask, leaves: Ints
+    ) -> Mask:
+        """Return which (pipeline, end) pairs a runtime can run; counts what it refuses by its rules."""
+        ok = np.ones_like(allowed)
+        classes: dict[tuple[object, ...], list[int]] = {}
+        for i, end in enumerate(options.ends):
+            classes.setdefault((end.zero_stage, end.zero_group), []).append(i)
+        names = sorted({name for name, _ in options.structures})
+        for numbers in classes.values():
+            degrees = backend_degrees(
+                columns, options.ends[numbers[0]], self.question.model, self.question.job, self.node, options
+            )
+            for name in names:
+                mine = np.array([s == name for s, _ in options.structures])[columns.structure]
+                for rule, broken in backend.rejections(degrees, name).items():
+                    bad = np.broadcast_to(np.asarray(broken, dtype=bool), (len(columns),)) & mine
+                    if bad.any():
+                        hit = bad[:, None] & ok[:, numbers] & allowed[:, numbers]
+                        self.tally.reject(f"{backend.name}: {rule}", (hit.sum(axis=1) * leaves).sum())
+                        ok[:, numbers] &= ~bad[:, None]
+        for i, end in enumerate(options.ends):
+            for name in (f"gradients {end.gradients}", f"parameters {end.parameters}"):
+                if end.zero_stage not in backend.zero_stages_of.get(name, (end.zero_stage,)):
+                    self.tally.reject(
+                        f"{backend.name}: compression", ((ok[:, i] & allowed[:, i]) * leaves).sum()
+                    )
+                    ok[:, i] = False
+        return ok
+
+    def _fitting(
+        self, columns: Columns, options: Options, bench: Workbench, allowed: Mask, leaves: Ints
+    ) -> tuple[Mask, Array]:
+        """Return which allowed pairs may fit in memory, and their least peaks (where memory is the objective)."""
+        if not len(columns):
+            return allowed, np.zeros((0, len(options.ends)))
+        shares, row = shard_rows(bench, columns)
+        parts = held(bench, columns, options, shares, row)
+        classes: dict[tuple[object, ...], list[int]] = {}
+        for i, end in enumerate(options.ends):
+            classes.setdefault(end.memory_class, []).append(i)
+        keep_bytes = self.question.objective.by_memory
+        memory = np.zeros(allowed.shape if keep_bytes else (0, 0))
+        probe = bench.layout(Parallel())
+        for numbers in classes.values():
+            end = options.ends[numbers[0]]
+            peak = memory_bytes(bench, columns, parts, end, probe, self.node)
+            fits = peak <= self.question.memory_limit_bytes
+            dropped = allowed[:, numbers] & ~fits[:, None]
+            self.tally.reject("memory", (dropped.sum(axis=1) * leaves).sum())
+            self._remember(columns, options, end, np.where(dropped.any(axis=1), peak, np.inf))
+            allowed[:, numbers] &= fits[:, None]
+            if keep_bytes:
+                memory[:, numbers] = peak[:, None]
+        return allowed, memory
+
+    def _remember(self, columns: Columns, options: Options, end: End, peak: Array) -> None:
+        """Keep the candidate that misses the memory limit by least, in case nothing fits."""
+        i = int(np.argmin(peak))
+        if np.isfinite(peak[i]) and (self.nearest is None or peak[i] < self.nearest[0]):
+            self.nearest = float(peak[i]), plan_of(self.question, options, columns, i, end, self.node)
+
+    def _with_leaves(
+        self, columns: Columns, options: Options, allowed: Mask, memory: Array
+    ) -> tuple[Columns, Mask, Array]:
+        """Return the pipelines once for each tensor overlap and distinct placement."""
+        distinct = placement_mask(options.placements, columns.dp, columns.tp, columns.pp, columns.cp)
+        if self.question.space.backend is not None:
+            distinct &= self._placeable(self.question.space.backend, columns, options, distinct, allowed)
+        taken, placement, overlap = [], [], []
+        for o, value in enumerate(options.tp_overlap):
+            for p in range(len(options.placements)):
+                here = np.flatnonzero(distinct[:, p] & ((columns.tp > 1) | (o == 0)))
+                taken.append(here)
+                placement.append(np.full(len(here), p))
+                overlap.append(np.where(columns.tp[here] > 1, value, 0))
+        index = np.concatenate(taken)
+        made = replace(
+            columns.take(index), placement=np.concatenate(placement), tp_overlap=np.concatenate(overlap)
+        )
+        return made, allowed[index], memory[index] if len(memory) else memory
+
+    def _placeable(
+        self, backend: Backend, columns: Columns, options: Options, distinct: Mask, allowed: Mask
+    ) -> Mask:
+        orders = backend.allows.get("placement")
+        ok = np.ones_like(distinct)
+        if orders is None:
+            return ok
+        for p, placement in enumerate(options.placements):
+            code = sum((getattr(columns, axis) > 1) * (1 << i) for i, axis in enumerate(placement))
+            fine = np.zeros(16, dtype=bool)
+            for bits in range(16):
+                order = tuple(axis for i, axis in enumerate(placement) if bits >> i & 1)
+                fine[bits] = len(order) < 2 or order in orders
+            ok[:, p] = fine[code]
+            refused = distinct[:, p] & ~ok[:, p]
+            overlaps = np.where(columns.tp > 1, len(options.tp_overlap), 1)
+            self.tally.reject(f"{backend.name}: placement", (allowed.sum(axis=1) * overlaps)[refused].sum())
+        return ok
+
+
+def plan_of(question: Question, options: Options, columns: Columns, i: int, end: End, node: int) -> Plan:
+    """Return one (pipeline, end) pair as a plan."""
+    schedule, virtual_stages = options.structures[int(columns.structure[i])]
+    tp = int(columns.tp[i])
+    parallel = Parallel(
+        dp=int(columns.dp[i]),
+        tp=tp,
+        pp=int(columns.pp[i]),
+        cp=int(columns.cp[i]),
+        ep=int(columns.ep[i]),
+        zero_stage=end.zero_stage,
+        zero_group=zero_group(end, tp, node),
+        sequence_parallel=bool(columns.sequence_parallel[i]),
+        microbatch=int(columns.microbatch[i]),
+        schedule=schedule,
+        virtual_stages=virtual_stages,
+    )
+    return replace(
+        question.base,
+        parallel=parallel,
+        recompute=RECOMPUTE[int(columns.recompute[i])],
+        attention="unfused" if columns.unfused[i] else "flash",
+        overlap=end.overlap(tensor_parallel=bool(columns.tp_overlap[i])),
+        offload=end.offload,
+        aggregation=end.aggregation,
+        placement=options.placements[int(columns.placement[i])],
+        compression=end.compression,
+    )

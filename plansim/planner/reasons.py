@@ -1,0 +1,46 @@
+"""Why a plan was rejected, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from plansim.costs.layout import Layout
+from plansim.plan.model import Plan
+from plansim.plan.rules import Rejected, check_plan
+from plansim.planner.evaluate import peak_memory
+from plansim.planner.pool import Question
+from plansim.units import format_bytes
+
+
+def repairs(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Yield (words, plan) for changes that need less memory, the mildest first."""
+    p = plan.parallel
+    for mode in ("selective", "full"):
+        if plan.recompute not in (mode, "full"):
+            yield f"recompute={mode}", replace(plan, recompute=mode)
+    if p.dp * p.cp > 1:
+        for zero in range(p.zero_stage + 1, 4):
+            yield f"zero_stage={zero}", replace(plan, parallel=replace(p, zero_stage=zero))
+    if p.microbatch > 1:
+        yield "microbatch=1", replace(plan, parallel=replace(p, microbatch=1))
+    if not plan.offload:
+        yield "offload=true", replace(plan, offload=True)
+        yield "recompute=full with offload=true", replace(plan, recompute="full", offload=True)
+    if p.zero_stage < 3 and p.dp * p.cp > 1:
+        smallest = replace(plan, recompute="full", parallel=replace(p, zero_stage=3, microbatch=1))
+        yield "recompute=full, zero_stage=3 and microbatch=1", smallest
+
+
+def with_remedy(question: Question, rejected: Rejected) -> Rejected:
+    """Return a rejection for memory with what would make the plan fit (or how much more memory it needs)."""
+    if rejected.rule != "memory" or rejected.remedy:
+        return rejected
+    for words, changed in repairs(rejected.plan):
+        if check_plan(changed, question.model, question.profile):
+            continue
+        peak, _ = peak_memory(Layout.of(question.model, question.profile, changed))
+        if peak <= question.memory_limit_bytes:
+            return replace(rejected, remedy=f"{words} fits")
+    peak, _ = peak_memory(Layout.of(question.model, question.profile, rejected.plan))
+    return replace(rejected, remedy=f"it needs devices of {format_bytes(peak)}, or more of them")

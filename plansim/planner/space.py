@@ -1,0 +1,260 @@
+"""The space of plans: which values every choice may take, after what is fixed, forbidden or refused by a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from plansim.errors import InputError, UnknownNameError
+from plansim.hardware.profile import Profile
+from plansim.plan.backends import BACKENDS, Backend
+from plansim.plan.backends.base import schedule_key
+from plansim.plan.model import Job
+from plansim.schedules import SCHEDULES
+from plansim.workload.model import ATTENTION_FAMILIES, Model
+
+DEGREES = ("dp", "tp", "pp", "cp", "ep")
+"""Free unless fixed: every divisor of the number of devices."""
+
+PLACEMENTS = (
+    ("tp", "cp", "dp", "pp"),
+    ("tp", "cp", "pp", "dp"),
+    ("tp", "dp", "cp", "pp"),
+    ("tp", "pp", "cp", "dp"),
+)
+"""Orders of the axes, innermost first, that the search tries."""
+
+VIRTUAL_STAGES = (2, 3, 4, 5, 6, 8, 12)
+MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
+
+BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core", "deepspeed": "deepspeed"}
+"""The software stack whose costs a runtime has; the others follow from the plan."""
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "zero_stage": (0, 1, 2, 3),
+    "zero_group": (None, "node"),
+    "sequence_parallel": (False, True),
+    "schedule": tuple(SCHEDULES),
+    "recompute": ("none", "selective", "full"),
+    "attention": ("flash", "unfused"),
+    "offload": (False, True),
+    "placement": PLACEMENTS,
+    "aggregation": ("all_reduce", "parameter_server"),
+    "overlap.gradients": (True, False),
+    "overlap.parameters": (True, False),
+    "overlap.tensor_parallel": (False, True),
+    "compression.gradients": ("none", "int8", "powersgd", "topk"),
+    "compression.parameters": ("none", "int8"),
+    "compression.activations": ("none",),
+    "compression.outer": ("none",),
+    "compression.model": ("none",),
+}
+"""Choices taken from a list, in the words of the plan file, with what the search tries."""
+
+SHORT = {
+    "sp": "sequence_parallel",
+    "zero": "zero_stage",
+    "mbs": "microbatch",
+    "vp": "virtual_stages",
+    "gradients": "compression.gradients",
+    "compression": "compression.gradients",
+}
+"""Other names people use."""
+
+NUMBERS = (*DEGREES, "microbatch", "virtual_stages", "zero_stage", "zero_group", "servers")
+NAMES = (*DEGREES, "microbatch", "virtual_stages", *CHOICES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What every choice may be.
+
+    Attributes
+    ----------
+    values : mapping of str to tuple
+        Allowed values by choice; degrees, `microbatch` and `virtual_stages` are free where they are missing.
+    forbidden : mapping of str to tuple
+        Values that are taken out of free numbers.
+    """
+
+    values: Mapping[str, tuple[Any, ...]]
+    forbidden: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    backend: Backend | None = None
+    stack: str | None = None
+
+    def allows(self, name: str, value: object) -> bool:
+        """Whether `value` may be chosen for `name`."""
+        if name in self.values and value not in self.values[name]:
+            return False
+        return value not in self.forbidden.get(name, ())
+
+    def of(self, name: str, free: Iterable[Any] = ()) -> tuple[Any, ...]:
+        """Return the allowed values in order: those written down, else those of `free`."""
+        given = self.values.get(name)
+        return tuple(v for v in (free if given is None else given) if v not in self.forbidden.get(name, ()))
+
+    def fixed(self, name: str) -> bool:
+        """Whether someone chose for us."""
+        return name in self.values and len(self.values[name]) == 1
+
+
+def space_of(
+    model: Model,
+    profile: Profile,
+    job: Job,
+    *,
+    fix: Mapping[str, Any] | None = None,
+    forbid: Mapping[str, Iterable[Any]] | None = None,
+    backend: str | None = None,
+) -> Space:
+    """Return the space for a model on a cluster.
+
+    Parameters
+    ----------
+    fix : mapping of str to value
+        Choice to its value (a tuple allows several).
+    forbid : mapping of str to values
+        Values to leave out.
+    backend : str, optional
+        A name in `plansim.plan.backends.BACKENDS`, whose rules the plans keep.
+
+    Raises
+    ------
+    InputError
+        When a name is unknown, or what is fixed contradicts itself or the cluster.
+    """
+    fixed = {full_name(name): _several(value) for name, value in (fix or {}).items()}
+    forbidden = {full_name(name): tuple(values) for name, values in (forbid or {}).items()}
+    runtime = _backend(backend)
+    values = {name: _sensible(name, listed, model, profile) for name, listed in CHOICES.items()}
+    if runtime is not None:
+        values = {name: _allowed(runtime, name, listed) for name, listed in values.items()}
+    values.update(fixed)
+    values["schedule"] = tuple(schedule_key(str(name)) for name in values["schedule"])
+    stack = BACKEND_STACKS.get(backend or "")
+    space = Space(values=values, forbidden=forbidden, backend=runtime, stack=stack)
+    _check(space, fixed, profile)
+    return space
+
+
+def full_name(name: str) -> str:
+    """Return the plan file's name of a choice.
+
+    Examples
+    --------
+    >>> full_name("sp"), full_name("parallel.tp")
+    ('sequence_parallel', 'tp')
+    """
+    key = name.strip().removeprefix("plan.").removeprefix("parallel.")
+    key = SHORT.get(key, key).removesuffix(".method")
+    if key not in NAMES:
+        raise UnknownNameError("choice", name, NAMES)
+    return key
+
+
+def _several(value: object) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
+
+
+def _backend(name: str | None) -> Backend | None:
+    if name is None:
+        return None
+    if name not in BACKENDS:
+        raise UnknownNameError("backend", name, BACKENDS)
+    return BACKENDS[name]
+
+
+def _allowed(runtime: Backend, name: str, listed: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what a runtime accepts of a list; orders of axes are judged plan by plan."""
+    allowed = runtime.allows.get(name)
+    if allowed is None or name == "placement":
+        return listed
+    return tuple(v for v in listed if v in allowed)
+
+
+def _sensible(name: str, listed: tuple[Any, ...], model: Model, profile: Profile) -> tuple[Any, ...]:
+    """Return a list without what cannot apply to this model or cluster."""
+    if name == "attention" and model.family not in ATTENTION_FAMILIES:
+        return ("flash",)
+    if name == "recompute" and model.family not in ATTENTION_FAMILIES:
+        return ("none", "full")
+    if name == "offload" and profile.device.kind == "cpu":
+        return (False,)
+    if name == "placement" and len(profile.fabric) == 1 and not profile.fabric[0].is_grid:
+        return PLACEMENTS[:1]
+    return listed
+
+
+def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], profile: Profile) -> None:
+    """Refuse what contradicts itself before anything is searched."""
+    for name in fixed:
+        if not space.of(name):
+            raise InputError(f"--fix {name}: every value given is forbidden as well")
+        for value in fixed[name]:
+            _check_value(name, value)
+    for name, listed in space.values.items():
+        if not [v for v in listed if v not in space.forbidden.get(name, ())]:
+            raise InputError(f"nothing is left to choose for {name}: {_left_out(space, name)}")
+    smallest = 1
+    for name in ("dp", "tp", "pp", "cp"):
+        if name in fixed:
+            smallest *= min(fixed[name])
+    if smallest > profile.num_devices and profile.device.kind != "cpu":
+        given = " x ".join(f"{n} {min(fixed[n])}" for n in ("dp", "tp", "pp", "cp") if n in fixed)
+        raise InputError(f"--fix {given} needs {smallest} devices, {profile.name} has {profile.num_devices}")
+
+
+def _left_out(space: Space, name: str) -> str:
+    who = f"backend {space.backend.name} and --forbid" if space.backend else "--forbid"
+    return f"{who} leave none of {', '.join(map(str, CHOICES.get(name, ())))}"
+
+
+def _check_value(name: str, value: object) -> None:
+    if name in (*DEGREES, "microbatch", "virtual_stages") and (type(value) is not int or value < 1):
+        raise InputError(f"--fix {name}={value}: expected a whole number of at least 1")
+    if name == "schedule" and schedule_key(str(value)) not in SCHEDULES:
+        raise UnknownNameError("schedule", value, SCHEDULES)
+    known = CHOICES.get(name)
+    words = ("recompute", "attention", "aggregation", "zero_stage", "sequence_parallel", "offload")
+    if known and (name in words or name.startswith("overlap.")) and value not in known:
+        raise InputError(f"--fix {name}={value}: expected one of {', '.join(map(str, known))}")
+
+
+def parse_choices(text: str) -> dict[str, tuple[Any, ...]]:
+    """Return choices written as ``tp=8,pp=1``; ``|`` separates several values of one choice.
+
+    Examples
+    --------
+    >>> parse_choices("tp=8, sp=on, zero=1|3")
+    {'tp': (8,), 'sequence_parallel': (True,), 'zero_stage': (1, 3)}
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not value.strip():
+            raise InputError(f"'{part}' is no choice; write NAME=VALUE, such as tp=8")
+        key = full_name(name)
+        if key in found:
+            raise InputError(f"{key} is given twice")
+        found[key] = tuple(_value(key, v.strip()) for v in value.split("|"))
+    return found
+
+
+def _value(name: str, text: str) -> object:
+    words = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+    if name == "placement":
+        return tuple(text.replace("/", "-").split("-"))
+    if name == "zero_group" and text.lower() in ("none", "null", "all"):
+        return None
+    if name in NUMBERS and text != "node":
+        try:
+            return int(text)
+        except ValueError:
+            raise InputError(f"{name}={text}: expected a whole number") from None
+    known = CHOICES.get(name, ())
+    if True in known and False in known:
+        if text.lower() not in words:
+            raise InputError(f"{name}={text}: expected on or off")
+        return words[text.lower()]
+    return text

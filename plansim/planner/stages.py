@@ -1,0 +1,141 @@
+"""Which layers sit on which pipeline rank, as counts: what a rank computes, holds and waits for before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plansim.plan.layout import chunk_layers
+from plansim.schedules import find_schedule
+
+Array = NDArray[np.float64]
+REPRESENTATIVES = 3
+"""Pipeline ranks that a bound looks at: the first, the last of the fullest inner ones, and the last."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stages:
+    """The pipeline of one schedule at one depth, for one sequence of blocks.
+
+    Attributes
+    ----------
+    ranks : tuple of int
+        The representatives.
+    work : array (representatives, kinds)
+        How many blocks of each kind a representative holds.
+    before : array (representatives, kinds)
+        How many blocks a microbatch passes before it first reaches the representative.
+    first_chunk : array (representatives, kinds)
+        The blocks of the representative's first chunk, whose backward is its last.
+    chunks : array (representatives, virtual_stages, kinds)
+        The blocks of every chunk of the representative.
+    hops : array (representatives,)
+        Messages on the way there.
+    crossings : array (representatives,)
+        Messages one microbatch makes the representative send, both directions.
+    splits_backward : bool
+        Whether weight gradients stand apart.
+    """
+
+    schedule: str
+    pp: int
+    virtual_stages: int
+    ranks: tuple[int, ...]
+    work: Array
+    before: Array
+    first_chunk: Array
+    chunks: Array
+    hops: Array
+    crossings: Array
+    splits_backward: bool
+
+    def in_flight(self, num_microbatches: NDArray[np.int64]) -> Array:
+        """Return at least how many chunk activations each representative holds at its peak, (n, representatives).
+
+        From the order of actions: GPipe holds all microbatches, 1F1B ``pp - rank``, ZB-H1 ``pp``, the
+        interleaved order its warm-up and one more, the V-shaped orders about ``2 pp``.
+        """
+        m = np.asarray(num_microbatches, dtype=np.float64)[:, None]
+        rank = np.array(self.ranks, dtype=np.float64)[None, :]
+        pp, v = self.pp, self.virtual_stages
+        if pp == 1:
+            return np.ones_like(m * (rank + 1.0))
+        if self.schedule == "gpipe":
+            return np.broadcast_to(m, (len(m), len(self.ranks))).copy()
+        if self.schedule == "zb-h1":
+            return np.minimum(m, float(pp)) + 0.0 * rank
+        if self.schedule == "interleaved":
+            per_round = m // np.maximum(1.0, m // pp)
+            warmup = 2 * (pp - 1 - rank) + (v - 1) * per_round if v > 1 else pp - 1 - rank + 0.0 * m
+            return np.minimum(m * v, warmup + 1.0)
+        if self.schedule in ("zbv", "dualpipev"):
+            return np.where(rank == 0, np.minimum(m, 2.0 * pp - 1.0), 1.0)
+        if self.schedule == "1f1b":
+            return np.minimum(m, pp - rank)
+        return np.ones_like(m * (rank + 1.0))
+
+
+@lru_cache(maxsize=4096)
+def stages_of(
+    schedule: str, pp: int, virtual_stages: int, body: tuple[int, ...], num_kinds: int, ends: tuple[int, int]
+) -> Stages:
+    """Return the stages of blocks split as evenly as they go.
+
+    Parameters
+    ----------
+    body : tuple of int
+        Kind of every layer, in model order.
+    ends : tuple of int
+        Kind of the embedding and of the head, -1 where there is none.
+    """
+    chunks = pp * virtual_stages
+    counts = chunk_counts(chunk_layers(len(body), chunks), body, num_kinds, ends)
+    found = find_schedule(schedule)
+    owner = np.array([found.rank_of_chunk(c, pp, virtual_stages) for c in range(chunks)])
+    ranks = _representatives(counts, owner, pp)
+    passed = np.vstack([np.zeros(num_kinds), np.cumsum(counts, axis=0)])
+    first = [int(np.argmax(owner == r)) for r in ranks]
+    return Stages(
+        schedule=schedule,
+        pp=pp,
+        virtual_stages=virtual_stages,
+        ranks=ranks,
+        work=np.array([counts[owner == r].sum(axis=0) for r in ranks]),
+        before=passed[first],
+        first_chunk=counts[first],
+        chunks=np.array([counts[owner == r] for r in ranks]),
+        hops=np.array([float(np.sum(owner[1 : c + 1] != owner[:c])) for c in first]),
+        crossings=np.array([_crossings(owner, r) for r in ranks]),
+        splits_backward=found.splits_backward,
+    )
+
+
+def chunk_counts(layers: Sequence[int], body: Sequence[int], num_kinds: int, ends: tuple[int, int]) -> Array:
+    """Return how many blocks of each kind every chunk holds, (chunks, kinds)."""
+    counts = np.zeros((len(layers), num_kinds))
+    at = 0
+    for chunk, n in enumerate(layers):
+        counts[chunk] = np.bincount(np.asarray(body[at : at + n], dtype=np.int64), minlength=num_kinds)
+        at += n
+    for chunk, kind in ((0, ends[0]), (len(layers) - 1, ends[1])):
+        if kind >= 0:
+            counts[chunk, kind] += 1
+    return counts
+
+
+def _representatives(counts: Array, owner: NDArray[np.int64], pp: int) -> tuple[int, ...]:
+    held = np.array([counts[owner == r].sum() for r in range(pp)])
+    inner = held[1:-1] if pp > 2 else held
+    fullest = int(np.flatnonzero(inner == inner.max())[-1]) + (1 if pp > 2 else 0)
+    return (0, fullest, pp - 1)
+
+
+def _crossings(owner: NDArray[np.int64], rank: int) -> float:
+    mine = np.flatnonzero(owner == rank)
+    forward = sum(c + 1 < len(owner) and owner[c + 1] != rank for c in mine)
+    backward = sum(c > 0 and owner[c - 1] != rank for c in mine)
+    return float(forward + backward)
