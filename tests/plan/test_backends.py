@@ -115,6 +115,32 @@ def test_refusals_name_the_cause_and_a_remedy(name, parallel, word):
     assert all(";" in reason for reason in reasons)
 
 
+def test_the_plansim_rules_are_those_of_its_executor():
+    from plansim.execute.comm_hooks import HOOKS
+    from plansim.execute.outer import OUTER_METHODS
+    from plansim.execute.sharded_comm import SHARDED_METHODS
+
+    allows = BACKENDS["plansim"].allows
+
+    assert set(allows["compression.gradients"]) == {"none", *HOOKS}
+    assert set(allows["compression.parameters"]) == {"none", *SHARDED_METHODS}
+    assert set(allows["compression.outer"]) == {"none", *OUTER_METHODS}
+
+
+@pytest.mark.parametrize(
+    ("edge", "method", "stages"),
+    [("gradients", "topk", (0, 1)), ("gradients", "int8", (0, 1, 2, 3)), ("parameters", "int8", (2, 3))],
+)
+def test_methods_run_with_the_zero_stages_they_can(edge, method, stages):
+    squeezed = Compression(**{edge: Method(method=method)})
+
+    for stage in range(4):
+        reasons = BACKENDS["plansim"].check(
+            replace(plan(dp=8, zero_stage=stage), compression=squeezed), LLAMA_8B
+        )
+        assert (reasons == []) == (stage in stages)
+
+
 def test_schedule_does_not_matter_without_a_pipeline():
     assert BACKENDS["megatron"].check(plan(dp=8, schedule="zbv"), LLAMA_8B) == []
 

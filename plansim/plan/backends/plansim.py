@@ -13,6 +13,11 @@ from plansim.plan.backends.relations import (
     TP_DIVIDES_KV_HEADS,
 )
 
+HOOKS = ("bf16", "fp16", "fp8", "int8", "int4", "qsgd", "onebit", "topk", "randk", "powersgd")
+"""Gradient methods with a communication hook."""
+SHARDED = ("fp8", "int8", "int4")
+"""Methods of the sharded collectives of ZeRO-2 and 3."""
+
 PLANSIM = Backend(
     name="plansim",
     version="torch 2.13",
@@ -24,8 +29,23 @@ PLANSIM = Backend(
         "dtype": ("bf16", "fp16", "fp32"),
         "optimizer": ("sgd", "momentum", "adam", "adamw"),
         "phase": ("train",),
+        "offload": (False,),
+        "compression.gradients": ("none", *HOOKS),
+        "compression.parameters": ("none", *SHARDED),
+        "compression.activations": ("none",),
+        "compression.outer": ("none", "local_sgd", "diloco"),
     },
     recompute_per_stage=True,
+    zero_stages_of={
+        **{f"gradients {name}": (0, 1) for name in HOOKS if name not in ("bf16", "fp16", *SHARDED)},
+        **{f"parameters {name}": (2, 3) for name in SHARDED},
+        "outer local_sgd": (0,),
+        "outer diloco": (0,),
+    },
+    remedies={
+        "offload": "keep the optimizer state on the device; offload is simulated only",
+        "compression.activations": "use none; compressed activations are simulated only",
+    },
     relations=(
         TP_DIVIDES_HEADS,
         TP_DIVIDES_KV_HEADS,
