@@ -1,1 +1,6 @@
-"""plansim.calibrate."""
+"""This machine as a profile: `calibrate` measures it, `measure_blocks` times a model's own blocks on one rank."""
+
+from plansim.calibrate.blocks import BlockSample, measure_blocks
+from plansim.calibrate.machine import calibrate, write_profile
+
+__all__ = ["BlockSample", "calibrate", "measure_blocks", "write_profile"]

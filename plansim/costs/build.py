@@ -12,6 +12,7 @@ from plansim.costs.collectives import collective_s
 from plansim.costs.compression import EdgeTime, Network, Traffic, compressed_s, find_method
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.interference import interference
+from plansim.costs.host import host_step_costs
 from plansim.costs.layout import ADAM_STATE_BYTES, Layout
 from plansim.costs.operators import Arithmetic, BlockTime, block_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
@@ -23,10 +24,19 @@ MAX_BUCKETS = 16
 """Buckets of one chunk that are told apart; more would only repeat the pattern."""
 
 
-def step_costs(layout: Layout) -> StepCosts:
-    """Return the durations of everything one step of a plan does."""
+def step_costs(layout: Layout, *, cpu: bool = False) -> StepCosts:
+    """Return the durations of everything one step of a plan does.
+
+    On a calibrated CPU profile measured durations replace modelled ones; with `cpu` they are CPU seconds.
+    """
+    return host_step_costs(layout, _modelled_costs(layout), block_time, cpu=cpu)
+
+
+def _modelled_costs(layout: Layout) -> StepCosts:
     p = layout.plan.parallel
-    beside = interference("compute+comm", inter_node=layout.group("dp_cp").inter_unit, device=layout.profile.device)
+    beside = interference(
+        "compute+comm", inter_node=layout.group("dp_cp").inter_unit, device=layout.profile.device
+    )
     return StepCosts(
         chunks=tuple(_chunk(layout, i) for i in range(len(layout.chunks))),
         stages=tuple(_stage_end(layout, s) for s in range(p.pp)),
@@ -51,7 +61,9 @@ def without_weight_gradients(costs: StepCosts) -> StepCosts:
 
 def without_optimizer(costs: StepCosts) -> StepCosts:
     """Return the costs of forward and backward alone."""
-    return replace(costs, stages=tuple(replace(s, reductions=(), gathers=(), optimizer_s=0.0) for s in costs.stages))
+    return replace(
+        costs, stages=tuple(replace(s, reductions=(), gathers=(), optimizer_s=0.0) for s in costs.stages)
+    )
 
 
 def comm_s(layout: Layout, axis: str, collective: str, nbytes: float) -> float:
@@ -82,7 +94,11 @@ def _block_time(block: Block, device, dtype, stack, tp_overlap, key) -> BlockTim
         return _collective(collective, nbytes, groups[axis], fabric, backend) / stack.collective_efficiency
 
     how = Arithmetic(device=device, dtype=dtype, stack=stack)
-    return block_s(block, how, seconds, tp_overlap=tp_overlap and stack.tp_overlap)
+    beside = {
+        axis: interference("compute+comm", inter_node=group.inter_unit, device=device).first
+        for axis, group in groups.items()
+    }
+    return block_s(block, how, seconds, beside.__getitem__, tp_overlap=tp_overlap and stack.tp_overlap)
 
 
 def compression_memory_bytes(layout: Layout, stage: int) -> float:
@@ -90,7 +106,9 @@ def compression_memory_bytes(layout: Layout, stage: int) -> float:
     total = sum(_parameters(layout, layout.chunks_of_stage[stage]))
     traffic = Traffic(num_elements=total, element_bytes=reduce_bytes(layout), matrix=_matrix(layout))
     edges = (layout.plan.compression.gradients, layout.plan.compression.outer)
-    return sum(find_method(m.method).extra_memory_bytes(traffic, m.options) for m in edges if m.method != "none")
+    return sum(
+        find_method(m.method).extra_memory_bytes(traffic, m.options) for m in edges if m.method != "none"
+    )
 
 
 def step_inflation(layout: Layout) -> tuple[float, float]:
@@ -160,7 +178,9 @@ def kept_bytes(layout: Layout, block: Block, mode: str) -> float:
         return block.saved_bytes
     if mode == "full":
         return block.boundary_bytes
-    dropped = block.elementwise_saved_bytes if layout.stack.selective == "elementwise" else block.core_saved_bytes
+    dropped = (
+        block.elementwise_saved_bytes if layout.stack.selective == "elementwise" else block.core_saved_bytes
+    )
     return block.saved_bytes - dropped
 
 
@@ -177,7 +197,9 @@ def _send_s(layout: Layout, index: int) -> float:
     share = nbytes if p.sequence_parallel else nbytes / p.tp
     method = layout.plan.compression.activations
     if method.method != "none":
-        return _edge_s(layout, "pp", "send_recv", method, share / layout.wide_bytes, layout.wide_bytes).total_s
+        return _edge_s(
+            layout, "pp", "send_recv", method, share / layout.wide_bytes, layout.wide_bytes
+        ).total_s
     gather = comm_s(layout, "tp", "all_gather", nbytes) if p.tp > 1 and not p.sequence_parallel else 0.0
     return comm_s(layout, "pp", "send_recv", share) + gather
 
@@ -208,10 +230,25 @@ def _gathers(layout: Layout, index: int) -> tuple[Bucket, ...]:
     run = -(-len(blocks) // MAX_BUCKETS)
     made = []
     for at in range(0, len(blocks), run):
-        parts = [_bucket(layout, "shard", "all_gather", b.parameters * per, at / len(blocks), index) for b in blocks[at : at + run] if b.parameters]
-        parts += [_bucket(layout, "edp", "all_gather", b.expert_parameters * per, at / len(blocks), index) for b in blocks[at : at + run] if b.expert_parameters]
+        parts = [
+            _bucket(layout, "shard", "all_gather", b.parameters * per, at / len(blocks), index)
+            for b in blocks[at : at + run]
+            if b.parameters
+        ]
+        parts += [
+            _bucket(layout, "edp", "all_gather", b.expert_parameters * per, at / len(blocks), index)
+            for b in blocks[at : at + run]
+            if b.expert_parameters
+        ]
         if parts:
-            made.append(replace(parts[0], nbytes=sum(p.nbytes for p in parts), comm_s=sum(p.comm_s for p in parts), blocking_s=sum(p.blocking_s for p in parts)))
+            made.append(
+                replace(
+                    parts[0],
+                    nbytes=sum(p.nbytes for p in parts),
+                    comm_s=sum(p.comm_s for p in parts),
+                    blocking_s=sum(p.blocking_s for p in parts),
+                )
+            )
     return tuple(made)
 
 
@@ -242,7 +279,11 @@ def _split(layout: Layout, axis: str, collective: str, nbytes: float, chunk: int
 
 def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: float, chunk: int) -> Bucket:
     """Return one bucket; what the plan compresses travels and computes as its method says."""
-    method = layout.plan.compression.parameters if collective == "all_gather" else layout.plan.compression.gradients
+    method = (
+        layout.plan.compression.parameters
+        if collective == "all_gather"
+        else layout.plan.compression.gradients
+    )
     if layout.group(axis).size == 1:
         return Bucket(nbytes=nbytes, comm_s=0.0, ready_fraction=ready, chunk=chunk, what=collective)
     if method.method == "none":
@@ -251,7 +292,9 @@ def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: fl
         per = gather_bytes(layout) if collective == "all_gather" else reduce_bytes(layout)
         time = _edge_s(layout, axis, collective, method, nbytes / per, per)
         seconds, blocking = time.comm_s / layout.stack.collective_efficiency, time.blocking_s
-    return Bucket(nbytes=nbytes, comm_s=seconds, blocking_s=blocking, ready_fraction=ready, chunk=chunk, what=collective)
+    return Bucket(
+        nbytes=nbytes, comm_s=seconds, blocking_s=blocking, ready_fraction=ready, chunk=chunk, what=collective
+    )
 
 
 def _aggregation_s(layout: Layout, axis: str, collective: str, nbytes: float) -> float:
@@ -265,9 +308,14 @@ def _aggregation_s(layout: Layout, axis: str, collective: str, nbytes: float) ->
     return alone / layout.stack.collective_efficiency
 
 
-def _edge_s(layout: Layout, axis: str, operation: str, method: Method, num_elements: float, element_bytes: float) -> EdgeTime:
+def _edge_s(
+    layout: Layout, axis: str, operation: str, method: Method, num_elements: float, element_bytes: float
+) -> EdgeTime:
     network = Network(
-        group=layout.group(axis), fabric=layout.fabric, device=layout.profile.device, backend=layout.profile.backend
+        group=layout.group(axis),
+        fabric=layout.fabric,
+        device=layout.profile.device,
+        backend=layout.profile.backend,
     )
     traffic = Traffic(num_elements=num_elements, element_bytes=element_bytes, matrix=_matrix(layout))
     return compressed_s(operation, method.method, traffic, network, method.options)

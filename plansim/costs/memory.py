@@ -8,7 +8,16 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.costs.build import compression_memory_bytes, gather_bytes, kept_bytes, reduce_bytes, shard_degree, state_bytes
+from plansim.costs.build import (
+    compression_memory_bytes,
+    gather_bytes,
+    kept_bytes,
+    reduce_bytes,
+    shard_degree,
+    state_bytes,
+)
+from plansim.costs.host import on_host
+from plansim.costs.hostmemory import host_stage_memory
 from plansim.costs.layout import Layout
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
@@ -20,8 +29,13 @@ def stage_memory(layout: Layout, stage: int) -> StageMemory:
 
     Weights, gradients and optimizer state follow ZeRO (Rajbhandari et al., arXiv 1910.02054); activations are those
     of every microbatch in flight under the schedule (Korthikanti et al., arXiv 2205.05198) plus what one block
-    needs while it is recomputed or differentiated.
+    needs while it is recomputed or differentiated. On a CPU whose blocks were measured, the walk of
+    `plansim.costs.hostmemory` replaces the sum.
     """
+    host = on_host(layout)
+    measured = None if host is None else host_stage_memory(layout, stage, host)
+    if measured is not None:
+        return measured
     p, stack = layout.plan.parallel, layout.stack
     chunks = layout.chunks_of_stage[stage]
     blocks = [b for c in chunks for b in layout.chunks[c]]
@@ -77,7 +91,9 @@ def _logits_bytes(blocks: list[Block]) -> float:
 
 
 @lru_cache(maxsize=16384)
-def flights_of(schedule: str, pp: int, num_microbatches: int, virtual_stages: int, stage: int) -> NDArray[np.float64]:
+def flights_of(
+    schedule: str, pp: int, num_microbatches: int, virtual_stages: int, stage: int
+) -> NDArray[np.float64]:
     """Return every peak of a rank: one row per moment before a backward, microbatches in flight by chunk.
 
     Walks the rank's actions: a forward adds one, the last part of a backward removes one. A pipeline is

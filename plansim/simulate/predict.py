@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
-from plansim.costs.build import shard_degree, step_costs, step_inflation, without_optimizer, without_weight_gradients
+from plansim.costs.build import (
+    shard_degree,
+    step_costs,
+    step_inflation,
+    without_optimizer,
+    without_weight_gradients,
+)
+from plansim.costs.host import on_host
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack
+from plansim.plan.grid import grid_of
 from plansim.plan.model import Plan
 from plansim.results import Prediction
+from plansim.simulate.cores import shared_cores_s
 from plansim.simulate.result import StepResult
 from plansim.simulate.step import simulate_step
 from plansim.workload.model import Model
@@ -41,7 +51,19 @@ def predict_layout(layout: Layout, *, work: str = "pretrain") -> Prediction:
         costs = without_weight_gradients(costs)
     elif work == "layer-microbenchmark":
         costs = without_optimizer(costs)
-    return prediction_of(layout, simulate_step(costs))
+    return prediction_of(layout, _on_shared_cores(layout, simulate_step(costs)))
+
+
+def _on_shared_cores(layout: Layout, result: StepResult) -> StepResult:
+    """Return the step with its time on a CPU host where ranks outnumber cores; the breakdown keeps its shares."""
+    host, cores = on_host(layout), layout.profile.host.cores * layout.num_nodes
+    if host is None or layout.plan.parallel.world_size <= cores:
+        return result
+    costs = step_costs(layout, cpu=True)
+    step_s = shared_cores_s(costs, grid_of(layout.plan), cores, contention=host.contention)
+    factor = step_s / result.step_time_s
+    parts = {f.name: factor * getattr(result.breakdown, f.name) for f in fields(result.breakdown)}
+    return replace(result, step_time_s=step_s, breakdown=replace(result.breakdown, **parts))
 
 
 def prediction_of(layout: Layout, result: StepResult) -> Prediction:

@@ -1,0 +1,246 @@
+"""Time a model's own blocks on one rank: each distinct block as one rank of a plan holds it, forward and backward.
+
+A block measured alone and composed into a step predicts CPU training within a few percent, where a roofline
+is tens of percent off: dispatch, layouts and small kernels are in it. Only single-rank blocks run here,
+never a plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from plansim.calibrate.timing import clock_s
+from plansim.execute import system
+from plansim.execute.data import make_batches
+from plansim.execute.launch import Rendezvous, launch
+from plansim.execute.mesh import process_mesh
+from plansim.execute.models import Blueprint, blueprint
+from plansim.execute.models.base import Chunk
+from plansim.execute.parallel.recompute import recomputing
+from plansim.plan.grid import Grid
+from plansim.plan.model import Parallel, Plan
+from plansim.workload.model import Model
+
+TRIES = 9
+CHAIN = 2
+"""Copies of a layer run one after the other, as in a model: weights and activations leave the caches in between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSample:
+    """One block of one model as a rank of a plan holds it.
+
+    Attributes
+    ----------
+    wrapper : str
+        ``plain``, ``dtensor`` (cut by tensor parallelism) or ``sharded`` (`fully_shard`); each has its own
+        overhead.
+    forward_s, backward_s, accumulate_s : float
+        One microbatch; and what adding to existing gradients costs on top, seconds.
+    parameters, tensors : int
+        Parameters this rank holds, and in how many tensors.
+    kept_bytes, forward_peak_bytes, backward_peak_bytes : float
+        Allocated from forward to backward (output included); the most above the start of the forward pass;
+        the most above the start of the backward pass, gradients of parameters included.
+    """
+
+    model: str
+    kind: str
+    wrapper: str
+    microbatch: int
+    seq_len: int
+    tp: int
+    recompute: str
+    attention: str
+    dtype: str
+    forward_s: float
+    backward_s: float
+    accumulate_s: float
+    parameters: int
+    tensors: int = 0
+    kept_bytes: float = 0.0
+    forward_peak_bytes: float = 0.0
+    backward_peak_bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """What decides a block's time; the fields of a sample that are known before it is timed."""
+
+    wrapper: str
+    microbatch: int
+    tp: int
+    recompute: str
+
+
+def measure_blocks(model: Model, plans: Iterable[Plan], *, timeout_s: float = 300.0) -> list[BlockSample]:
+    """Return the timed blocks that the plans of one model are made of; all plans share its job."""
+    todo: dict[tuple[_Case, str, str, int], Plan] = {}
+    for plan in plans:
+        p = plan.parallel
+        for mode in {plan.recompute_of(stage) for stage in range(p.pp)}:
+            wrapper = "dtensor" if p.tp > 1 else "sharded" if p.zero_stage > 1 else "plain"
+            case = _Case(wrapper=wrapper, microbatch=p.microbatch, tp=p.tp, recompute=mode)
+            todo.setdefault((case, plan.attention, plan.job.dtype, plan.job.seq_len), plan)
+    cases = [(case, plan) for (case, *_), plan in todo.items()]
+    return launch(partial(_measure, model, cases), 1, timeout_s=timeout_s)[0] if cases else []
+
+
+def _measure(model: Model, cases: list[tuple[_Case, Plan]], meet: Rendezvous) -> list[BlockSample]:
+    torch.set_num_threads(1)
+    system.steady_allocation()
+    system.shield()
+    system.pin(0)
+    grid = Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, 1, 1))
+    with process_mesh(grid, meet, device=torch.device("cpu"), timeout_s=60.0):
+        return [sample for case, plan in cases for sample in _case(model, case, plan)]
+
+
+def local_model(model: Model, tp: int) -> Model:
+    """Return the model whose whole blocks have the shape of one tensor-parallel rank's."""
+    if tp == 1:
+        return model
+    moe = None if model.moe is None else replace(model.moe, ffn=model.moe.ffn // tp)
+    return replace(
+        model, heads=model.heads // tp, kv_heads=max(1, model.kv_heads // tp), ffn=model.ffn // tp,
+        vocab=model.vocab // tp, moe=moe,
+    )  # fmt: skip
+
+
+def _case(model: Model, case: _Case, plan: Plan) -> list[BlockSample]:
+    whole = replace(plan, parallel=Parallel(microbatch=case.microbatch))
+    print_ = blueprint(local_model(model, case.tp), whole)
+    batches = make_batches("synthetic", print_.data, case.microbatch)
+    kinds: dict[str, int] = {}
+    samples = []
+    x, targets = batches.batch(0)
+    for index, spec in enumerate(print_.blocks):
+        key = spec.kind if model.family not in ("cnn", "rnn", "mlp") else f"{spec.kind}{index}"
+        blocks = [
+            _wrapped(print_, index, case, model.family) for _ in range(1 if spec.kind == "head" else CHAIN)
+        ]
+        with torch.no_grad():
+            out = blocks[0](x)
+        if key not in kinds:
+            kinds[key] = index
+            last = index == len(print_.blocks) - 1
+            cut = case.wrapper == "dtensor" and print_.data.kind == "tokens"
+            times = _timed(blocks, x, targets if last else None, print_, cut=cut)
+            kept, forward_peak, backward_peak = _memory(
+                blocks[0], x, targets if last else None, print_, cut=cut
+            )
+            samples.append(
+                BlockSample(
+                    model=model.name, kind=key, wrapper=case.wrapper, microbatch=case.microbatch,
+                    seq_len=plan.job.seq_len, tp=case.tp, recompute=case.recompute, attention=plan.attention,
+                    dtype=plan.job.dtype, forward_s=times[0], backward_s=times[1], accumulate_s=times[2],
+                    parameters=sum(_local(p).numel() for p in blocks[0].parameters()),
+                    tensors=len(list(blocks[0].parameters())), kept_bytes=kept,
+                    forward_peak_bytes=forward_peak, backward_peak_bytes=backward_peak,
+                )
+            )  # fmt: skip
+        if index < len(print_.blocks) - 1:
+            x = out.detach()
+    return samples
+
+
+def _wrapped(print_: Blueprint, index: int, case: _Case, family: str) -> nn.Module:
+    block = print_.build_block(index, seed=0)
+    if case.wrapper == "dtensor" and hasattr(block, "tensor_parallel_plan"):
+        mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("tp",))
+        parallelize_module(
+            block, mesh, block.tensor_parallel_plan(sequence_parallel=False), src_data_rank=None
+        )
+    block = recomputing(block, case.recompute, print_.blocks[index].kind)
+    if case.wrapper == "sharded":
+        fully_shard(block)
+        block = fully_shard(Chunk({index: block}))
+    return block
+
+
+def _timed(
+    blocks: list[nn.Module], x: torch.Tensor, targets: torch.Tensor | None, print_: Blueprint, *, cut: bool
+) -> tuple[float, float, float]:
+    """Return forward, first backward, and what accumulating adds, per block."""
+    read = clock_s(torch.device("cpu"))
+    rows: list[tuple[float, float, float]] = []
+    given = x.is_floating_point()
+    for number in range(TRIES + 2):
+        inputs = [x.detach().clone().requires_grad_(given) for _ in blocks]
+        backward: list[float] = []
+        for _again in range(2):
+            start = read()
+            outs = [block(i) for block, i in zip(blocks, inputs, strict=True)]
+            if targets is not None:
+                with loss_parallel() if cut else nullcontext():
+                    outs = [print_.loss(out, targets) for out in outs]
+                    forward = read() - start
+                    start = read()
+                    for out in outs:
+                        out.backward()
+            else:
+                forward = read() - start
+                grads = [torch.ones_like(out) for out in outs]
+                start = read()
+                for out, grad in zip(reversed(outs), reversed(grads), strict=True):
+                    out.backward(grad)
+            backward.append(read() - start)
+        for block in blocks:
+            block.zero_grad(set_to_none=True)
+        if number >= 2:
+            rows.append((forward, backward[0], max(0.0, backward[1] - backward[0])))
+    medians = [statistics.median(column) / len(blocks) for column in zip(*rows, strict=True)]
+    return medians[0], medians[1], medians[2]
+
+
+def _memory(
+    block: nn.Module, x: torch.Tensor, targets: torch.Tensor | None, print_: Blueprint, *, cut: bool
+) -> tuple[float, float, float]:
+    """Return bytes kept, and the peaks of both passes, from the allocator's own events."""
+    block.zero_grad(set_to_none=True)
+    given = x.detach().requires_grad_(x.is_floating_point())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
+        with loss_parallel() if cut else nullcontext():
+            with record_function("plansim::forward"):
+                out = block(given)
+                out = out if targets is None else print_.loss(out, targets)
+            grad = None if targets is not None else torch.ones_like(out)
+            with record_function("plansim::backward"):
+                out.backward(grad)
+    block.zero_grad(set_to_none=True)
+    events = prof.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    forward, backward = (
+        next((e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() == f"plansim::{name}")
+        for name in ("forward", "backward")
+    )
+
+    def during(span: tuple[int, int]) -> list[int]:
+        return list(itertools.accumulate((n for t, n in changes if span[0] <= t <= span[1]), initial=0))
+
+    levels, later = during(forward), during(backward)
+    return float(levels[-1]), float(max(levels)), float(max(later))
+
+
+def _local(parameter: Any) -> torch.Tensor:
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def table_of(samples: list[BlockSample]) -> list[dict[str, Any]]:
+    """Return the samples as plain data for a profile."""
+    return [
+        {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(s).items()} for s in samples
+    ]

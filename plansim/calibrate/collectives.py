@@ -1,0 +1,195 @@
+"""What this machine's collectives cost by size and ranks: wall time of the slowest rank, CPU time of each."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from plansim.execute import system
+from plansim.execute.comm_hooks import FlatBucket, make_hook
+from plansim.execute.launch import Rendezvous, launch
+
+SIZES = (2**12, 2**15, 2**17, 2**19, 2**21, 2**23, 2**25)
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
+SMALL_BYTES = 2**18
+COMPRESSED = ("bf16", "fp16", "int8", "powersgd")
+COMPRESSED_SIZES = (2**20, 2**22, 2**24, 2**25)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveSample:
+    """One timed collective.
+
+    Attributes
+    ----------
+    nbytes : float
+        The whole array, as everywhere in the collective costs: what a rank holds before an all-reduce or
+        reduce-scatter, after an all-gather; the message of a send.
+    wall_s, cpu_s : float
+        Median wall time of the slowest rank, and CPU time of one rank (mean over the ranks), seconds.
+    """
+
+    collective: str
+    ranks: int
+    nbytes: float
+    wall_s: float
+    cpu_s: float
+
+
+def measure_collectives(
+    ranks: tuple[int, ...], *, sizes: tuple[int, ...] = SIZES, timeout_s: float = 120.0, port: int = 0
+) -> list[CollectiveSample]:
+    """Return timed gloo collectives for every group size."""
+    found: list[CollectiveSample] = []
+    for world in ranks:
+        rows = launch(partial(_rank, sizes), world, timeout_s=timeout_s, port=port)
+        for i, (collective, nbytes, _, _) in enumerate(rows[0]):
+            found.append(
+                CollectiveSample(
+                    collective=collective,
+                    ranks=world,
+                    nbytes=float(nbytes),
+                    wall_s=max(row[i][2] for row in rows),
+                    cpu_s=statistics.fmean(row[i][3] for row in rows),
+                )
+            )
+    return found
+
+
+def _rank(sizes: tuple[int, ...], meet: Rendezvous) -> list[tuple[str, int, float, float]]:
+    torch.set_num_threads(1)
+    system.steady_allocation()
+    system.shield()
+    system.pin(meet.rank)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    given = {} if meet.listen_fd is None else {"master_listen_fd": meet.listen_fd}
+    timeout = timedelta(seconds=60)
+    store = dist.TCPStore(
+        meet.host, meet.port, meet.world_size, is_master=meet.rank == 0, timeout=timeout, **given
+    )
+    dist.init_process_group("gloo", store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout)
+    try:
+        rows = []
+        for collective in COLLECTIVES:
+            for nbytes in sizes:
+                wall, cpu = _timed(_operation(collective, nbytes, meet.world_size, meet.rank), nbytes)
+                rows.append((collective, nbytes, wall, cpu))
+        for method in COMPRESSED if meet.world_size > 1 else ():
+            for nbytes in COMPRESSED_SIZES:
+                wall, cpu = _timed(_compressed(method, nbytes), nbytes)
+                rows.append((f"all_reduce:{method}", nbytes, wall, cpu))
+        return rows
+    finally:
+        dist.destroy_process_group()
+
+
+def _operation(collective: str, nbytes: int, world: int, rank: int) -> Callable[[], Any]:
+    whole = torch.ones(max(world, nbytes // 4 // world * world))
+    part = torch.ones(whole.numel() // world)
+    if collective == "all_reduce":
+        return lambda: dist.all_reduce(whole)
+    if collective == "all_gather":
+        return lambda: dist.all_gather_into_tensor(whole, part)
+    if collective == "reduce_scatter":
+        return lambda: dist.reduce_scatter_tensor(part, whole)
+    if collective == "all_to_all":
+        other = torch.empty_like(whole)
+        return lambda: dist.all_to_all_single(other, whole)
+    if collective == "broadcast":
+        return lambda: dist.broadcast(whole, src=0)
+    partner = rank ^ 1
+
+    def send_recv() -> None:
+        if partner >= world:
+            return
+        if rank < partner:
+            dist.send(whole, partner)
+            dist.recv(whole, partner)
+        else:
+            dist.recv(whole, partner)
+            dist.send(whole, partner)
+
+    return send_recv
+
+
+def _compressed(method: str, nbytes: int, side: int = 512) -> Callable[[], Any]:
+    """Return one compressed average of a bucket of square fp32 matrices; `nbytes` is its size before compression."""
+    parameters = [
+        torch.nn.Parameter(torch.zeros(side, side)) for _ in range(max(1, nbytes // (4 * side * side)))
+    ]
+    for p in parameters:
+        p.grad = torch.randn(side, side)
+    hook = make_hook(method, {"start_step": 2} if method == "powersgd" else {}, dist.group.WORLD)
+    if hook is None:
+        raise ValueError(method)
+    bucket = FlatBucket(parameters)
+    for _ in range(4 if method == "powersgd" else 0):
+        hook(bucket).wait()
+    return lambda: hook(bucket).wait()
+
+
+def _timed(work: Callable[[], Any], nbytes: int) -> tuple[float, float]:
+    """Return median wall and mean CPU seconds of one call; a send goes there and back, so it counts two."""
+    tries = 12 if nbytes <= SMALL_BYTES else 5
+    for _ in range(2):
+        work()
+    dist.barrier()
+    walls, cpu = [], time.process_time()
+    for _ in range(tries):
+        start = time.perf_counter()
+        work()
+        walls.append(time.perf_counter() - start)
+    used = (time.process_time() - cpu) / tries
+    halves = 2 if getattr(work, "__name__", "") == "send_recv" else 1
+    return statistics.median(walls) / halves, used / halves
+
+
+def fitted_lines(samples: list[CollectiveSample]) -> list[dict[str, Any]]:
+    """Return one line (base and seconds per byte) for every collective and group size, as plain data for a profile.
+
+    The line has the least relative error, so that small messages count as much as large ones; `spread` is
+    the root mean square of what it leaves.
+    """
+    rows = []
+    for collective, ranks in sorted({(s.collective, s.ranks) for s in samples}):
+        group = [s for s in samples if (s.collective, s.ranks) == (collective, ranks)]
+        wall, spread = relative_line([(s.nbytes, s.wall_s) for s in group])
+        cpu, _ = relative_line([(s.nbytes, s.cpu_s) for s in group])
+        rows.append(
+            {
+                "collective": collective, "ranks": ranks,
+                "base_s": _short(wall[0]), "s_per_byte": _short(wall[1]),
+                "cpu_base_s": _short(cpu[0]), "cpu_s_per_byte": _short(cpu[1]), "spread": _short(spread),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def relative_line(points: list[tuple[float, float]]) -> tuple[tuple[float, float], float]:
+    """Return ((base, slope), spread) of the line with the least squared relative error, neither below zero.
+
+    Examples
+    --------
+    >>> (base, slope), spread = relative_line([(0.0, 1.0), (10.0, 3.0), (20.0, 5.0)])
+    >>> round(base, 6), round(slope, 6), round(spread, 6)
+    (1.0, 0.2, 0.0)
+    """
+    from scipy.optimize import nnls
+
+    rows = [[1.0 / t, x / t] for x, t in points]
+    scale = max(x for x, _ in points) or 1.0
+    (base, slope), rest = nnls([[a, b / scale] for a, b in rows], [1.0] * len(rows))
+    return (float(base), float(slope / scale)), float(rest / len(rows) ** 0.5)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,87 @@
+"""What the wrappers cost beyond compute and traffic: DDP per block, a pipeline per action, flat copies, a step.
+
+Measured on models so small that nothing else is left, CPU time of one rank.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from plansim.calibrate.timing import median_s
+from plansim.execute import RunOptions, run_plan, system
+from plansim.execute.launch import Rendezvous, launch
+from plansim.execute.mesh import process_mesh
+from plansim.execute.models import blueprint
+from plansim.execute.models.base import Chunk
+from plansim.plan.grid import Grid
+from plansim.plan.model import Job, Parallel, Plan
+from plansim.workload.model import Model
+
+TINY = Model(
+    name="overhead", family="gpt", layers=4, hidden=16, ffn=32, heads=2, kv_heads=2, vocab=32, seq_len=4
+)
+MICROBATCHES = 8
+
+
+def measure_frameworks(*, timeout_s: float = 120.0) -> dict[str, float]:
+    """Return overheads in seconds: ``ddp_block_s``, ``flat_s_per_byte``, ``pipeline_action_s`` and ``step_s``."""
+    found = launch(_wrappers, 1, timeout_s=timeout_s)[0]
+    found["pipeline_action_s"] = _pipeline_action_s(timeout_s)
+    return {name: float(f"{max(0.0, value):.4g}") for name, value in found.items()}
+
+
+def _wrappers(meet: Rendezvous) -> dict[str, float]:
+    torch.set_num_threads(1)
+    system.steady_allocation()
+    system.shield()
+    system.pin(0)
+    grid = Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, 1, 1))
+    device = torch.device("cpu")
+    with process_mesh(grid, meet, device=device, timeout_s=60.0):
+        plan = Plan(model="overhead", profile="", job=Job(global_batch=1, seq_len=4, dtype="fp32"))
+        print_ = blueprint(TINY, plan)
+        blocks = {i: print_.build_block(i, seed=0) for i in range(len(print_.blocks))}
+        model = Chunk(blocks)
+        x = torch.zeros(1, 4, dtype=torch.long)
+
+        def step(module: torch.nn.Module, _: int) -> None:
+            module(x).sum().backward()
+
+        plain = median_s(partial(step, model), device)
+        wrapped = median_s(partial(step, DistributedDataParallel(model)), device)
+        return {
+            "ddp_block_s": (wrapped - plain) / len(blocks),
+            "flat_s_per_byte": _flat_s_per_byte(device),
+            "step_s": 0.0,
+        }
+
+
+def _flat_s_per_byte(device: torch.device, tensors: int = 16, size: int = 2**18) -> float:
+    """Return the cost of joining gradients into one buffer, dividing it, and copying it back."""
+    grads = [torch.randn(size, device=device) for _ in range(tensors)]
+
+    def work(_: int) -> None:
+        flat = torch.cat([g.flatten() for g in grads])
+        flat /= 2.0
+        for grad, part in zip(grads, flat.split(size), strict=True):
+            grad.copy_(part)
+
+    return median_s(work, device) / (4.0 * size * tensors)
+
+
+def _pipeline_action_s(timeout_s: float) -> float:
+    """Return what one action of the pipeline runtime costs: the same tiny work on two stages against one process."""
+    plan = Plan(
+        model=TINY.name, profile="", job=Job(global_batch=MICROBATCHES, seq_len=4, dtype="fp32",
+        optimizer="sgd"), parallel=Parallel(pp=1),
+    )  # fmt: skip
+    options = RunOptions(check=False, trace=False, timeout_s=timeout_s)
+    alone = run_plan(plan, TINY, steps=12, options=options)
+    piped = run_plan(replace(plan, parallel=Parallel(pp=2)), TINY, steps=12, options=options)
+    busy = statistics.fmean(statistics.median(r.cpu_times_s) for r in piped.ranks)
+    return (busy - statistics.median(alone.ranks[0].cpu_times_s) / 2) / (2 * MICROBATCHES)

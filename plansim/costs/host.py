@@ -1,0 +1,287 @@
+"""Steps on CPUs from what `plansim calibrate` measured there: blocks, gloo collectives, framework overheads.
+
+Where the processor that computes also drives the network, communication cannot hide behind compute: a
+collective's wall time stands in the rank's own stream. Blocks that were timed are taken from the profile's
+table, others from the fitted curves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
+
+if TYPE_CHECKING:
+    from plansim.costs.layout import Layout
+    from plansim.costs.operators import BlockTime
+    from plansim.workload.operators import Block
+
+NUMBERED_FAMILIES = ("cnn", "rnn", "mlp")
+"""Families whose blocks of one kind differ in shape; their measured blocks carry their place in the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A collective's time by size: ``base_s + nbytes * s_per_byte``."""
+
+    base_s: float
+    s_per_byte: float
+
+    def at(self, nbytes: float) -> float:
+        """Return the seconds of one call on `nbytes`."""
+        return self.base_s + nbytes * self.s_per_byte
+
+
+class HostCalibration:
+    """What a profile's calibration says about a CPU host; made for each use, it only reads."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.data = data
+        self.frameworks: Mapping[str, float] = data.get("frameworks", {})
+        self.contention = float(data.get("contention", 1.0))
+
+    def collective_s(self, collective: str, nbytes: float, ranks: int, *, cpu: bool = False) -> float | None:
+        """Return the seconds of one collective (with `cpu`, the CPU time of one rank), None where nothing was measured."""
+        rows = [r for r in self.data.get("collectives", ()) if r["collective"] == collective]
+        if ranks < 2 or not rows:
+            return 0.0 if rows else None
+        near = min(rows, key=lambda r: abs(math.log(r["ranks"] / ranks)))
+        side = "cpu_" if cpu else ""
+        line = Line(near[f"{side}base_s"], near[f"{side}s_per_byte"])
+        rounds = (ranks - 1) / ranks / ((near["ranks"] - 1) / near["ranks"])
+        return float(line.base_s * (ranks / near["ranks"]) + line.s_per_byte * nbytes * rounds)
+
+    def block(self, layout: Layout, block: Block, mode: str) -> Mapping[str, Any] | None:
+        """Return the measured block of a layout, or None."""
+        p, job = layout.plan.parallel, layout.plan.job
+        kind = block.kind
+        if layout.model.family in NUMBERED_FAMILIES:
+            kind = f"{kind}{layout.blocks.index(block)}"
+        wrapper = "dtensor" if p.tp > 1 else "sharded" if p.zero_stage > 1 else "plain"
+        wanted = {
+            "model": layout.model.name, "kind": kind, "wrapper": wrapper, "microbatch": p.microbatch, "tp":
+            p.tp, "seq_len": job.seq_len, "recompute": mode, "attention": layout.plan.attention, "dtype":
+            job.dtype,
+        }  # fmt: skip
+        rows = self.data.get("blocks", ())
+        return next((r for r in rows if all(r[k] == v for k, v in wanted.items())), None)
+
+
+def on_host(layout: Layout) -> HostCalibration | None:
+    """Return the calibration of a CPU profile whose collectives were measured, or None."""
+    data = layout.profile.calibration
+    measured = layout.profile.device.kind == "cpu" and data.get("collectives")
+    return HostCalibration(data) if measured else None
+
+
+@dataclass(frozen=True, slots=True)
+class HostStep:
+    """Rewrites the costs of a step with measured ones; `cpu` asks for CPU time, where ranks share cores."""
+
+    layout: Layout
+    host: HostCalibration
+    block_time: Any
+    cpu: bool = False
+
+    def costs(self, modelled: StepCosts) -> StepCosts:
+        """Return the step with measured durations, nothing overlapped."""
+        chunks = tuple(self._chunk(i, c) for i, c in enumerate(modelled.chunks))
+        stages = tuple(self._stage(s, end) for s, end in enumerate(modelled.stages))
+        return replace(
+            modelled, chunks=chunks, stages=stages, overlap_gradients=False, overlap_parameters=False,
+            comm_slowdown=1.0, compute_slowdown=1.0,
+        )  # fmt: skip
+
+    def collective_s(self, collective: str, nbytes: float, ranks: int) -> float:
+        """Return measured seconds; collectives never measured cost as an all-reduce of the same bytes."""
+        found = self.host.collective_s(collective, nbytes, ranks, cpu=self.cpu)
+        if found is None:
+            found = self.host.collective_s("all_reduce", nbytes, ranks, cpu=self.cpu)
+        return found or 0.0
+
+    def _chunk(self, index: int, modelled: ChunkCosts) -> ChunkCosts:
+        forward = backward_input = backward_weight = recompute = Parts()
+        for block in self.layout.chunks[index]:
+            f, r, i, w = self._block(index, block)
+            forward, recompute = forward + f, recompute + r
+            backward_input, backward_weight = backward_input + i, backward_weight + w
+        p = self.layout.plan.parallel
+        action = self.host.frameworks.get("pipeline_action_s", 0.0) if p.pp > 1 else 0.0
+        extra = Parts(host_s=action)
+        return replace(
+            modelled,
+            forward=forward + extra,
+            backward_input=backward_input + extra,
+            backward_weight=backward_weight,
+            recompute=recompute,
+            send_forward_s=self._send(index),
+            send_backward_s=self._send(index - 1),
+            gathers_per_pass=self._sharded(index, "all_gather") if p.zero_stage == 3 else (),
+            reductions_per_pass=self._sharded(index, "reduce_scatter") if p.zero_stage >= 2 else (),
+        )
+
+    def _block(self, chunk: int, block: Block) -> tuple[Parts, Parts, Parts, Parts]:
+        layout = self.layout
+        stage = next(s for s, chunks in enumerate(layout.chunks_of_stage) if chunk in chunks)
+        mode = layout.plan.recompute_of(stage)
+        modelled: BlockTime = self.block_time(layout, block)
+        measured = self.host.block(layout, block, mode)
+        if measured is None:
+            again = modelled.recompute_core if mode == "selective" else Parts()
+            again = (
+                modelled.recompute_all
+                if mode == "full" and block.kind not in ("embedding", "head")
+                else again
+            )
+            times = (modelled.forward, again, modelled.backward_input, modelled.backward_weight)
+            f, r, i, w = (Parts(compute_s=t.compute_s, host_s=t.host_s) for t in times)
+        else:
+            f, r, i, w = self._measured_parts(measured, modelled, mode)
+        m = self.layout.plan.num_microbatches
+        accumulate = measured["accumulate_s"] * (m - 1) / m if measured else 0.0
+        tp_f, tp_b = self._collectives(block, "tp")
+        cp_f, cp_b = self._collectives(block, "cp")
+        ep_f, ep_b = self._collectives(block, "ep")
+        f = f + Parts(tp_s=tp_f, cp_s=cp_f, ep_s=ep_f)
+        i = i + Parts(tp_s=tp_b, cp_s=cp_b, ep_s=ep_b)
+        return f, r, i, w + Parts(compute_s=accumulate)
+
+    def _measured_parts(
+        self, row: Mapping[str, Any], modelled: BlockTime, mode: str
+    ) -> tuple[Parts, Parts, Parts, Parts]:
+        """Return forward, recompute, input and weight gradients; the measured backward holds the last three."""
+        again = (
+            row["forward_s"] if mode == "full" and not row["kind"].startswith(("embedding", "head")) else 0.0
+        )
+        backward = max(0.0, row["backward_s"] - again)
+        i, w = modelled.backward_input.compute_s, modelled.backward_weight.compute_s
+        share = i / (i + w) if i + w > 0 else 0.5
+        return (
+            Parts(compute_s=row["forward_s"]),
+            Parts(compute_s=again),
+            Parts(compute_s=backward * share),
+            Parts(compute_s=backward * (1 - share)),
+        )
+
+    def _collectives(self, block: Block, axis: str) -> tuple[float, float]:
+        """Return the seconds of a block's own collectives over an axis, forward and backward."""
+        from plansim.workload.operators import Communication
+
+        ranks = getattr(self.layout.plan.parallel, axis)
+        forward = backward = 0.0
+        for op in block.operators:
+            if isinstance(op, Communication) and op.axis == axis:
+                if op.collective != "none":
+                    forward += op.repeat * self.collective_s(op.collective, op.nbytes, ranks)
+                if op.backward:
+                    backward += op.repeat * self.collective_s(op.backward, op.nbytes, ranks)
+        return forward, backward
+
+    def _send(self, index: int) -> float:
+        chunks = self.layout.chunks
+        if self.layout.plan.parallel.pp == 1 or not 0 <= index < len(chunks) - 1:
+            return 0.0
+        return self.collective_s("send_recv", chunks[index][-1].boundary_bytes, 2)
+
+    def _sharded(self, chunk: int, collective: str) -> tuple[Bucket, ...]:
+        """Return the collectives of `fully_shard` in one pass over a chunk: one a block."""
+        blocks = self.layout.chunks[chunk]
+        made = []
+        for i, block in enumerate(blocks):
+            nbytes = 4.0 * (block.parameters + block.expert_parameters)
+            seconds = self.collective_s(collective, nbytes, self._replicas)
+            at = i / len(blocks) if collective == "all_gather" else (i + 1) / len(blocks)
+            made.append(
+                Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=at, chunk=chunk, what=collective)
+            )
+        return tuple(made)
+
+    @property
+    def _replicas(self) -> int:
+        p = self.layout.plan.parallel
+        return p.zero_group or p.dp * p.cp
+
+    def _stage(self, stage: int, modelled: StageEnd) -> StageEnd:
+        layout, p = self.layout, self.layout.plan.parallel
+        blocks = [b for c in layout.chunks_of_stage[stage] for b in layout.chunks[c]]
+        parameters = float(sum(b.parameters + b.expert_parameters for b in blocks))
+        owned = parameters / (self._replicas if p.zero_stage >= 1 else 1)
+        rate = self.host.data.get("optimizer_s_per_parameter", 0.0)
+        known = layout.plan.job.optimizer in ("adam", "adamw") and rate > 0
+        return replace(
+            modelled,
+            reductions=tuple(self._reduction(parameters)) if p.zero_stage <= 1 else (),
+            gathers=tuple(self._gather(parameters)) if p.zero_stage in (1, 2) else (),
+            optimizer_s=owned * rate if known else modelled.optimizer_s,
+            host_s=self._framework_s(parameters, len(blocks)),
+            tail_s=self._tail_s(modelled),
+        )
+
+    def _tail_s(self, modelled: StageEnd) -> float:
+        if not modelled.tail_s:
+            return 0.0
+        table = self.layout.model.vocab / self.layout.plan.parallel.tp * self.layout.model.hidden * 4.0
+        return self.collective_s("all_reduce", table, 2)
+
+    def _reduction(self, parameters: float) -> list[Bucket]:
+        """Return the gradient traffic of one rank: an all-reduce (or its compressed form), or through servers."""
+        plan, ranks = self.layout.plan, self.layout.plan.parallel.dp * self.layout.plan.parallel.cp
+        if ranks == 1:
+            return []
+        nbytes = 4.0 * parameters
+        if plan.aggregation == "parameter_server":
+            seconds = 2 * self.collective_s("broadcast", nbytes, ranks)
+        else:
+            method = plan.compression.gradients.method
+            found = (
+                None
+                if method == "none"
+                else self.host.collective_s(f"all_reduce:{method}", nbytes, ranks, cpu=self.cpu)
+            )
+            seconds = found if found is not None else self.collective_s("all_reduce", nbytes, ranks)
+        return [Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=1.0, chunk=0, what="all_reduce")]
+
+    def _gather(self, parameters: float) -> list[Bucket]:
+        """Return what ZeRO-1 broadcasts once a step, or ZeRO-2 gathers once a microbatch."""
+        plan = self.layout.plan
+        if plan.parallel.zero_stage == 2:
+            seconds = plan.num_microbatches * self.collective_s(
+                "all_gather", 4.0 * parameters, self._replicas
+            )
+        else:
+            seconds = self.collective_s("broadcast", 4.0 * parameters, self._replicas)
+        return [
+            Bucket(nbytes=4.0 * parameters, comm_s=seconds, ready_fraction=0.0, chunk=0, what="all_gather")
+        ]
+
+    def _framework_s(self, parameters: float, num_blocks: int) -> float:
+        """Return what the data-parallel wrapper costs a step beyond its traffic."""
+        p, given = self.layout.plan.parallel, self.host.frameworks
+        if p.dp * p.cp == 1:
+            return given.get("step_s", 0.0)
+        flat = p.pp > 1 or p.cp > 1 or p.ep > 1 or not self.layout.plan.overlap.gradients
+        copies = (
+            4.0
+            * parameters
+            * (given.get("flat_s_per_byte", 0.0) if flat else given.get("ddp_s_per_byte", 0.0))
+        )
+        wrapper = given.get("ddp_block_s", 0.0) * num_blocks if not flat and p.zero_stage <= 1 else 0.0
+        return given.get("step_s", 0.0) + copies + wrapper
+
+
+def host_step_costs(layout: Layout, modelled: StepCosts, block_time: Any, *, cpu: bool = False) -> StepCosts:
+    """Return the costs of a step with what was measured on this CPU in place of what was modelled.
+
+    Parameters
+    ----------
+    block_time : callable
+        Modelled times of a block, for those that were never timed.
+    cpu : bool
+        Count CPU seconds of collectives in place of wall seconds: where ranks share cores, waiting is not
+        work.
+    """
+    host = on_host(layout)
+    return modelled if host is None else HostStep(layout, host, block_time, cpu).costs(modelled)
