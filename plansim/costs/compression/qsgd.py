@@ -11,7 +11,6 @@ from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
 from plansim.costs.compression.work import Work
 
-
 KERNELS = {
     "eager": (
         Work(streamed_bytes=56, operations=290, fresh_bytes=98, launches=9),
