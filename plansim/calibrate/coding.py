@@ -1,4 +1,4 @@
-"""How fast this device codes compressed messages: the handful of rates that `plansim.costs.compression` reads."""
+"""How fast this device codes compressed messages: the rates that `plansim.costs.compression` reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STREAM_ELEMENTS = (2**16, 2**18, 2**20, 2**22, 2**24)
 FRESH_ELEMENTS = 2**24
 SKINNY = (1024, 1024, 16)
 PANEL_COPIES = 1.5
-"""Products of thin factors copy panels of the matrix: the cost formula counts them as so much more arithmetic."""
+"""Products of thin factors copy panels of the matrix: costs count them as so much more arithmetic."""
 
 
 def measure_coding(device: torch.device) -> dict[str, Any]:

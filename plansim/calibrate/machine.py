@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from plansim.calibrate.coding import measure_coding
 from plansim.calibrate.collectives import fitted_lines, measure_collectives
 from plansim.calibrate.compute import ComputeSamples, measure_compute
 from plansim.calibrate.contention import measure_contention
@@ -58,11 +59,21 @@ def _compute(device: str, meet: Rendezvous) -> ComputeSamples:
     return measure_compute(device)
 
 
+def _coding(meet: Rendezvous) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    system.steady_allocation()
+    system.shield()
+    system.pin(meet.rank)
+    return measure_coding(torch.device("cpu"))
+
+
 def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
     cores = os.cpu_count() or 1
     groups = tuple(n for n in (2, 4) if n <= SLOTS_PER_CORE * cores)
     say("gloo collectives, plain and compressed")
     lines = fitted_lines(measure_collectives(groups))
+    say("coding of compressed messages")
+    coding = launch(_coding, 1, timeout_s=120.0)[0]
     say("framework overheads")
     frameworks = measure_frameworks()
     say("cores shared by ranks")
@@ -88,6 +99,7 @@ def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
             "collectives": lines,
             "frameworks": frameworks,
             "contention": contention,
+            "coding": coding,
         },
         sources={"all": f"measured: plansim calibrate, {_today()}"},
     )
