@@ -184,8 +184,9 @@ def _action(
         yield ("post", 0.0, ("B", microbatch, chunk - 1, lane))
 
 
-def _piece(cost: ChunkCosts, kind: str, grid: Grid, rank: int, microbatch: int, factor: float) ->
-Iterator[Step]:
+def _piece(
+    cost: ChunkCosts, kind: str, grid: Grid, rank: int, microbatch: int, factor: float
+) -> Iterator[Step]:
     """Yield the work of one action, and the sharded collectives around it."""
     parts = {
         "F": cost.forward.total_s,
