@@ -15,21 +15,25 @@ No term is ever above what the engines find; a property test compares the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plansim.costs.interference import interference
+from plansim.costs.layout import Layout
 from plansim.plan.model import Parallel
 from plansim.planner.ends import End
-from plansim.planner.fit import Held, stage_groups
-from plansim.planner.frames import Columns, Ints, Options
-from plansim.planner.stages import REPRESENTATIVES
+from plansim.planner.fit import stage_groups
+from plansim.planner.frames import Columns, Ints, Options, distinct
+from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
 from plansim.planner.tables import Times, Workbench
-from plansim.planner.tails import Tail, tail_of
+from plansim.planner.tails import Parameters, Tail, tail_of
 
 Array = NDArray[np.float64]
+Held = tuple[tuple[Parameters, ...], tuple[tuple[float, Parameters], ...]]
+"""Parameters of a rank by chunk, and by kind of block with their number."""
+
 SAFETY = 1.0 - 1e-9
 """Keeps rounding from lifting a bound above the time it bounds."""
 
@@ -62,87 +66,130 @@ class Core:
 
     def take(self, index: Ints) -> Core:
         """Return some entries."""
-        return Core(*(getattr(self, f.name)[index] for f in fields(self)))
+        return Core(*(getattr(self, f.name)[index] for f in fields(Core)))
+
+    @staticmethod
+    def join(cores: Sequence[Core]) -> Core:
+        """Return the entries of several, one after the other."""
+        return Core(*(np.concatenate([getattr(c, f.name) for c in cores]) for f in fields(Core)))
 
 
-def core_of(bench: Workbench, columns: Columns, options: Options) -> Core:
-    """Return the pipelines' times without data-parallel traffic."""
-    times, cell, send = _cells(bench, columns, options)
+def ideal_core(bench: Workbench, columns: Columns, options: Options, ideal: Times, row: Ints) -> Array:
+    """Return a bound on every pipeline from ideal block times: no block is timed for it."""
+    size = columns.microbatch.astype(np.float64)
+    return _assemble(bench, columns, options, ideal, row, np.zeros(len(columns)), size).bound
+
+
+class Cells:
+    """Block times and sends of every distinct cut, timed when first asked for."""
+
+    def __init__(self, bench: Workbench, options: Options) -> None:
+        self.bench, self.options = bench, options
+        self._row: dict[tuple[object, ...], int] = {}
+        self._send: dict[tuple[object, ...], float] = {}
+        self._shape: dict[tuple[int, ...], tuple[tuple[object, ...], tuple[object, ...]]] = {}
+        self._times: list[Times] = []
+
+    def core(self, columns: Columns) -> Core:
+        """Return the pipelines' times without data-parallel traffic."""
+        c = columns
+        first, back = distinct(
+            c.tp, c.cp, c.ep, c.microbatch, c.sequence_parallel, c.unfused, c.tp_overlap, c.dp, c.pp, c.placement
+        )
+        fresh, rows, sends = [], np.zeros(len(first), dtype=np.int64), np.zeros(len(first))
+        for j, i in enumerate(first):
+            key, hop, layout = self._keys(columns, int(i))
+            if key not in self._row:
+                self._row[key] = len(self._row)
+                fresh.append(layout)
+            rows[j] = self._row[key]
+            if c.pp[i] > 1:
+                if hop not in self._send:
+                    self._send[hop] = self.bench.send_s(layout)
+                sends[j] = self._send[hop]
+        if fresh:
+            self._times = [_joined([*self._times, self.bench.times(fresh)])]
+        return _assemble(self.bench, columns, self.options, self._times[0], rows[back], sends[back], None)
+
+    def _keys(self, columns: Columns, i: int) -> tuple[tuple[object, ...], tuple[object, ...], Layout]:
+        """Return what block times and sends depend on: sizes, and the shapes of their groups."""
+        layout = _layout(self.bench, columns, self.options, i)
+        p = layout.plan.parallel
+        where = (p.dp, p.tp, p.pp, p.cp, p.ep, int(columns.placement[i]))
+        if where not in self._shape:
+            tp, cp, ep, pp = (layout.group(axis) for axis in ("tp", "cp", "ep", "pp"))
+            self._shape[where] = (tp, cp, ep), (tp, pp)
+        inside, across = self._shape[where]
+        size = (p.tp, p.cp, p.microbatch, p.sequence_parallel)
+        switches = (p.ep, int(columns.unfused[i]), int(columns.tp_overlap[i]))
+        return (*size, *switches, *inside), (*size, *across), layout
+
+
+def _joined(tables: Sequence[Times]) -> Times:
+    return Times(*(np.concatenate([getattr(t, f.name) for t in tables]) for f in fields(Times)))
+
+
+def _assemble(
+    bench: Workbench, columns: Columns, options: Options, times: Times, row: Ints, send: Array, scale: Array | None
+) -> Core:
+    """Return the pipelines' times from a table of block times; `scale` multiplies its rows."""
     size = (len(columns), REPRESENTATIVES)
     core = Core(*(np.zeros(size) for _ in range(6)), np.zeros(len(columns)))
-    is_end = bench.kinds.is_end
-    again = [times.recompute(mode, is_end) for mode in range(3)]
-    backward = [times.backward_input + a for a in again]
+    again = [times.recompute(mode, bench.kinds.is_end) for mode in range(3)]
     for stages, where in stage_groups(columns, options, bench.kinds):
-        row, hop = cell[where], send[where][:, None]
-        forward = times.forward[row]
-        inputs = np.empty_like(forward)
-        for mode in range(3):
-            mine = columns.recompute[where] == mode
-            inputs[mine] = backward[mode][row[mine]]
-        weight = times.backward_weight[row]
-        whole = inputs if stages.splits_backward else inputs + weight
-        m = columns.num_microbatches[where][:, None].astype(np.float64)
-        hops = stages.hops[None, :] * hop
-        blocked = 0.0 if bench.stack.pipeline_overlap else stages.crossings[None, :] * hop
-        core.before[where] = forward @ stages.before.T + hops
-        core.work[where] = m * ((forward + inputs + weight) @ stages.work.T + blocked)
-        core.chained[where] = m * ((forward + whole) @ stages.work.T)
-        core.back[where] = whole @ stages.before.T + hops
-        if (
-            stages.splits_backward
-        ):  # the first rank's last weight gradient comes after its last input gradient
-            core.back[where] += weight @ stages.first_chunk[:1].T
-        core.first_forward[where] = forward @ stages.first_chunk.T
-        core.last_backward[where] = (inputs + weight) @ stages.first_chunk.T
-    core.bound[:] = np.maximum(
-        (core.before + core.chained + core.back).max(axis=1), (core.before + core.work).max(axis=1)
-    )
+        _stage_times(core, stages, where, columns, times, again, row[where], send[where])
+    if not bench.stack.pipeline_overlap:
+        _block_sends(core, columns, options, bench, send)
+    if scale is not None:
+        for name in ("before", "work", "chained", "back", "first_forward", "last_backward"):
+            getattr(core, name)[:] *= scale[:, None]
+    chained = (core.before + core.chained + core.back).max(axis=1)
+    core.bound[:] = np.maximum(chained, (core.before + core.work).max(axis=1))
     return core
 
 
-def _cells(bench: Workbench, columns: Columns, options: Options) -> tuple[Times, Ints, Array]:
-    """Return the block times of every distinct cut, which one each entry has, and its send time."""
-    shape = _shape_ids(bench, columns, options)
-    keys = np.stack(
-        [
-            columns.tp,
-            columns.cp,
-            columns.ep,
-            columns.microbatch,
-            columns.sequence_parallel,
-            columns.unfused,
-            columns.tp_overlap,
-            shape[0],
-        ]
-    )
-    _, first, row = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    layouts = [_layout(bench, columns, options, int(i)) for i in first]
-    times = bench.times(layouts)
-    hop_keys = np.stack([columns.tp, columns.cp, columns.microbatch, columns.sequence_parallel, shape[1]])
-    _, hop_first, hop_row = np.unique(hop_keys, axis=1, return_index=True, return_inverse=True)
-    sends = [
-        bench.send_s(_layout(bench, columns, options, int(i))) if columns.pp[i] > 1 else 0.0
-        for i in hop_first
-    ]
-    return times, row.ravel(), np.array(sends)[hop_row.ravel()]
+def _stage_times(
+    core: Core,
+    stages: Stages,
+    where: Ints,
+    columns: Columns,
+    times: Times,
+    again: Sequence[Array],
+    row: Ints,
+    send: Array,
+) -> None:
+    """Write the entries of one pipeline structure."""
+    used, local = np.unique(row, return_inverse=True)
+    forward, weight = times.forward[used], times.backward_weight[used]
+    inputs = np.stack([times.backward_input[used] + a[used] for a in again])
+    mode = columns.recompute[where]
+    m = columns.num_microbatches[where][:, None].astype(np.float64)
+    hops = stages.hops[None, :] * send[:, None]
+
+    def of(counts: Array) -> tuple[Array, Array, Array]:
+        f, i, w = forward @ counts.T, inputs @ counts.T, weight @ counts.T
+        return f[local], i[mode, local], w[local]
+
+    f, i, w = of(stages.work)
+    core.work[where] = m * (f + i + w)
+    core.chained[where] = m * (f + i) if stages.splits_backward else core.work[where]
+    f, i, w = of(stages.before)
+    core.before[where] = f + hops
+    core.back[where] = (i if stages.splits_backward else i + w) + hops
+    f, i, w = of(stages.first_chunk)
+    core.first_forward[where], core.last_backward[where] = f, i + w
+    if stages.splits_backward:  # the first rank's last weight gradient follows its last input gradient
+        core.back[where] += w[:, :1]
 
 
-def _shape_ids(bench: Workbench, columns: Columns, options: Options) -> tuple[Ints, Ints]:
-    """Return numbers for equal shapes of the (tp, cp, ep) groups, and of the (tp, pp) groups, on the fabric."""
-    keys = np.stack([columns.dp, columns.tp, columns.pp, columns.cp, columns.ep, columns.placement])
-    _, first, row = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    seen: dict[object, int] = {}
-    found = np.zeros((2, len(first)), dtype=np.int64)
-    for j, i in enumerate(first):
-        layout = _layout(bench, columns, options, int(i))
-        for k, axes in enumerate((("tp", "cp", "ep"), ("tp", "pp"))):
-            found[k, j] = seen.setdefault((k, *(layout.group(axis) for axis in axes)), len(seen))
-    row = row.ravel()
-    return found[0][row], found[1][row]
+def _block_sends(core: Core, columns: Columns, options: Options, bench: Workbench, send: Array) -> None:
+    """Add the time that blocking sends hold up their rank."""
+    for stages, where in stage_groups(columns, options, bench.kinds):
+        m = columns.num_microbatches[where][:, None].astype(np.float64)
+        core.work[where] += m * stages.crossings[None, :] * send[where][:, None]
 
 
-def _layout(bench: Workbench, columns: Columns, options: Options, i: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _layout(bench: Workbench, columns: Columns, options: Options, i: int) -> Layout:
     return bench.layout(
         Parallel(
             dp=int(columns.dp[i]),
@@ -164,81 +211,85 @@ class Tails:
 
     def __init__(self, bench: Workbench, options: Options, node: int) -> None:
         self.bench, self.options, self.node = bench, options, node
-        self._known: dict[tuple[int, ...], list[Tail]] = {}
-        self._slow: dict[bool, tuple[float, float]] = {}
+        self._known: dict[tuple[object, ...], list[tuple[float, ...]]] = {}
+        self._held: dict[tuple[int, ...], list[Held]] = {}
+        self._slow: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def arrays(self, columns: Columns, ends: Ints) -> tuple[dict[str, Array], Array]:
         """Return every field of `Tail` as (pairs, representatives), and the slow-down factors as (2, pairs)."""
-        keys = np.stack(
-            [
-                columns.dp,
-                columns.tp,
-                columns.pp,
-                columns.cp,
-                columns.ep,
-                columns.structure,
-                columns.placement,
-                ends,
-            ]
-        )
-        distinct, row = np.unique(keys, axis=1, return_inverse=True)
-        row = row.ravel()
-        known = [self._of(tuple(int(k) for k in key)) for key in distinct.T]
-        made = {
-            f.name: np.array([[getattr(t, f.name) for t in tails] for tails, _ in known])[row]
-            for f in fields(Tail)
-        }
-        return made, np.array([slow for _, slow in known]).T[:, row]
+        c = columns
+        first, row = distinct(c.dp, c.tp, c.pp, c.cp, c.ep, c.structure, c.placement, ends)
+        known, slow = [], []
+        for i in first:
+            degrees = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep))
+            tails, factors = self._of(degrees, int(c.structure[i]), int(c.placement[i]), int(ends[i]))
+            known.append(tails)
+            slow.append(factors)
+        array = np.array(known)[row]
+        return {f.name: array[:, :, k] for k, f in enumerate(fields(Tail))}, np.array(slow).T[:, row]
 
-    def _of(self, key: tuple[int, ...]) -> tuple[list[Tail], tuple[float, float]]:
-        dp, tp, pp, cp, ep, structure, placement, number = key
+    def _of(
+        self, degrees: tuple[int, ...], structure: int, placement: int, number: int
+    ) -> tuple[list[tuple[float, ...]], tuple[float, float]]:
         end = self.options.ends[number]
-        layout = layout_with_end(self.bench, self.options, end, (dp, tp, pp, cp, ep), placement, self.node)
+        key = (degrees, structure, placement, end.traffic_class)
+        layout: Layout | None = None
         if key not in self._known:
-            self._known[key] = self._tails(layout, pp, structure)
-        wide = layout.group("dp_cp").inter_unit
+            layout = layout_with_end(self.bench, self.options, end, degrees, placement, self.node)
+            made: dict[Held, tuple[float, ...]] = {}
+            held = self._parameters(layout, degrees, structure)
+            for one in held:
+                if one not in made:
+                    tail = tail_of(layout, *one)
+                    made[one] = tuple(getattr(tail, f.name) for f in fields(Tail))
+            self._known[key] = [made[one] for one in held]
+        wide = (degrees, placement)
         if wide not in self._slow:
-            beside = interference("compute+comm", inter_node=wide, device=self.bench.profile.device)
+            layout = layout or layout_with_end(self.bench, self.options, end, degrees, placement, self.node)
+            inter = layout.group("dp_cp").inter_unit
+            beside = interference("compute+comm", inter_node=inter, device=self.bench.profile.device)
             self._slow[wide] = (1.0 / beside.first, 1.0 / beside.second)
         return self._known[key], self._slow[wide]
 
-    def _tails(self, layout, pp: int, structure: int) -> list[Tail]:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        from plansim.planner.stages import stages_of
+    def _parameters(self, layout: Layout, degrees: tuple[int, ...], structure: int) -> list[Held]:
+        """Return, for every representative, the parameters of its chunks and of its blocks by kind."""
+        _, tp, pp, _, ep = degrees
+        key = (tp, pp, ep, structure)
+        if key not in self._held:
+            name, v = self.options.structures[structure]
+            kinds = self.bench.kinds
+            stages = stages_of(name, pp, v, kinds.body, len(kinds), kinds.ends)
+            blocks = self.bench.distinct(layout)
+            dense = np.array([float(b.parameters) for b in blocks])
+            expert = np.array([float(b.expert_parameters) for b in blocks])
+            self._held[key] = [
+                (
+                    tuple((float(c @ dense), float(c @ expert)) for c in stages.chunks[r]),
+                    tuple((float(n), (float(dense[k]), float(expert[k]))) for k, n in enumerate(stages.work[r]) if n),
+                )
+                for r in range(len(stages.ranks))
+            ]
+        return self._held[key]
 
-        name, v = self.options.structures[structure]
-        kinds = self.bench.kinds
-        stages = stages_of(name, pp, v, kinds.body, len(kinds.names), kinds.ends)
-        blocks = self.bench.distinct(layout)
-        dense = np.array([float(b.parameters) for b in blocks])
-        expert = np.array([float(b.expert_parameters) for b in blocks])
-        found: dict[int, Tail] = {}
-        for r, rank in enumerate(stages.ranks):
-            if rank not in found:
-                chunks = [(float(c @ dense), float(c @ expert)) for c in stages.chunks[r]]
-                each = [(float(n), (dense[k], expert[k])) for k, n in enumerate(stages.work[r]) if n]
-                found[rank] = tail_of(layout, chunks, each)
-        return [found[rank] for rank in stages.ranks]
 
-
-def layout_with_end(bench, options: Options, end: End, degrees: Sequence[int], placement: int, node: int):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def layout_with_end(
+    bench: Workbench, options: Options, end: End, degrees: Sequence[int], placement: int, node: int
+) -> Layout:
     """Return a layout that shows how the ranks of one grid lie under one end."""
-    from dataclasses import replace
-
     dp, tp, pp, cp, ep = degrees
-    layout = bench.layout(
-        Parallel(
-            dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, zero_stage=end.zero_stage, zero_group=zero_group(end, tp, node)
-        ),
-        placement=options.placements[placement],
+    parallel = Parallel(
+        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, zero_stage=end.zero_stage, zero_group=zero_group(end, tp, node)
     )
     plan = replace(
-        layout.plan,
+        bench.base,
+        parallel=parallel,
+        placement=options.placements[placement],
         overlap=end.overlap(tensor_parallel=False),
         offload=end.offload,
         aggregation=end.aggregation,
         compression=end.compression,
     )
-    return replace(layout, plan=plan)
+    return bench.laid_out(plan)
 
 
 def zero_group(end: End, tp: int, node: int) -> int | None:
@@ -307,6 +358,3 @@ def _first_gather(core: Core, t: dict[str, Array], slow: Array, beside: NDArray[
     needed = together(forward, t["gather_first_s"][:, :1], slow)
     found: Array = np.where(beside, np.maximum(0.0, needed - forward), 0.0)
     return found
-
-
-__all__ = ["Core", "Held", "Tails", "core_of", "layout_with_end", "pair_bounds", "together", "zero_group"]

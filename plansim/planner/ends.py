@@ -64,6 +64,13 @@ class End:
         return low, high
 
     @property
+    def traffic_class(self) -> tuple[Any, ...]:
+        """What its traffic and optimizer time depend on."""
+        gathered = self.parameters if self.zero_stage else "none"
+        exchange = (self.aggregation, self.gradients, gathered)
+        return self.zero_stage, self.zero_group, self.overlap_gradients, self.offload, exchange
+
+    @property
     def memory_class(self) -> tuple[Any, ...]:
         """What its memory depends on."""
         return self.zero_stage, self.zero_group, self.offload, self.gradients

@@ -12,7 +12,7 @@ from plansim.costs.build import gather_bytes, state_bytes
 from plansim.costs.compression import find_method
 from plansim.costs.layout import Layout
 from plansim.planner.ends import End
-from plansim.planner.frames import Columns, Ints, Options, shard_group
+from plansim.planner.frames import Columns, Ints, Options, distinct, shard_group
 from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
 from plansim.planner.tables import Kinds, Shares, Workbench
 
@@ -48,31 +48,37 @@ def stage_groups(columns: Columns, options: Options, kinds: Kinds) -> Iterator[t
     cuts = np.flatnonzero(np.diff(code[order])) + 1
     for where in np.split(order, cuts) if len(order) else ():
         name, v = options.structures[int(columns.structure[where[0]])]
-        yield stages_of(name, int(columns.pp[where[0]]), v, kinds.body, len(kinds.names), kinds.ends), where
+        yield stages_of(name, int(columns.pp[where[0]]), v, kinds.body, len(kinds), kinds.ends), where
 
 
 def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:
     """Return the shares of every distinct cut, and which one each entry has."""
     from plansim.plan.model import Parallel
 
-    stacked = np.stack([columns.tp, columns.cp, columns.ep, columns.sequence_parallel, columns.unfused])
-    distinct, row = np.unique(stacked, axis=1, return_inverse=True)
+    first, row = distinct(
+        columns.tp, columns.cp, columns.ep, columns.sequence_parallel, columns.unfused
+    )
     layouts = [
         bench.layout(
-            Parallel(dp=int(ep), tp=int(tp), cp=int(cp), ep=int(ep), sequence_parallel=bool(sp)),
-            attention="unfused" if unfused else "flash",
+            Parallel(
+                dp=int(columns.ep[i]),
+                tp=int(columns.tp[i]),
+                cp=int(columns.cp[i]),
+                ep=int(columns.ep[i]),
+                sequence_parallel=bool(columns.sequence_parallel[i]),
+            ),
+            attention="unfused" if columns.unfused[i] else "flash",
         )
-        for tp, cp, ep, sp, unfused in distinct.T
+        for i in first
     ]
-    return bench.shares(layouts), row.ravel()
+    return bench.shares(layouts), row
 
 
 def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, row: Ints) -> Held:
     """Return what every pipeline holds, at least."""
     size = (len(columns), REPRESENTATIVES)
     found = Held(*(np.zeros(size) for _ in range(4)))
-    is_end = bench.kinds.is_end
-    kept = [shares.kept(mode, is_end) for mode in range(3)]
+    kept = shares.kept
     for stages, where in stage_groups(columns, options, bench.kinds):
         flights = stages.in_flight(columns.num_microbatches[where])
         found.dense[where] = (shares.dense @ stages.work.T)[row[where]]
@@ -81,10 +87,12 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
         for mode in range(3):
             mine = np.flatnonzero(columns.recompute[where] == mode)
             chosen = where[mine]
-            chunk = np.einsum("sk,rvk->srv", kept[mode], stages.chunks).min(axis=2)[row[chosen]]
-            working = _largest(shares.saved - kept[mode], stages.work)[row[chosen]]
+            chunk = np.einsum("sk,rvk->srv", kept[mode], stages.chunks)[row[chosen]]
+            working = np.maximum(
+                _largest(shares.saved - kept[mode], stages.work), _largest(shares.loss, stages.work)
+            )[row[chosen]]
             bytes_of_one = columns.microbatch[chosen][:, None] * SLACK
-            found.activations[chosen] = bytes_of_one * (flights[mine] * chunk + working)
+            found.activations[chosen] = bytes_of_one * ((flights[mine] * chunk).sum(axis=2) + working)
     found.activations[:] *= 1.0 + bench.stack.fragmentation
     return found
 

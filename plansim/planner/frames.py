@@ -61,6 +61,24 @@ class Options:
     ends: tuple[End, ...]
 
 
+def distinct(*columns: Ints) -> tuple[Ints, Ints]:
+    """Return (an entry of every distinct combination, which combination each entry has).
+
+    Combinations are numbered in mixed radix; where that would overflow, what was joined so far is renumbered.
+    """
+    code = np.zeros(len(columns[0]), dtype=np.int64)
+    top = 1
+    for column in columns:
+        size = int(column.max(initial=0)) + 1
+        if top * size > 2**62:
+            _, code = np.unique(code, return_inverse=True)
+            top = int(code.max(initial=0)) + 1
+        code = code * size + column
+        top *= size
+    _, first, row = np.unique(code, return_index=True, return_inverse=True)
+    return first, row.ravel()
+
+
 class Tally:
     """Counts candidates and rejections; adds whole blocks at once."""
 
@@ -252,9 +270,10 @@ def with_structures(
         here = here[~deep]
         if i > 0:
             schedule = find_schedule(name)
-            pairs, back = np.unique(np.stack([pp[here], m[here]]), axis=1, return_inverse=True)
-            runs = np.array([schedule.check(int(p), int(k), v) is None for p, k in pairs.T], dtype=bool)
-            can = runs[back.ravel()] if len(here) else np.zeros(0, dtype=bool)
+            first, back = distinct(pp[here], m[here])
+            counts_of = zip(pp[here[first]], m[here[first]], strict=True)
+            runs = np.array([schedule.check(int(p), int(k), v) is None for p, k in counts_of], dtype=bool)
+            can = runs[back] if len(here) else np.zeros(0, dtype=bool)
             tally.reject("schedule", counts.below_structure[at[here[~can]]].sum())
             here = here[can]
         rows.append(np.stack([here, np.full(len(here), i)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack
 from plansim.plan.backends.base import Backend
 from plansim.plan.model import Job, Parallel, Plan
-from plansim.planner.bound import Core, Tails, core_of, pair_bounds, zero_group
+from plansim.planner.bound import Cells, Core, Tails, ideal_core, pair_bounds, zero_group
 from plansim.planner.ends import End, ends_of
 from plansim.planner.fit import held, memory_bytes, shard_rows
 from plansim.planner.frames import (
@@ -34,12 +34,15 @@ from plansim.planner.frames import (
 )
 from plansim.planner.objective import Figures, Objective
 from plansim.planner.space import Space
-from plansim.planner.tables import RECOMPUTE, Workbench
+from plansim.planner.tables import RECOMPUTE, Shares, Times, Workbench
 from plansim.workload.model import Model
 
 Array = NDArray[np.float64]
-FIRST_BLOCK = 64
-GROWTH = 4
+FIRST_BLOCK, GROWTH, LARGEST_BLOCK = 64, 4, 4096
+"""Pipelines timed at once: the first block, how it grows, and the largest."""
+
+OPEN_BLOCK = 48
+"""Pipelines joined with their ends at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,25 +68,78 @@ class Part:
 
     Attributes
     ----------
-    columns, core : Columns, Core
-        Pipelines in the order of their bound.
+    columns : Columns
+        Pipelines in the order of `first`, the score of a bound that costs nothing to work out.
     allowed : array (pipelines, ends)
         Which ends keep all rules and fit.
     memory : array (pipelines, ends)
-        The least peak, bytes.
+        The least peak, bytes (where memory is the objective).
+    at : int
+        Pipelines before this one have been timed; `open` are those not yet joined with their ends.
     """
 
     bench: Workbench
     options: Options
     columns: Columns
-    core: Core
     allowed: Mask
     memory: Array
-    score: Array
+    first: Array
+    factor: Array
+    cells: Cells
     tails: Tails
     world: int
     at: int = 0
     block: int = FIRST_BLOCK
+    open_score: Array = field(default_factory=lambda: np.zeros(0))
+    open_index: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    open_core: Core | None = None
+
+    @property
+    def next_first(self) -> float:
+        """The least score among pipelines not yet timed."""
+        return float(self.first[self.at]) if self.at < len(self.first) else np.inf
+
+    @property
+    def next_open(self) -> float:
+        """The least score among pipelines timed and not yet joined with their ends."""
+        return float(self.open_score[0]) if len(self.open_score) else np.inf
+
+    @property
+    def floor(self) -> float:
+        """A bound on everything not yet handed out."""
+        return min(self.next_first, self.next_open)
+
+    def time(self, cutoff: float) -> None:
+        """Time the next block of pipelines and keep those that may still win."""
+        index = np.arange(self.at, min(self.at + self.block, len(self.first)))
+        self.at, self.block = self.at + self.block, min(self.block * GROWTH, LARGEST_BLOCK)
+        index = index[self.first[index] <= cutoff]
+        if not len(index):
+            return
+        core = self.cells.core(self.columns.take(index))
+        score = np.maximum(core.bound * self.factor.min() * (1.0 - 1e-9), self.first[index])
+        keep = np.flatnonzero(score <= cutoff)
+        score = np.concatenate([self.open_score, score[keep]])
+        index = np.concatenate([self.open_index, index[keep]])
+        core = core.take(keep) if self.open_core is None else Core.join([self.open_core, core.take(keep)])
+        order = np.argsort(score, kind="stable")
+        self.open_score, self.open_index, self.open_core = score[order], index[order], core.take(order)
+
+    def join(self, cutoff: float) -> tuple[Ints, Ints, Array]:
+        """Return the (pipelines, ends, bounds) of the next block joined with its ends."""
+        assert self.open_core is not None  # noqa: S101  # something is open
+        count = min(OPEN_BLOCK, len(self.open_score))
+        index, core = self.open_index[:count], self.open_core.take(np.arange(count))
+        late = np.arange(count, len(self.open_score))
+        late = late[self.open_score[late] <= cutoff]
+        self.open_score, self.open_index = self.open_score[late], self.open_index[late]
+        self.open_core = self.open_core.take(late)
+        row, end = np.nonzero(self.allowed[index])
+        stack = self.bench.stack
+        overlaps = (stack.gradient_overlap, stack.parameter_overlap)
+        chosen = index[row]
+        bounds = pair_bounds(core.take(row), self.columns.take(chosen), end, self.tails, overlaps)
+        return chosen, end, bounds * self.factor[end]
 
 
 class Pool:
@@ -104,16 +160,22 @@ class Pool:
 
     def floor(self) -> float:
         """Return a bound on every candidate not yet taken."""
-        return min((float(p.score[p.at]) for p in self.parts if p.at < len(p.score)), default=float("inf"))
+        return min((p.floor for p in self.parts), default=float("inf"))
 
     def take(self, cutoff: float = float("inf")) -> list[tuple[float, int]]:
         """Return the next block; pairs whose bound is above `cutoff` are left out for good."""
-        part = min((p for p in self.parts if p.at < len(p.score)), key=lambda p: float(p.score[p.at]))
-        frames = np.arange(part.at, min(part.at + part.block, len(part.score)))
-        part.at, part.block = part.at + part.block, part.block * GROWTH
-        row, end = np.nonzero(part.allowed[frames])
-        chosen = frames[row]
-        scores = self._scores(part, chosen, end)
+        part = min(self.parts, key=lambda p: p.floor)
+        if self.question.objective.by_memory:
+            frames = np.arange(part.at, min(part.at + part.block, len(part.first)))
+            part.at += part.block
+            row, end = np.nonzero(part.allowed[frames])
+            chosen = frames[row]
+            scores = part.memory[chosen, end]
+        elif part.next_first <= part.next_open:
+            part.time(cutoff)
+            return []
+        else:
+            chosen, end, scores = part.join(cutoff)
         keep = np.flatnonzero(scores <= cutoff)
         first = len(self._pairs)
         self._pairs += [(part, int(chosen[i]), int(end[i])) for i in keep]
@@ -123,16 +185,6 @@ class Pool:
         """Return one candidate as a plan."""
         part, frame, end = self._pairs[number]
         return plan_of(self.question, part.options, part.columns, frame, part.options.ends[end], self.node)
-
-    def _scores(self, part: Part, chosen: Ints, end: Ints) -> Array:
-        if self.question.objective.by_memory:
-            found: Array = part.memory[chosen, end]
-            return found
-        stack = part.bench.stack
-        overlaps = (stack.gradient_overlap, stack.parameter_overlap)
-        bounds = pair_bounds(part.core.take(chosen), part.columns.take(chosen), end, part.tails, overlaps)
-        factor = np.array([self._factor(e, part.world) for e in part.options.ends])
-        return bounds * factor[end]
 
     def _factor(self, end: End, world: int) -> float:
         """Return the score of one second of step time."""
@@ -162,26 +214,31 @@ class Pool:
             return None
         options = options_of(space, q.model, q.job, ends, tp_overlaps=stack.tp_overlap)
         bench = Workbench(q.model, q.profile, q.base, stack)
-        columns, allowed, memory = self._survivors(world, options, bench)
+        columns, allowed, memory, ideal, row = self._survivors(world, options, bench)
         if not len(columns):
             return None
-        core = core_of(bench, columns, options)
-        least = min(self._factor(e, world) for e in ends)
-        score = np.where(allowed, memory, np.inf).min(axis=1) if q.objective.by_memory else core.bound * least
-        order = np.argsort(score, kind="stable")
+        factor = np.array([self._factor(e, world) for e in ends])
+        if q.objective.by_memory:
+            first = np.where(allowed, memory, np.inf).min(axis=1)
+        else:
+            first = ideal_core(bench, columns, options, ideal, row) * factor.min() * (1.0 - 1e-9)
+        order = np.argsort(first, kind="stable")
         return Part(
             bench=bench,
             options=options,
             columns=columns.take(order),
-            core=core.take(order),
             allowed=allowed[order],
             memory=memory[order] if q.objective.by_memory else memory,
-            score=score[order] * (1.0 - 1e-9),
+            first=first[order],
+            factor=factor,
+            cells=Cells(bench, options),
             tails=Tails(bench, options, self.node),
             world=world,
         )
 
-    def _survivors(self, world: int, options: Options, bench: Workbench) -> tuple[Columns, Mask, Array]:
+    def _survivors(
+        self, world: int, options: Options, bench: Workbench
+    ) -> tuple[Columns, Mask, Array, Times, Ints]:
         """Return the pipelines of one part that keep the rules with some end that fits."""
         q, tally = self.question, self.tally
         grid = degree_grid(world, q.space, q.model)
@@ -201,11 +258,14 @@ class Pool:
         )
         if q.space.backend is not None:
             allowed &= self._runtime(q.space.backend, columns, options, allowed, leaves)
-        allowed, memory = self._fitting(columns, options, bench, allowed, leaves)
+        shares, row = shard_rows(bench, columns)
+        allowed, memory = self._fitting(columns, options, bench, allowed, leaves, shares, row)
         keep = np.flatnonzero(allowed.any(axis=1))
         columns, allowed = columns.take(keep), allowed[keep]
         memory = memory[keep] if q.objective.by_memory else memory
-        return self._with_leaves(columns, options, allowed, memory)
+        index, columns = self._with_leaves(columns, options, allowed)
+        memory = memory[index] if len(memory) else memory
+        return columns, allowed[index], memory, shares.ideal, row[keep][index]
 
     def _runtime(
         self, backend: Backend, columns: Columns, options: Options, allowed: Mask, leaves: Ints
@@ -238,12 +298,18 @@ class Pool:
         return ok
 
     def _fitting(
-        self, columns: Columns, options: Options, bench: Workbench, allowed: Mask, leaves: Ints
+        self,
+        columns: Columns,
+        options: Options,
+        bench: Workbench,
+        allowed: Mask,
+        leaves: Ints,
+        shares: Shares,
+        row: Ints,
     ) -> tuple[Mask, Array]:
         """Return which allowed pairs may fit in memory, and their least peaks (where memory is the objective)."""
         if not len(columns):
             return allowed, np.zeros((0, len(options.ends)))
-        shares, row = shard_rows(bench, columns)
         parts = held(bench, columns, options, shares, row)
         classes: dict[tuple[object, ...], list[int]] = {}
         for i, end in enumerate(options.ends):
@@ -269,9 +335,7 @@ class Pool:
         if np.isfinite(peak[i]) and (self.nearest is None or peak[i] < self.nearest[0]):
             self.nearest = float(peak[i]), plan_of(self.question, options, columns, i, end, self.node)
 
-    def _with_leaves(
-        self, columns: Columns, options: Options, allowed: Mask, memory: Array
-    ) -> tuple[Columns, Mask, Array]:
+    def _with_leaves(self, columns: Columns, options: Options, allowed: Mask) -> tuple[Ints, Columns]:
         """Return the pipelines once for each tensor overlap and distinct placement."""
         distinct = placement_mask(options.placements, columns.dp, columns.tp, columns.pp, columns.cp)
         if self.question.space.backend is not None:
@@ -284,10 +348,8 @@ class Pool:
                 placement.append(np.full(len(here), p))
                 overlap.append(np.where(columns.tp[here] > 1, value, 0))
         index = np.concatenate(taken)
-        made = replace(
-            columns.take(index), placement=np.concatenate(placement), tp_overlap=np.concatenate(overlap)
-        )
-        return made, allowed[index], memory[index] if len(memory) else memory
+        leaves = {"placement": np.concatenate(placement), "tp_overlap": np.concatenate(overlap)}
+        return index, replace(columns.take(index), **leaves)
 
     def _placeable(
         self, backend: Backend, columns: Columns, options: Options, distinct: Mask, allowed: Mask

@@ -20,13 +20,11 @@ DEGREES = ("dp", "tp", "pp", "cp", "ep")
 PLACEMENTS = (
     ("tp", "cp", "dp", "pp"),
     ("tp", "cp", "pp", "dp"),
-    ("tp", "dp", "cp", "pp"),
-    ("tp", "pp", "cp", "dp"),
 )
 """Orders of the axes, innermost first, that the search tries."""
 
-VIRTUAL_STAGES = (2, 3, 4, 5, 6, 8, 12)
-MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
+VIRTUAL_STAGES = (2, 3, 4, 6, 8, 12)
+MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 
 BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core", "deepspeed": "deepspeed"}
 """The software stack whose costs a runtime has; the others follow from the plan."""
@@ -44,7 +42,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "overlap.gradients": (True, False),
     "overlap.parameters": (True, False),
     "overlap.tensor_parallel": (False, True),
-    "compression.gradients": ("none", "int8", "powersgd", "topk"),
+    "compression.gradients": ("none", "int8", "powersgd"),
     "compression.parameters": ("none", "int8"),
     "compression.activations": ("none",),
     "compression.outer": ("none",),

@@ -13,8 +13,8 @@ from plansim.plan.layout import chunk_layers
 from plansim.schedules import find_schedule
 
 Array = NDArray[np.float64]
-REPRESENTATIVES = 3
-"""Pipeline ranks that a bound looks at: the first, the last of the fullest inner ones, and the last."""
+REPRESENTATIVES = 4
+"""Pipeline ranks that a bound looks at: the first, the first and the last of the fullest inner ones, and the last."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,29 +54,29 @@ class Stages:
     splits_backward: bool
 
     def in_flight(self, num_microbatches: NDArray[np.int64]) -> Array:
-        """Return at least how many chunk activations each representative holds at its peak, (n, representatives).
+        """Return microbatches in flight by chunk at one moment of each representative, (n, representatives, v).
 
-        From the order of actions: GPipe holds all microbatches, 1F1B ``pp - rank``, ZB-H1 ``pp``, the
-        interleaved order its warm-up and one more, the V-shaped orders about ``2 pp``.
+        The moment before its first backward, from the order of actions: GPipe holds all microbatches, 1F1B
+        ``pp - rank``, ZB-H1 ``pp``, the interleaved order its warm-up and one more, the V-shaped orders
+        ``2 pp - 1 - rank`` on the way down and ``rank + 1`` on the way up. No peak is lower than that.
         """
         m = np.asarray(num_microbatches, dtype=np.float64)[:, None]
         rank = np.array(self.ranks, dtype=np.float64)[None, :]
         pp, v = self.pp, self.virtual_stages
-        if pp == 1:
-            return np.ones_like(m * (rank + 1.0))
-        if self.schedule == "gpipe":
-            return np.broadcast_to(m, (len(m), len(self.ranks))).copy()
-        if self.schedule == "zb-h1":
-            return np.minimum(m, float(pp)) + 0.0 * rank
+        one = np.ones_like(m * (rank + 1.0))
+        if self.schedule in ("zbv", "dualpipev"):
+            down, up = np.minimum(m, 2.0 * pp - 1.0 - rank), np.minimum(m, rank + 1.0)
+            return np.stack([down * one, up * one], axis=2)
         if self.schedule == "interleaved":
             per_round = m // np.maximum(1.0, m // pp)
-            warmup = 2 * (pp - 1 - rank) + (v - 1) * per_round if v > 1 else pp - 1 - rank + 0.0 * m
-            return np.minimum(m * v, warmup + 1.0)
-        if self.schedule in ("zbv", "dualpipev"):
-            return np.where(rank == 0, np.minimum(m, 2.0 * pp - 1.0), 1.0)
-        if self.schedule == "1f1b":
-            return np.minimum(m, pp - rank)
-        return np.ones_like(m * (rank + 1.0))
+            warmup = 2 * (pp - 1 - rank) + (v - 1) * per_round if v > 1 else (pp - 1 - rank) * one
+            done = np.minimum(m * v, warmup + 1.0)
+            full, left = np.divmod(done, per_round * v)
+            chunk = np.arange(v, dtype=np.float64)[None, None, :]
+            started = np.clip(left[:, :, None] - chunk * per_round[:, :, None], 0.0, per_round[:, :, None])
+            return np.asarray(full[:, :, None] * per_round[:, :, None] + started)
+        held = {"gpipe": m * one, "1f1b": np.minimum(m, pp - rank), "zb-h1": np.minimum(m, float(pp)) * one}
+        return np.asarray((one if pp == 1 else held.get(self.schedule, one))[:, :, None] / v + np.zeros(v))
 
 
 @lru_cache(maxsize=4096)
@@ -130,8 +130,8 @@ def chunk_counts(layers: Sequence[int], body: Sequence[int], num_kinds: int, end
 def _representatives(counts: Array, owner: NDArray[np.int64], pp: int) -> tuple[int, ...]:
     held = np.array([counts[owner == r].sum() for r in range(pp)])
     inner = held[1:-1] if pp > 2 else held
-    fullest = int(np.flatnonzero(inner == inner.max())[-1]) + (1 if pp > 2 else 0)
-    return (0, fullest, pp - 1)
+    fullest = np.flatnonzero(inner == inner.max()) + (1 if pp > 2 else 0)
+    return (0, int(fullest[0]), int(fullest[-1]), pp - 1)
 
 
 def _crossings(owner: NDArray[np.int64], rank: int) -> float:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.costs.build import block_time, comm_s, straggler_factor
+from plansim.costs.build import block_time, comm_s, kept_bytes, straggler_factor
 from plansim.costs.layout import Layout
+from plansim.costs.operators import Arithmetic, BlockTime
+from plansim.hardware.fabric import fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
+from plansim.planner.ideal import ideal_s
 from plansim.workload.families import find_family
 from plansim.workload.operators import Shard
 
@@ -32,34 +35,38 @@ class Kinds:
 
     Attributes
     ----------
-    names : tuple of str
-        Kinds in order of first use.
+    at : tuple of int
+        Where a block of each kind stands in the model.
+    is_end : array
+        Which kinds are embedding or head.
     body : tuple of int
         Kind of every layer.
     ends : tuple of int
         Kinds of the embedding and the head, -1 where there is none.
     """
 
-    names: tuple[str, ...]
+    at: tuple[int, ...]
+    is_end: NDArray[np.bool_]
     body: tuple[int, ...]
     ends: tuple[int, int]
 
-    @property
-    def is_end(self) -> NDArray[np.bool_]:
-        """Which kinds are embedding or head."""
-        return np.array([name in ENDS for name in self.names])
+    def __len__(self) -> int:
+        return len(self.at)
 
 
 def kinds_of(model: Model, seq_len: int) -> Kinds:
-    """Return the kinds of a model's blocks."""
+    """Return the kinds of a model's blocks: equal blocks are of one kind."""
     blocks = find_family(model.family).blocks(model, Shard(microbatch=1, seq_len=seq_len))
-    names = tuple(dict.fromkeys(b.kind for b in blocks))
-    body = tuple(names.index(b.kind) for b in blocks if b.kind not in ENDS)
-    first, last = blocks[0].kind == "embedding", blocks[-1].kind == "head"
+    first: dict[Block, int] = {}
+    for i, block in enumerate(blocks):
+        first.setdefault(block, i)
+    number = {block: k for k, block in enumerate(first)}
+    head, tail = blocks[0].kind == "embedding", blocks[-1].kind == "head"
     return Kinds(
-        names=names,
-        body=body,
-        ends=(names.index("embedding") if first else -1, names.index("head") if last else -1),
+        at=tuple(first.values()),
+        is_end=np.array([block.kind in ENDS for block in first]),
+        body=tuple(number[b] for b in blocks if b.kind not in ENDS),
+        ends=(number[blocks[0]] if head else -1, number[blocks[-1]] if tail else -1),
     )
 
 
@@ -68,19 +75,11 @@ class Shares:
     """Bytes and parameters of every kind of block on one rank, one microbatch of one sequence: (shards, kinds)."""
 
     saved: Array
-    core_saved: Array
-    boundary: Array
+    kept: tuple[Array, Array, Array]
+    loss: Array
     dense: Array
     expert: Array
-
-    def kept(self, recompute: int, is_end: NDArray[np.bool_]) -> Array:
-        """Return what each kind keeps from forward to backward under a recompute mode (an index of `RECOMPUTE`)."""
-        if recompute == 0:
-            return self.saved
-        selective = self.saved - self.core_saved
-        if recompute == 1:
-            return selective
-        return np.where(is_end, self.saved, self.boundary)
+    ideal: Times
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,12 +101,32 @@ class Times:
         return np.where(is_end, 0.0, self.again)
 
 
+def _logits(blocks: Sequence[Sequence[Block]], size: tuple[int, int]) -> Array:
+    """Return the bytes of the logits that each kind keeps: the loss works on copies of them."""
+    each = [
+        [sum(op.saved_bytes for op in b.operators if op.name == "loss") if b.kind == "head" else 0.0 for b in row]
+        for row in blocks
+    ]
+    return np.array(each, dtype=np.float64).reshape(size)
+
+
+def _five(t: BlockTime, factor: float) -> tuple[float, ...]:
+    parts = (t.forward, t.recompute_core, t.recompute_all, t.backward_input, t.backward_weight)
+    return tuple(part.total_s * factor for part in parts)
+
+
+def _times(rows: Sequence[Sequence[tuple[float, ...]]], size: tuple[int, int]) -> Times:
+    array = np.array(rows, dtype=np.float64).reshape(*size, 5)
+    return Times(*(np.ascontiguousarray(array[:, :, i]) for i in range(5)))
+
+
 class Workbench:
     """Makes the tables for one model, cluster, job and software stack; asks the cost formulas, keeps none of its own."""
 
     def __init__(self, model: Model, profile: Profile, base: Plan, stack: Stack) -> None:
         self.model, self.profile, self.base, self.stack = model, profile, base, stack
         self.kinds = kinds_of(model, base.job.seq_len)
+        self.fabric = fabric_of(profile)
 
     def layout(
         self,
@@ -125,55 +144,55 @@ class Workbench:
             overlap=Overlap(tensor_parallel=tp_overlap),
             placement=tuple(placement) or self.base.placement,
         )
-        return Layout(model=self.model, profile=self.profile, plan=plan, stack=self.stack)
+        return self.laid_out(plan)
+
+    def laid_out(self, plan: Plan) -> Layout:
+        """Return the layout of a plan on this stack; all layouts share one fabric."""
+        layout = Layout(model=self.model, profile=self.profile, plan=plan, stack=self.stack)
+        layout.__dict__["fabric"] = self.fabric
+        return layout
 
     def distinct(self, layout: Layout) -> list[Block]:
         """Return one block of every kind."""
-        by_kind = {b.kind: b for b in reversed(layout.blocks)}
-        return [by_kind[name] for name in self.kinds.names]
+        blocks = layout.blocks
+        return [blocks[i] for i in self.kinds.at]
 
     def shares(self, layouts: Sequence[Layout]) -> Shares:
         """Return bytes and parameters, one row for every layout (with microbatch 1)."""
         blocks = [self.distinct(layout) for layout in layouts]
+        size = (len(layouts), len(self.kinds))
 
         def rows(name: str) -> Array:
-            return np.array([[float(getattr(b, name)) for b in row] for row in blocks]).reshape(
-                len(blocks), -1
-            )
+            return np.array([[float(getattr(b, name)) for b in row] for row in blocks]).reshape(size)
 
+        def kept(mode: str) -> Array:
+            each = [[kept_bytes(at, b, mode) for b in row] for at, row in zip(layouts, blocks, strict=True)]
+            return np.array(each).reshape(size)
+
+        how = Arithmetic(device=self.profile.device, dtype=self.base.job.dtype, stack=self.stack)
+        ideal = [[ideal_s(b, how) for b in row] for row in blocks]
         return Shares(
-            rows("saved_bytes"),
-            rows("core_saved_bytes"),
-            rows("boundary_bytes"),
-            rows("parameters"),
-            rows("expert_parameters"),
+            saved=rows("saved_bytes"),
+            kept=(kept("none"), kept("selective"), kept("full")),
+            loss=(self.stack.loss_copies - 1.0) * _logits(blocks, size),
+            dense=rows("parameters"),
+            expert=rows("expert_parameters"),
+            ideal=_times(ideal, size),
         )
 
     def times(self, layouts: Sequence[Layout]) -> Times:
         """Return seconds, one row for every layout; the wait for the slowest node is in them."""
-        rows: list[list[tuple[float, ...]]] = []
+        rows = []
         for layout in layouts:
             factor = straggler_factor(layout)
             found = [block_time(layout, b) for b in self.distinct(layout)]
-            rows.append(
-                [
-                    (
-                        t.forward.total_s * factor,
-                        t.recompute_core.total_s * factor,
-                        t.recompute_all.total_s * factor,
-                        t.backward_input.total_s * factor,
-                        t.backward_weight.total_s * factor,
-                    )
-                    for t in found
-                ]
-            )
-        array = np.array(rows).reshape(len(layouts), len(self.kinds.names), 5)
-        return Times(*(np.ascontiguousarray(array[:, :, i]) for i in range(5)))
+            rows.append([_five(t, factor) for t in found])
+        return _times(rows, (len(layouts), len(self.kinds)))
 
     def send_s(self, layout: Layout) -> float:
         """Return the seconds of one activation between neighbouring stages."""
         p = layout.plan.parallel
-        nbytes = min(b.boundary_bytes for b in self.distinct(layout) if b.kind != "head")
+        nbytes = min(b.boundary_bytes for b in self.distinct(layout) if b.boundary_bytes)
         share = nbytes if p.sequence_parallel else nbytes / p.tp
         gather = comm_s(layout, "tp", "all_gather", nbytes) if p.tp > 1 and not p.sequence_parallel else 0.0
         return comm_s(layout, "pp", "send_recv", share) + gather
