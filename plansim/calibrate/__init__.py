@@ -1,4 +1,4 @@
-"""This machine as a profile: `calibrate` measures it, `measure_blocks` times a model's own blocks on one rank."""
+"""Measure a machine: `calibrate` makes its profile, `measure_blocks` times a model's blocks on one rank."""
 
 from plansim.calibrate.blocks import BlockSample, measure_blocks
 from plansim.calibrate.machine import calibrate, write_profile

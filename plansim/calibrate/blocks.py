@@ -1,4 +1,4 @@
-"""Time a model's own blocks on one rank: each distinct block as one rank of a plan holds it, forward and backward.
+"""Time a model's own blocks on one rank, each as a rank of a plan holds it, forward and backward.
 
 A block measured alone and composed into a step predicts CPU training within a few percent, where a roofline
 is tens of percent off: dispatch, layouts and small kernels are in it. Only single-rank blocks run here,
@@ -36,7 +36,7 @@ from plansim.workload.model import Model
 
 TRIES = 9
 CHAIN = 2
-"""Copies of a layer run one after the other, as in a model: weights and activations leave the caches in between."""
+"""Copies of a layer run one after the other: weights and activations leave the caches in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,13 +213,12 @@ def _memory(
     block.zero_grad(set_to_none=True)
     given = x.detach().requires_grad_(x.is_floating_point())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
-        with loss_parallel() if cut else nullcontext():
-            with record_function("plansim::forward"):
-                out = block(given)
-                out = out if targets is None else print_.loss(out, targets)
-            grad = None if targets is not None else torch.ones_like(out)
-            with record_function("plansim::backward"):
-                out.backward(grad)
+        with loss_parallel() if cut else nullcontext(), record_function("plansim::forward"):
+            out = block(given)
+            out = out if targets is None else print_.loss(out, targets)
+        grad = None if targets is not None else torch.ones_like(out)
+        with loss_parallel() if cut else nullcontext(), record_function("plansim::backward"):
+            out.backward(grad)
     block.zero_grad(set_to_none=True)
     events = prof.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")

@@ -122,7 +122,7 @@ def _operation(collective: str, nbytes: int, world: int, rank: int) -> Callable[
 
 
 def _compressed(method: str, nbytes: int, side: int = 512) -> Callable[[], Any]:
-    """Return one compressed average of a bucket of square fp32 matrices; `nbytes` is its size before compression."""
+    """Return one compressed average of a bucket of square matrices, `nbytes` before compression."""
     parameters = [
         torch.nn.Parameter(torch.zeros(side, side)) for _ in range(max(1, nbytes // (4 * side * side)))
     ]
@@ -154,7 +154,7 @@ def _timed(work: Callable[[], Any], nbytes: int) -> tuple[float, float]:
 
 
 def fitted_lines(samples: list[CollectiveSample]) -> list[dict[str, Any]]:
-    """Return one line (base and seconds per byte) for every collective and group size, as plain data for a profile.
+    """Return one line (base, seconds per byte) for every collective and group size, as plain data.
 
     The line has the least relative error, so that small messages count as much as large ones; `spread` is
     the root mean square of what it leaves.

@@ -1,4 +1,4 @@
-"""What one device computes: products, memory-bound kernels, attention, the optimizer, and what a small kernel costs."""
+"""What one device computes: products, streams, attention, the optimizer, and one small kernel."""
 
 from __future__ import annotations
 

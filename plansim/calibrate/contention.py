@@ -1,4 +1,4 @@
-"""What sharing a core costs: the same work by twice as many processes as cores, against one process a core."""
+"""What sharing a core costs: the same work by two processes a core, against one a core."""
 
 from __future__ import annotations
 

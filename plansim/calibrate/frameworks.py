@@ -1,4 +1,4 @@
-"""What the wrappers cost beyond compute and traffic: DDP per block, a pipeline per action, flat copies, a step.
+"""What wrappers cost beyond compute and traffic: DDP per block, a pipeline per action, flat copies.
 
 Measured on models so small that nothing else is left, CPU time of one rank.
 """
@@ -29,7 +29,7 @@ MICROBATCHES = 8
 
 
 def measure_frameworks(*, timeout_s: float = 120.0) -> dict[str, float]:
-    """Return overheads in seconds: ``ddp_block_s``, ``flat_s_per_byte``, ``pipeline_action_s`` and ``step_s``."""
+    """Return overheads in seconds: per DDP block, per flat byte, per pipeline action, per step."""
     found = launch(_wrappers, 1, timeout_s=timeout_s)[0]
     found["pipeline_action_s"] = _pipeline_action_s(timeout_s)
     return {name: float(f"{max(0.0, value):.4g}") for name, value in found.items()}
@@ -75,7 +75,7 @@ def _flat_s_per_byte(device: torch.device, tensors: int = 16, size: int = 2**18)
 
 
 def _pipeline_action_s(timeout_s: float) -> float:
-    """Return what one action of the pipeline runtime costs: the same tiny work on two stages against one process."""
+    """Return what one pipeline action costs: tiny work on two stages against one process."""
     plan = Plan(
         model=TINY.name, profile="", job=Job(global_batch=MICROBATCHES, seq_len=4, dtype="fp32",
         optimizer="sgd"), parallel=Parallel(pp=1),

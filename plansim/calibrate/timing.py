@@ -14,7 +14,7 @@ COLD_BYTES = 64e6
 
 
 def clock_s(device: torch.device) -> Callable[[], float]:
-    """Return a clock that reads seconds: this process's CPU time on a CPU, wall time after synchronising on CUDA.
+    """Return a clock that reads seconds: CPU time of this process, or synchronised wall time on CUDA.
 
     With one thread a rank, CPU time hardly depends on what else the machine does; wall time does.
     """

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plansim.cli.options import Json
+from plansim.cli.options import Json, ModelName, Override
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import RenderableType
 
+    from plansim.hardware.profile import Profile
+    from plansim.plan.model import Plan
+    from plansim.validate.live import LiveResult
     from plansim.validate.table import TableResult
+    from plansim.workload.model import Model
 
 
 def validate(
@@ -27,17 +31,44 @@ def validate(
         str | None,
         typer.Option("--max-error", metavar="10%", help="Exit with 6 when the median error is larger."),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", metavar="P", help="Run plans here; P describes this machine."),
+    ] = None,
+    model: ModelName = None,
+    plans: Annotated[
+        list[str] | None, typer.Option("--plans", metavar="FILE", help="Plan files to run; may be repeated.")
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", min=1, help="Without --plans: how many of the best plans.")
+    ] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds over all plans.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps of each run.")] = 10,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Scale the profile to half of the plans; judge the other half.")
+    ] = False,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FOLDER", help="Where the report goes (reports/<profile>).")
+    ] = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
-    """Compare predictions with measured runs.
+    """Compare predictions with measured runs: of a table, or of plans run here and now.
 
-    Rows that cannot be predicted are listed with their reason; what a blank cell was taken for is listed too.
+    With --profile, plans are chosen (or read), predicted, run in turns and compared; the predictions are
+    written before the first run. Rows that cannot be predicted are listed with their reason; what a blank cell was taken
+    for is listed too.
     """
     from plansim.cli import console
 
-    if table is None:
-        raise typer.BadParameter("say what to compare with", param_hint="--table")
     gate = None if max_error is None else percentage(max_error)
+    if (table is None) == (profile is None and not plans):
+        raise typer.BadParameter("say what to compare with: one of --table, --profile or --plans")
+    if table is None:
+        live = _live(profile, model, plans or [], top, repeats, steps, refit, out, override)
+        console.emit_json(live.to_json()) if json else console.show(*_live_tables(live))
+        check_gate(live.summary()["median_ape"], gate)
+        return
     from plansim.validate.table import validate_table
 
     result = validate_table(Path(table))
@@ -47,6 +78,92 @@ def validate(
     else:
         console.show(*([_rows(result)] if rows else []), *_summaries(data["summary"]), *_skipped(result))
     check_gate(data["summary"]["all"]["median_ape"], gate)
+
+
+def _live(
+    profile: str | None,
+    model: str | None,
+    plans: list[str],
+    top: int,
+    repeats: int,
+    steps: int,
+    refit: bool,
+    out: str | None,
+    override: list[str] | None,
+) -> LiveResult:
+    """Return the plans asked for, predicted and run."""
+    from plansim.cli import console
+    from plansim.cli.options import read_case, read_shape, split_overrides
+    from plansim.errors import MissingExtraError
+    from plansim.hardware.read import load_profile
+
+    try:
+        from plansim.validate.live import validate_live
+    except ImportError:
+        raise MissingExtraError("running plans", "torch", "execute") from None
+
+    cases: list[tuple[Model, Plan]] = []
+    name = profile
+    for path in plans:
+        plan, shape, cluster = read_case(path, override, profile=profile, model=model)
+        cases.append((shape, plan))
+        name = name or plan.profile
+    changes = split_overrides(override)
+    cluster = load_profile(name or "local-cpu", changes["profile"])
+    if not plans:
+        shape = read_shape(model or LIVE_MODEL, changes["model"])
+        cases = _best_plans(shape, cluster, changes["job"], top)
+    folder = Path(out) if out else Path("reports") / cluster.name
+    return validate_live(
+        cases, cluster, out=folder, steps=steps, repeats=repeats, refit=refit, say=console.say
+    )
+
+
+LIVE_MODEL = "gpt-mini"
+"""What is trained when no model is named: small enough for any machine."""
+
+
+def _best_plans(
+    shape: Model,
+    cluster: Profile,
+    changes: dict[str, str],
+    top: int,
+) -> list[tuple[Model, Plan]]:
+    """Return the best plans this machine can run."""
+    from plansim.plan.read import job_from_data
+    from plansim.planner import plan as search_plans
+
+    dtype = "fp32" if cluster.device.kind == "cpu" else "bf16"
+    given = {"global_batch": 16, "seq_len": shape.seq_len, "dtype": dtype}
+    job = job_from_data(given, overrides=changes)
+    return [
+        (shape, ranked.plan) for ranked in search_plans(shape, cluster, job, top=top, backend="plansim").plans
+    ]
+
+
+def _live_tables(result: LiveResult) -> list[RenderableType]:
+    """Return one row a plan, and the summary in words."""
+    from plansim.cli import console
+    from plansim.units import format_bytes, format_seconds
+
+    made = console.table(
+        plan="plan~", predicted="predicted>", measured="measured>", noise="noise>", error="error>",
+        memory="memory predicted>", held="measured>", off="error>",
+    )  # fmt: skip
+    for r in result.plans:
+        predicted = format_seconds(r.prediction.step_time_s)
+        if not r.runs:
+            made.add_row(r.id, predicted, f"skipped: {r.skipped}", "", "", "", "", "")
+            continue
+        expected = r.prediction.peak_memory_bytes
+        off = expected / r.peak_memory_bytes - 1
+        made.add_row(
+            r.id, predicted, format_seconds(r.measured_s), f"{r.noise:.1%}", f"{r.pair.error:+.1%}",
+            format_bytes(expected), format_bytes(r.peak_memory_bytes), f"{off:+.1%}",
+        )  # fmt: skip
+    from plansim.validate.folder import findings
+
+    return [made, "", *findings(result)]
 
 
 def percentage(text: str) -> float:

@@ -8,7 +8,7 @@ table, others from the fitted curves.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class HostCalibration:
         self.contention = float(data.get("contention", 1.0))
 
     def collective_s(self, collective: str, nbytes: float, ranks: int, *, cpu: bool = False) -> float | None:
-        """Return the seconds of one collective (with `cpu`, the CPU time of one rank), None where nothing was measured."""
+        """Return the seconds of one collective (`cpu`: CPU time of one rank), None if never measured."""
         rows = [r for r in self.data.get("collectives", ()) if r["collective"] == collective]
         if ranks < 2 or not rows:
             return 0.0 if rows else None
@@ -83,7 +83,7 @@ class HostStep:
 
     layout: Layout
     host: HostCalibration
-    block_time: Any
+    block_time: Callable[[Layout, Block], BlockTime]
     cpu: bool = False
 
     def costs(self, modelled: StepCosts) -> StepCosts:
@@ -152,7 +152,7 @@ class HostStep:
     def _measured_parts(
         self, row: Mapping[str, Any], modelled: BlockTime, mode: str
     ) -> tuple[Parts, Parts, Parts, Parts]:
-        """Return forward, recompute, input and weight gradients; the measured backward holds the last three."""
+        """Return forward, recompute, input and weight gradients; the last three are the backward."""
         again = (
             row["forward_s"] if mode == "full" and not row["kind"].startswith(("embedding", "head")) else 0.0
         )
@@ -227,7 +227,7 @@ class HostStep:
         return self.collective_s("all_reduce", table, 2)
 
     def _reduction(self, parameters: float) -> list[Bucket]:
-        """Return the gradient traffic of one rank: an all-reduce (or its compressed form), or through servers."""
+        """Return the gradient traffic of one rank: an all-reduce, compressed or not, or through servers."""
         plan, ranks = self.layout.plan, self.layout.plan.parallel.dp * self.layout.plan.parallel.cp
         if ranks == 1:
             return []
@@ -272,7 +272,13 @@ class HostStep:
         return given.get("step_s", 0.0) + copies + wrapper
 
 
-def host_step_costs(layout: Layout, modelled: StepCosts, block_time: Any, *, cpu: bool = False) -> StepCosts:
+def host_step_costs(
+    layout: Layout,
+    modelled: StepCosts,
+    block_time: Callable[[Layout, Block], BlockTime],
+    *,
+    cpu: bool = False,
+) -> StepCosts:
     """Return the costs of a step with what was measured on this CPU in place of what was modelled.
 
     Parameters

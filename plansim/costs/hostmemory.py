@@ -63,7 +63,7 @@ def _untie(layout: Layout, stage: int, rows: dict[int, list[Mapping[str, Any]]])
 
 
 def _passes(layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
-    """Yield forward and backward passes of a stage in order, as (``F`` or ``B``, chunk); a split backward counts once."""
+    """Yield the passes of a stage in order, as (``F`` or ``B``, chunk); a split backward counts once."""
     p, m = layout.plan.parallel, layout.plan.num_microbatches
     if p.pp == 1:
         for _ in range(min(m, 3)):
@@ -75,8 +75,11 @@ def _passes(layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
 
 
 def _walk(
-    passes: list[tuple[str, int]], rows: dict[int, list[Mapping[str, Any]]], *, kept_gradients: bool, shard:
-    int
+    passes: list[tuple[str, int]],
+    rows: dict[int, list[Mapping[str, Any]]],
+    *,
+    kept_gradients: bool,
+    shard: int,
 ) -> tuple[float, float]:
     """Return the highest level over all passes and the gradients left at the end, bytes."""
     level = peak = gradients = 0.0
@@ -97,13 +100,16 @@ def _walk(
 
 
 def _flat_bytes(layout: Layout, parameters: float) -> float:
-    return 4.0 * parameters if layout.plan.aggregation == "all_reduce" else 4.0 * parameters / layout.plan.servers
+    return (
+        4.0 * parameters
+        if layout.plan.aggregation == "all_reduce"
+        else 4.0 * parameters / layout.plan.servers
+    )
 
 
 def _hook_bytes(layout: Layout, parameters: float) -> float:
-    """Return what a compression hook keeps or holds at the peak: the 16-bit copy of a bucket, error feedback."""
+    """Return what a compression hook keeps: error feedback."""
     method = layout.plan.compression.gradients.method
     if method == "none" or layout.plan.parallel.dp * layout.plan.parallel.cp == 1:
         return 0.0
     return 4.0 * parameters if method in ("powersgd", "topk", "randk", "onebit") else 0.0
-

@@ -79,7 +79,9 @@ def _run(ranks: list[_Rank], grid: Grid) -> float:
     while not all(r.done for r in ranks):
         active = [r for r in ranks if not r.done and not r.waiting and r.left_s > 0]
         if not active:
-            raise SimulationError(f"ranks on shared cores wait for each other for ever, {now:.6g} s into the step")
+            raise SimulationError(
+                f"ranks on shared cores wait for each other for ever, {now:.6g} s into the step"
+            )
         load: dict[int, int] = {}
         for r in active:
             load[r.core] = load.get(r.core, 0) + 1
@@ -92,13 +94,16 @@ def _run(ranks: list[_Rank], grid: Grid) -> float:
                 r.left_s, r.at = 0.0, r.at + 1
         moved = True
         while moved:
-            moved = any([_advance(i, ranks, posted, meetings, grid) for i in range(len(ranks))])
+            moved = sum(_advance(i, ranks, posted, meetings, grid) for i in range(len(ranks))) > 0
     return now
 
 
 def _advance(
-    index: int, ranks: list[_Rank], posted: set[tuple[object, ...]], meetings: dict[tuple[object, ...],
-    _Meeting], grid: Grid
+    index: int,
+    ranks: list[_Rank],
+    posted: set[tuple[object, ...]],
+    meetings: dict[tuple[object, ...], _Meeting],
+    grid: Grid,
 ) -> bool:
     """Carry a rank over everything that takes no time; return whether anything changed."""
     rank, changed = ranks[index], False
@@ -161,8 +166,14 @@ def _program(costs: StepCosts, grid: Grid, rank: int, factor: float) -> list[Ste
 
 
 def _action(
-    costs: StepCosts, grid: Grid, rank: int, owner: list[int], kind: str, microbatch: int, chunk: int,
-    factor: float
+    costs: StepCosts,
+    grid: Grid,
+    rank: int,
+    owner: list[int],
+    kind: str,
+    microbatch: int,
+    chunk: int,
+    factor: float,
 ) -> Iterator[Step]:
     """Yield one pipeline action with the messages around it; the send costs its CPU time at both ends."""
     here, cost = owner[chunk], costs.chunks[chunk]
@@ -202,8 +213,11 @@ def _piece(
     yield ("work", factor * parts[kind], ())
     if cost.reductions_per_pass and kind in ("B", "W"):
         total = sum(b.comm_s for b in cost.reductions_per_pass)
-        yield ("meet", factor * total, (members, kind, microbatch, cost.reductions_per_pass[0].chunk,
-        "reduce"))
+        yield (
+            "meet",
+            factor * total,
+            (members, kind, microbatch, cost.reductions_per_pass[0].chunk, "reduce"),
+        )
 
 
 def _replicas(grid: Grid, rank: int) -> tuple[int, ...]:

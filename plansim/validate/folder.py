@@ -1,0 +1,109 @@
+"""The folder of one validation: report, frozen predictions, measurements, and what they were made with."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plansim.files import dump_json, write_atomic
+from plansim.hardware.profile import Profile
+from plansim.hardware.write import profile_data
+from plansim.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from plansim.validate.live import LivePlan, LiveResult
+
+
+def write_folder(result: LiveResult, profile: Profile, folder: Path) -> None:
+    """Write measurements, manifest and report beside the frozen ``prediction.json``."""
+    runs = [{"id": r.id, "runs": [run.to_json() for run in r.runs]} for r in result.compared]
+    write_atomic(folder / "measurement.json", dump_json({"schema": 1, "rows": runs}))
+    write_atomic(folder / "manifest.json", dump_json(_manifest(result, profile)))
+    write_atomic(folder / "report.md", report(result))
+
+
+def _manifest(result: LiveResult, profile: Profile) -> dict[str, Any]:
+    first = result.compared[0].runs[0] if result.compared else None
+    return {
+        "schema": 1,
+        "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+        "prediction_sha256": result.prediction_sha256,
+        "versions": first.versions if first else {},
+        "hardware": first.hardware if first else {},
+        "summary": result.summary(),
+        "profile": profile_data(profile),
+    }
+
+
+def report(result: LiveResult) -> str:
+    """Return the comparison as Markdown."""
+    lines = [
+        f"# Predicted against measured: {result.profile}",
+        "",
+        "Every prediction was written to `prediction.json` "
+        f"(SHA-256 `{result.prediction_sha256[:16]}…`) before the first run. "
+        "Calibrated from micro-benchmarks and single-rank blocks; no run below was used for it.",
+        "",
+        "| plan | predicted | 80 % interval | measured | noise | error | memory predicted | measured "
+        "| error |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *(_line(row) for row in result.plans),
+        "",
+    ]
+    lines += [f"- {line}" for line in findings(result)]
+    lines += _refit(result.refit)
+    return "\n".join(lines) + "\n"
+
+
+def findings(result: LiveResult) -> list[str]:
+    """Return what the comparison found, one sentence a line."""
+    if not result.compared:
+        return ["no plan ran"]
+    s = result.summary()
+    return [
+        f"step time: median error {s['median_ape']:.1%}, mean {s['mean_ape']:.1%}, 90th percentile "
+        f"{s['p90_ape']:.1%}, largest {s['max_ape']:.1%}, bias {s['bias']:+.1%}",
+        f"peak memory: median error {s['memory_median_ape']:.1%}, largest {s['memory_max_ape']:.1%}",
+        f"noise of the machine, run to run: median {s['noise_median']:.1%}, 90th percentile "
+        f"{s['noise_p90']:.1%}; {s['discarded_runs']} runs discarded: other processes used more than 5 %",
+        f"measured times inside the 80 % interval: {s['interval_coverage']:.0%}",
+        *_ranking(s),
+    ]
+
+
+def _line(row: LivePlan) -> str:
+    p = row.prediction
+    predicted = format_seconds(p.step_time_s)
+    interval = f"{format_seconds(p.step_time_low_s)} to {format_seconds(p.step_time_high_s)}"
+    if not row.runs:
+        return f"| {row.id} | {predicted} | {interval} | skipped: {row.skipped} | | | | | |"
+    error = p.peak_memory_bytes / row.peak_memory_bytes - 1
+    return (
+        f"| {row.id} | {predicted} | {interval} | {format_seconds(row.measured_s)} | {row.noise:.1%} | "
+        f"{row.pair.error:+.1%} | {format_bytes(p.peak_memory_bytes)} | "
+        f"{format_bytes(row.peak_memory_bytes)} | {error:+.1%} |"
+    )
+
+
+def _ranking(s: dict[str, Any]) -> list[str]:
+    tau = (
+        ""
+        if s["kendall_tau"] is None
+        else f"Kendall tau {s['kendall_tau']:.2f} (ties within noise left out); "
+    )
+    picks = ", ".join(f"{name}: {value:.1%}" for name, value in s["regret"].items())
+    return [f"ranking: {tau}regret of the pick by group: {picks}"]
+
+
+def _refit(refit: dict[str, Any] | None) -> list[str]:
+    if not refit:
+        return []
+    if "skipped" in refit:
+        return ["", f"Refit: {refit['skipped']}."]
+    return [
+        "",
+        f"Refit on {len(refit['fitted_on'])} plans (compute x {refit['compute_factor']:.3f}, communication x "
+        f"{refit['communication_factor']:.3f}): median error of the {len(refit['judged_on'])} others "
+        f"{refit['median_ape_before']:.1%} before, {refit['median_ape_after']:.1%} after.",
+    ]

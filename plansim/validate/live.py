@@ -1,0 +1,295 @@
+"""Predictions beside runs on this machine: frozen first, then every plan in turn, several times, compared."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from plansim.errors import ExecutionError, InputError
+from plansim.execute import RunOptions, check_plan_runs, run_plan
+from plansim.files import dump_json, write_atomic
+from plansim.hardware.profile import Profile
+from plansim.plan.model import Plan
+from plansim.plan.read import plan_data
+from plansim.results import Measurement, Prediction
+from plansim.simulate.predict import predict
+from plansim.validate.metrics import Pair, kendall_tau, quantile, regret, summary
+from plansim.workload.model import Model
+
+MAX_FOREIGN = 0.05
+"""Share of the machine that other processes may use while a plan is timed; above it the run is done again."""
+
+MAX_AGAIN = 3
+NOISE = 0.03
+"""Two plans whose measured times differ by less are tied: the run-to-run noise of a quiet machine."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivePlan:
+    """One plan: what was predicted, and every run of it.
+
+    Attributes
+    ----------
+    runs : tuple of Measurement
+        One per repeat; `discarded` counts those that other processes disturbed.
+    """
+
+    id: str
+    model: Model
+    plan: Plan
+    prediction: Prediction
+    runs: tuple[Measurement, ...] = ()
+    discarded: int = 0
+    skipped: str | None = None
+
+    @property
+    def measured_s(self) -> float:
+        """Median over repeats of the median step, seconds."""
+        return statistics.median(run.step_time_s for run in self.runs)
+
+    @property
+    def noise(self) -> float:
+        """Half the range of the repeats' medians over their median, or a single run's own spread."""
+        times = [run.step_time_s for run in self.runs]
+        return (max(times) - min(times)) / 2 / self.measured_s if len(times) > 1 else self.runs[0].spread
+
+    @property
+    def pair(self) -> Pair:
+        """Prediction and measurement."""
+        p = self.prediction
+        return Pair(
+            predicted_s=p.step_time_s,
+            low_s=p.step_time_low_s,
+            high_s=p.step_time_high_s,
+            measured_s=self.measured_s,
+        )
+
+    @property
+    def peak_memory_bytes(self) -> float:
+        """Largest peak of any rank of any run, bytes."""
+        return max(run.peak_memory_bytes for run in self.runs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row of this plan."""
+        p, gib = self.prediction, 2.0**30
+        row = {
+            "id": self.id,
+            "plan": plan_data(self.plan),
+            "predicted_step_time_s": p.step_time_s,
+            "low_s": p.step_time_low_s,
+            "high_s": p.step_time_high_s,
+            "predicted_peak_mem_gib": p.peak_memory_bytes / gib,
+            "feasible": p.fits,
+            "skipped": self.skipped,
+            "discarded_runs": self.discarded,
+        }
+        if not self.runs:
+            return row | dict.fromkeys(
+                ("measured_step_time_s", "error", "spread", "measured_peak_mem_gib"), None
+            )
+        return row | {
+            "measured_step_time_s": self.measured_s,
+            "error": self.pair.error,
+            "spread": self.noise,
+            "measured_peak_mem_gib": self.peak_memory_bytes / gib,
+            "phases": _phases(self),
+        }
+
+
+def _phases(row: LivePlan) -> dict[str, dict[str, float]]:
+    """Return predicted and measured seconds side by side for the phases that both sides tell apart."""
+    b, r = row.prediction.breakdown, row.runs[-1].ranks[0].phases_s
+    exposed = b.tp_exposed_s + b.pp_exposed_s + b.dp_exposed_s + b.cp_exposed_s + b.ep_exposed_s
+    predicted = {"compute": b.compute_s + b.recompute_s, "optimizer": b.optimizer_s, "communication": exposed}
+    measured = {
+        "compute": r.get("forward", 0.0) + r.get("backward", 0.0),
+        "optimizer": r.get("optimizer", 0.0),
+        "communication": r.get("communication", 0.0),
+    }
+    return {name: {"predicted_s": predicted[name], "measured_s": measured[name]} for name in predicted}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveResult:
+    """All plans of one validation."""
+
+    profile: str
+    plans: tuple[LivePlan, ...]
+    prediction_sha256: str = ""
+    refit: dict[str, Any] | None = None
+
+    @property
+    def compared(self) -> tuple[LivePlan, ...]:
+        """The plans that ran."""
+        return tuple(p for p in self.plans if p.runs)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the error summary: step times, memory, ranking and regret per model."""
+        rows = self.compared
+        pairs = [row.pair for row in rows]
+        found = summary(pairs, len(self.plans) - len(rows), _tau(rows))
+        if not rows:
+            return found
+        memory = [abs(r.prediction.peak_memory_bytes / r.peak_memory_bytes - 1) for r in rows]
+        groups = _rivals(rows)
+        return found | {
+            "max_ape": max(abs(p.error) for p in pairs),
+            "memory_median_ape": statistics.median(memory),
+            "memory_max_ape": max(memory),
+            "noise_median": statistics.median(r.noise for r in rows),
+            "noise_p90": quantile([r.noise for r in rows], 0.9),
+            "discarded_runs": sum(r.discarded for r in self.plans),
+            "regret": {name: regret([r.pair for r in group]) for name, group in groups.items()},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result in the shape of the file contract."""
+        data: dict[str, Any] = {
+            "schema": 1,
+            "profile": self.profile,
+            "prediction_sha256": self.prediction_sha256,
+            "rows": [row.to_json() for row in self.plans],
+            "summary": {"all": self.summary(), "by_source": {}},
+        }
+        return data | ({"refit": self.refit} if self.refit is not None else {})
+
+
+def _rivals(rows: Sequence[LivePlan]) -> dict[str, list[LivePlan]]:
+    """Return the plans by what they compete for: one model and one batch."""
+    groups: dict[str, list[LivePlan]] = {}
+    for row in rows:
+        job = row.plan.job
+        groups.setdefault(f"{row.model.name} batch {job.global_batch} x {job.seq_len}", []).append(row)
+    return groups
+
+
+def _tau(rows: Sequence[LivePlan]) -> float | None:
+    """Return the mean Kendall tau over groups of rivals, ties within noise left out."""
+    found = [kendall_tau([r.pair for r in group], NOISE) for group in _rivals(rows).values()]
+    known = [tau for tau in found if tau is not None]
+    return statistics.fmean(known) if known else None
+
+
+def validate_live(
+    cases: Sequence[tuple[Model, Plan]],
+    profile: Profile,
+    *,
+    out: Path | None = None,
+    steps: int = 10,
+    warmup: int = 3,
+    repeats: int = 3,
+    measure: bool = True,
+    refit: bool = False,
+    say: Say = lambda _: None,
+) -> LiveResult:
+    """Return every plan predicted, then run, and compared.
+
+    Predictions are made and written before anything runs. The runs go round the plans `repeats` times, so
+    that drift of the machine hurts all alike; a run that other processes disturbed is done again and counted.
+
+    Parameters
+    ----------
+    cases : sequence of (Model, Plan)
+        What to predict and run.
+    out : path, optional
+        Folder for ``prediction.json``, ``measurement.json``, ``manifest.json`` and ``report.md``.
+    measure : bool
+        On a CPU, time each model's own blocks on one rank first, as part of the calibration.
+    refit : bool
+        Scale compute and communication to half of the plans afterwards, and show the other half before and
+        after.
+    """
+    if not cases:
+        raise InputError("nothing to validate: no plan was given")
+    for model, plan in cases:
+        check_plan_runs(plan, model)
+    known = with_blocks(profile, cases, say) if measure and profile.backend == "gloo" else profile
+    rows = [
+        LivePlan(id=plan_id(model, plan), model=model, plan=plan, prediction=predict(model, known, plan))
+        for model, plan in cases
+    ]
+    frozen = dump_json({"schema": 1, "rows": [row.to_json() for row in rows]})
+    if out is not None:
+        write_atomic(out / "prediction.json", frozen)
+    device = "cpu" if profile.backend == "gloo" else "cuda"
+    options = RunOptions(device=device)
+    for number in range(repeats):
+        for i, row in enumerate(rows):
+            say(f"run {number + 1} of {repeats}: {row.id}")
+            rows[i] = _run_again(row, replace(options, trace=number == repeats - 1), steps, warmup)
+    result = LiveResult(
+        profile=profile.name,
+        plans=tuple(rows),
+        prediction_sha256=hashlib.sha256(frozen.encode()).hexdigest(),
+    )
+    if refit:
+        from plansim.validate.refit import refit_on_half
+
+        result = replace(result, refit=refit_on_half(result, known))
+    if out is not None:
+        from plansim.validate.folder import write_folder
+
+        write_folder(result, known, out)
+    return result
+
+
+def with_blocks(profile: Profile, cases: Sequence[tuple[Model, Plan]], say: Say) -> Profile:
+    """Return the profile with the blocks of every model timed on one rank, beside what it already knows."""
+    from plansim.calibrate.blocks import measure_blocks, table_of
+
+    rows = list(profile.calibration.get("blocks", ()))
+    for model in dict.fromkeys(model for model, _ in cases):
+        say(f"timing the blocks of {model.name} on one rank")
+        rows += table_of(measure_blocks(model, [plan for m, plan in cases if m == model]))
+    return replace(profile, calibration={**profile.calibration, "blocks": rows})
+
+
+def _run_again(row: LivePlan, options: RunOptions, steps: int, warmup: int) -> LivePlan:
+    """Run a plan once more; repeat while other processes disturb it."""
+    if row.skipped:
+        return row
+    discarded, best = row.discarded, None
+    for _ in range(MAX_AGAIN):
+        try:
+            run = run_plan(row.plan, row.model, steps=steps, warmup=warmup, options=options)
+        except ExecutionError as error:
+            return replace(row, skipped=str(error))
+        foreign = float(run.hardware.get("foreign_cpu_fraction", 0.0))
+        if best is None or foreign < float(best.hardware.get("foreign_cpu_fraction", 0.0)):
+            best = run
+        if foreign <= MAX_FOREIGN:
+            break
+        discarded += 1
+    kept = best if best is not None else run
+    return replace(row, runs=(*row.runs, replace(kept, spans=())), discarded=discarded)
+
+
+def plan_id(model: Model, plan: Plan) -> str:
+    """Return a short name of a plan: its model and what is not 1 or none.
+
+    Examples
+    --------
+    >>> from plansim.plan.model import Job, Parallel
+    >>> model = Model(name="gpt-mini", family="gpt", layers=4, hidden=256)
+    >>> plan_id(model, Plan(model="m", profile="p", job=Job(global_batch=16, seq_len=8),
+    parallel=Parallel(dp=2))) 'gpt-mini dp2 mb1'
+    """
+    p = plan.parallel
+    parts = [model.name]
+    parts += [f"{axis}{getattr(p, axis)}" for axis in ("dp", "tp", "pp", "cp", "ep") if getattr(p, axis) > 1]
+    parts += ["single"] if p.world_size == 1 else []
+    parts += [f"zero{p.zero_stage}"] if p.zero_stage else []
+    parts += ["sp"] if p.sequence_parallel else []
+    parts += [p.schedule] if p.pp > 1 else []
+    parts += [f"vs{p.virtual_stages}"] if p.virtual_stages > 1 else []
+    parts += [f"mb{p.microbatch}"]
+    parts += [str(plan.recompute)] if plan.recompute != "none" else []
+    parts += ["server"] if plan.aggregation == "parameter_server" else []
+    parts += [m.method for _, m in plan.compression.items() if m.method != "none"]
+    return " ".join(parts)
