@@ -37,6 +37,7 @@ STACK_PRIORS = {
     "elementwise_passes": (1.3, 0.35, 0.5, 5.0),
     "operator_host_s": (2e-5, 0.8, 1e-6, 2e-4),
     "straggler_fraction": (0.004, 0.7, 1e-4, 0.03),
+    "expert_overlap": (0.3, 0.5, 0.01, 0.95),
     "collective_efficiency": (0.9, 0.15, 0.3, 1.0),
 }
 DEVICE_PRIOR = (0.88, 0.08, 0.45, 1.1)
@@ -64,7 +65,9 @@ def thinned(cases: list[Case], most: int) -> list[Case]:
     """Return at most `most` rows of each publisher, device and stack, evenly spread: many rows of one kind add time, not knowledge."""
     groups = defaultdict(list)
     for c in cases:
-        groups[family_of(c.row.source), c.profile.device.id, c.row.dtype, c.profile.num_nodes > 1, c.stack.name].append(c)
+        groups[
+            family_of(c.row.source), c.profile.device.id, c.row.dtype, c.profile.num_nodes > 1, c.stack.name
+        ].append(c)
     return [c for g in groups.values() for c in g[:: max(1, -(-len(g) // most))]]
 
 
@@ -134,7 +137,11 @@ class Fit:
                     base = np.array([self.log_s(c, self.x) for c in self.cases])
                 residual = measured - base
                 self._step(residual, jac, weight)
-                print(f"round {round_} step {step}: median |log error| {np.median(abs(residual)):.4f}", file=sys.stderr, flush=True)
+                print(
+                    f"round {round_} step {step}: median |log error| {np.median(abs(residual)):.4f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         self.residual = measured - np.array([self.log_s(c, self.x) for c in self.cases])
         self.jac = jac
 
@@ -161,7 +168,9 @@ def report(fit: Fit) -> None:
         groups[c.stack.name, family_of(c.row.source)].append(r)
     for k in sorted(groups):
         v = groups[k]
-        print(f"{k[0]:20s} {k[1]:30s} n {len(v):4d} median |e| {statistics.median(map(abs, v)):.3f} bias {statistics.fmean(v):+.3f} std {statistics.pstdev(v):.3f}")
+        print(
+            f"{k[0]:20s} {k[1]:30s} n {len(v):4d} median |e| {statistics.median(map(abs, v)):.3f} bias {statistics.fmean(v):+.3f} std {statistics.pstdev(v):.3f}"
+        )
 
 
 def write(fit: Fit) -> None:
@@ -177,7 +186,11 @@ def write(fit: Fit) -> None:
         scale = np.quantile(np.abs(spread[name]), 0.8) / 1.2816
         values["residual_log_std"] = max(0.03, float(scale))
         path = STACKS / f"{name}.yaml"
-        lines = [ln for ln in path.read_text().splitlines() if ln.split(":")[0] not in values and not ln.startswith(("sources:", "  fit:"))]
+        lines = [
+            ln
+            for ln in path.read_text().splitlines()
+            if ln.split(":")[0] not in values and not ln.startswith(("sources:", "  fit:"))
+        ]
         lines += [f"{k}: {v:.4g}" for k, v in values.items()]
         lines += ["sources:", f'  fit: "fitted: {len(spread[name])} published steps, tools/fit_stacks.py"']
         path.write_text("\n".join(lines) + "\n")
@@ -186,9 +199,15 @@ def write(fit: Fit) -> None:
             continue
         path = DEVICES / f"{k[0]}.yaml"
         text = re.sub(r"^sustained_fraction:.*\n", "", path.read_text(), flags=re.M)
-        text = re.sub(r"^(power:.*\n)", rf"\1sustained_fraction: {math.exp(x):.4g}\n", text, count=1, flags=re.M)
+        text = re.sub(
+            r"^(power:.*\n)", rf"\1sustained_fraction: {math.exp(x):.4g}\n", text, count=1, flags=re.M
+        )
         if "  sustained_fraction:" not in text:
-            text = text.replace("sources:\n", 'sources:\n  sustained_fraction: "fitted: published training steps, tools/fit_stacks.py"\n', 1)
+            text = text.replace(
+                "sources:\n",
+                'sources:\n  sustained_fraction: "fitted: published training steps, tools/fit_stacks.py"\n',
+                1,
+            )
         path.write_text(text)
 
 
@@ -212,7 +231,9 @@ def main() -> None:
             full = Fit(cases)
             for i, k in enumerate(full.keys):
                 full.x[i] = fit.x[fit.index[k]] if k in fit.index else full.prior[i]
-            errors = [abs(math.expm1(full.log_s(c, full.x) - math.log(c.row.step_time_derived or 1))) for c in left]
+            errors = [
+                abs(math.expm1(full.log_s(c, full.x) - math.log(c.row.step_time_derived or 1))) for c in left
+            ]
             print(f"left out {sorted(out)}: n {len(left)} median {statistics.median(errors):.3f}", flush=True)
         return
     fit = Fit(cases)

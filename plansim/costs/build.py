@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from plansim.costs.collectives import collective_s
-from plansim.costs.compression import EdgeTime, Network, Traffic, compressed_s, find_method
+from plansim.costs.compression import EdgeTime, Network, Traffic, compressed_s, find_method, rates_of
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.interference import interference
 from plansim.costs.host import host_step_costs
@@ -121,6 +121,15 @@ def step_inflation(layout: Layout) -> tuple[float, float]:
     return low, high
 
 
+def shards_each_pass(layout: Layout) -> bool:
+    """Return whether gradients are reduced (and ZeRO-3 parameters gathered) in every pass.
+
+    In a pipeline nothing is resharded between microbatches, and some stacks keep whole gradients until the last one.
+    """
+    p = layout.plan.parallel
+    return p.pp == 1 and (p.zero_stage == 3 or (p.zero_stage == 2 and layout.stack.reduce_each_microbatch))
+
+
 def straggler_factor(layout: Layout) -> float:
     """Return how much longer compute takes because a synchronous step waits for its slowest node."""
     return 1.0 + layout.stack.straggler_fraction * math.log2(layout.num_nodes)
@@ -132,7 +141,7 @@ def _chunk(layout: Layout, index: int) -> ChunkCosts:
     mode = layout.plan.recompute_of(stage)
     times = [(block_time(layout, b), b, n) for b, n in blocks.items()]
     factor = straggler_factor(layout)
-    zero_stage = layout.plan.parallel.zero_stage
+    sharded = shards_each_pass(layout)
     return ChunkCosts(
         forward=_sum((t.forward, n * factor) for t, _, n in times),
         backward_input=_sum((t.backward_input, n * factor) for t, _, n in times),
@@ -142,8 +151,8 @@ def _chunk(layout: Layout, index: int) -> ChunkCosts:
         send_backward_s=_send_s(layout, index - 1),
         activation_bytes=sum(n * kept_bytes(layout, b, mode) for b, n in blocks.items()),
         backward_extra_bytes=max((b.saved_bytes - kept_bytes(layout, b, mode) for b in blocks), default=0.0),
-        gathers_per_pass=_gathers(layout, index) if zero_stage == 3 else (),
-        reductions_per_pass=_reductions(layout, (index,)) if zero_stage >= 2 else (),
+        gathers_per_pass=_gathers(layout, index) if sharded and layout.plan.parallel.zero_stage == 3 else (),
+        reductions_per_pass=_reductions(layout, (index,)) if sharded else (),
     )
 
 
@@ -274,7 +283,8 @@ def _split(layout: Layout, axis: str, collective: str, nbytes: float, chunk: int
         return []
     overlaps = layout.plan.overlap.gradients and layout.stack.gradient_overlap
     count = min(MAX_BUCKETS, max(1, math.ceil(nbytes / layout.stack.bucket_bytes))) if overlaps else 1
-    return [_bucket(layout, axis, collective, nbytes / count, (i + 1) / count, chunk) for i in range(count)]
+    one = _bucket(layout, axis, collective, nbytes / count, 1.0, chunk)
+    return [*(replace(one, ready_fraction=(i + 1) / count) for i in range(count - 1)), one]
 
 
 def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: float, chunk: int) -> Bucket:
@@ -316,6 +326,7 @@ def _edge_s(
         fabric=layout.fabric,
         device=layout.profile.device,
         backend=layout.profile.backend,
+        rates=rates_of(layout.profile.device, layout.profile.calibration),
     )
     traffic = Traffic(num_elements=num_elements, element_bytes=element_bytes, matrix=_matrix(layout))
     return compressed_s(operation, method.method, traffic, network, method.options)
@@ -340,13 +351,13 @@ def _stage_end(layout: Layout, stage: int) -> StageEnd:
     p = layout.plan.parallel
     chunks = layout.chunks_of_stage[stage]
     gathers: list[Bucket] = []
-    if p.zero_stage in (1, 2):
+    if p.zero_stage in (1, 2) or (p.zero_stage == 3 and p.pp > 1):
         for chunk in chunks:
             dense, expert = _parameters(layout, (chunk,))
             gathers += _split(layout, "shard", "all_gather", dense * gather_bytes(layout), chunk)
             gathers += _split(layout, "edp", "all_gather", expert * gather_bytes(layout), chunk)
     return StageEnd(
-        reductions=_reductions(layout, chunks) if p.zero_stage <= 1 else (),
+        reductions=() if shards_each_pass(layout) else _reductions(layout, chunks),
         gathers=tuple(gathers),
         optimizer_s=optimizer_s(layout, stage),
         host_s=layout.stack.step_host_s,

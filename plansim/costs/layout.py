@@ -124,7 +124,9 @@ def _blocks(model: Model, shard: Shard) -> tuple[Block, ...]:
 
 
 @lru_cache(maxsize=65536)
-def _group(fabric: Fabric, axes: tuple[tuple[str, int], ...], axis: str, ep: int, zero_group: int | None) -> GroupShape:
+def _group(
+    fabric: Fabric, axes: tuple[tuple[str, int], ...], axis: str, ep: int, zero_group: int | None
+) -> GroupShape:
     names = [name for name, _ in axes]
     if axis in names:
         return group_shape(fabric, [n for _, n in axes], names.index(axis))
@@ -133,7 +135,13 @@ def _group(fabric: Fabric, axes: tuple[tuple[str, int], ...], axis: str, ep: int
         joined *= n if name in ("dp", "cp") else 1
     first = min(names.index("dp"), names.index("cp"))
     outer = [(name, n) for name, n in axes if name not in ("dp", "cp")]
-    inside = {"dp_cp": joined, "ep": ep, "edp": ep, "shard": zero_group or joined, "replica": zero_group or joined}[axis]
+    inside = {
+        "dp_cp": joined,
+        "ep": ep,
+        "edp": ep,
+        "shard": zero_group or joined,
+        "replica": zero_group or joined,
+    }[axis]
     split = [("inner", inside), ("outer", max(1, joined // inside))]
     merged = [*outer[:first], *split, *outer[first:]]
     which = first if axis in ("dp_cp", "ep", "shard") else first + 1

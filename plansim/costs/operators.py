@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plansim.costs.compute import attention_s, conv2d_s, grouped_matmul_s, matmul_s, memory_bound_s, recurrent_s
+from plansim.costs.compute import (
+    attention_s,
+    conv2d_s,
+    grouped_matmul_s,
+    matmul_s,
+    memory_bound_s,
+    recurrent_s,
+)
 from plansim.costs.step import Parts
 from plansim.workload.operators import (
     Attention,
@@ -89,13 +96,13 @@ def operator_s(op: Operator, how: Arithmetic) -> OperatorTime:
 def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
     """Y = X W: dX = dY W^T has shape (m, k) and depth n; dW = X^T dY has shape (k, n) and depth m.
 
-    Narrow types are quantised once, with their transpose: X in the forward pass, dY for the input gradient.
+    Narrow types: X is quantised by the kernel that makes it (norm, activation), dY in a pass of its own.
     """
     dtype = how.dtype if op.weight and op.name not in HEAD_PRODUCTS else how.wide
     if op.groups > 1:
         forward, input_, weight = _grouped(op, how, dtype)
     else:
-        forward = matmul_s(how.device, op.m, op.n, op.k, dtype=dtype, batch=op.batch)
+        forward = matmul_s(how.device, op.m, op.n, op.k, dtype=dtype, batch=op.batch, cast=False)
         input_ = matmul_s(how.device, op.m, op.k, op.n, dtype=dtype, batch=op.batch)
         weight = matmul_s(how.device, op.k, op.n, op.m, dtype=dtype, batch=op.batch, cast=False)
     fraction = how.product_fraction
@@ -105,7 +112,7 @@ def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
 def _grouped(op: Matmul, how: Arithmetic, dtype: str) -> tuple[float, float, float]:
     rows = [-(-op.m // op.groups // ROW_ALIGNMENT) * ROW_ALIGNMENT] * op.groups
     return (
-        grouped_matmul_s(how.device, rows, op.n, op.k, dtype=dtype),
+        grouped_matmul_s(how.device, rows, op.n, op.k, dtype=dtype, cast=False),
         grouped_matmul_s(how.device, rows, op.k, op.n, dtype=dtype),
         matmul_s(how.device, op.k, op.n, rows[0], dtype=dtype, batch=op.groups, cast=False),
     )
@@ -141,7 +148,9 @@ def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
     passes = how.stack.elementwise_passes
     return OperatorTime(
         forward_s=memory_bound_s(how.device, passes * op.forward_bytes, launches=op.launches),
-        input_s=memory_bound_s(how.device, passes * op.backward_bytes, launches=op.launches) if op.backward_bytes else 0.0,
+        input_s=memory_bound_s(how.device, passes * op.backward_bytes, launches=op.launches)
+        if op.backward_bytes
+        else 0.0,
     )
 
 
@@ -162,7 +171,9 @@ def _convolution(op: Convolution, how: Arithmetic) -> OperatorTime:
         )
         return seconds / how.product_fraction
 
-    return OperatorTime(forward_s=pass_s("forward"), input_s=pass_s("backward_input"), weight_s=pass_s("backward_weight"))
+    return OperatorTime(
+        forward_s=pass_s("forward"), input_s=pass_s("backward_input"), weight_s=pass_s("backward_weight")
+    )
 
 
 def _recurrent(op: Recurrent, how: Arithmetic) -> OperatorTime:
@@ -173,7 +184,9 @@ def _recurrent(op: Recurrent, how: Arithmetic) -> OperatorTime:
         )  # fmt: skip
         return seconds / how.product_fraction
 
-    return OperatorTime(forward_s=pass_s("forward"), input_s=pass_s("backward_input"), weight_s=pass_s("backward_weight"))
+    return OperatorTime(
+        forward_s=pass_s("forward"), input_s=pass_s("backward_input"), weight_s=pass_s("backward_weight")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +203,12 @@ class BlockTime:
 
 
 def block_s(
-    block: Block, how: Arithmetic, comm_s: Callable[[str, str, float], float], *, tp_overlap: bool = False
+    block: Block,
+    how: Arithmetic,
+    comm_s: Callable[[str, str, float], float],
+    keeps: Callable[[str], float],
+    *,
+    tp_overlap: bool = False,
 ) -> BlockTime:
     """Return the passes of one block.
 
@@ -198,6 +216,8 @@ def block_s(
     ----------
     comm_s : callable
         ``comm_s(axis, collective, nbytes)`` gives the seconds of one collective alone on the links.
+    keeps : callable
+        ``keeps(axis)`` gives the share of its speed that compute keeps beside a collective of that axis.
     tp_overlap : bool
         Tensor-parallel collectives are pipelined with the product beside them in chunks: only the first
         chunk (1/tp of the bytes) and what outlasts the product are exposed.
@@ -206,7 +226,7 @@ def block_s(
     times = [operator_s(op, how) for op in block.operators]
     for i, (op, time) in enumerate(zip(block.operators, times, strict=True)):
         if isinstance(op, Communication):
-            _add_communication(tally, block.operators, times, i, how, comm_s, tp_overlap)
+            _add_communication(tally, block.operators, times, i, how, comm_s, keeps, tp_overlap)
         else:
             tally.add(op, time)
     return tally.result(how.stack.operator_host_s)
@@ -263,6 +283,7 @@ def _add_communication(
     index: int,
     how: Arithmetic,
     comm_s: Callable[[str, str, float], float],
+    keeps: Callable[[str], float],
     tp_overlap: bool,
 ) -> None:
     op = operators[index]
@@ -277,17 +298,24 @@ def _add_communication(
             hide_forward, hide_backward = neighbour.forward_s, neighbour.input_s
         if entering and how.stack.tp_backward_overlap:
             hide_backward += neighbour.weight_s
-        forward, backward = _exposed(forward, hide_forward), _exposed(backward, hide_backward)
+        forward, backward = _exposed(forward, hide_forward, keeps("tp")), _exposed(backward, hide_backward, keeps("tp"))
     elif op.axis == "cp":
-        core = next((t for o, t in zip(operators, times, strict=True) if isinstance(o, Attention)), OperatorTime(forward_s=0.0))
-        forward, backward = _exposed(forward, core.forward_s), _exposed(backward, core.input_s)
+        core = next(
+            (t for o, t in zip(operators, times, strict=True) if isinstance(o, Attention)),
+            OperatorTime(forward_s=0.0),
+        )
+        forward, backward = _exposed(forward, core.forward_s, keeps("cp")), _exposed(backward, core.input_s, keeps("cp"))
+    elif op.axis == "ep":
+        forward, backward = ((1.0 - how.stack.expert_overlap) * s for s in (forward, backward))
     tally.put("forward", f"{op.axis}_s", forward)
     tally.put("input", f"{op.axis}_s", backward)
     tally.launches["forward"] += 1
     tally.launches["backward"] += 1
 
 
-def _neighbour(operators: tuple[Operator, ...], times: list[OperatorTime], index: int, step: int) -> OperatorTime:
+def _neighbour(
+    operators: tuple[Operator, ...], times: list[OperatorTime], index: int, step: int
+) -> OperatorTime:
     """Return the time of the nearest matrix product in one direction: the one whose input or output travels."""
     i = index + step
     while 0 <= i < len(operators):
@@ -297,9 +325,14 @@ def _neighbour(operators: tuple[Operator, ...], times: list[OperatorTime], index
     return OperatorTime(forward_s=0.0)
 
 
-def _exposed(comm_s: float, hiding_s: float, chunks: int = 8) -> float:
-    """Return what sticks out of a collective that runs in chunks beside `hiding_s` of compute."""
+def _exposed(comm_s: float, hiding_s: float, keeps: float, chunks: int = 8) -> float:
+    """Return what a collective in chunks beside `hiding_s` of compute adds to it.
+
+    The first chunk has nothing to hide behind, what outlasts the compute sticks out, and while both run the
+    compute keeps only the share `keeps` of its speed.
+    """
     if hiding_s <= 0.0:
         return comm_s
     first = comm_s / chunks
-    return first + max(0.0, comm_s - first - hiding_s)
+    hidden = min(comm_s - first, hiding_s / keeps)
+    return comm_s - hidden + hidden * (1.0 - keeps)

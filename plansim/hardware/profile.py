@@ -67,7 +67,9 @@ class NodeGroup:
 
     def __post_init__(self) -> None:
         if self.devices < 1 or self.count < 1:
-            raise ProfileError(f"a node group needs at least one node and one device, got {self.count} x {self.devices}")
+            raise ProfileError(
+                f"a node group needs at least one node and one device, got {self.count} x {self.devices}"
+            )
 
     @property
     def num_devices(self) -> int:

@@ -29,6 +29,10 @@ class Stack:
         Bytes that memory-bound operators really move over what perfect fusion would move.
     collective_efficiency : float
         Speed of collectives inside a step over their speed alone (late ranks, shared memory and channels).
+    expert_overlap : float
+        Share of the expert exchange that runs beside other compute (shared experts, neighbouring microbatches).
+    reduce_each_microbatch : bool
+        Sharded gradients (ZeRO-2 and 3 without a pipeline) are reduced after every microbatch.
     tp_backward_overlap : bool
         Column-parallel backward collectives run beside the weight-gradient product (Megatron).
     tp_overlap : bool
@@ -68,6 +72,8 @@ class Stack:
     attention_efficiency: float = 1.0
     elementwise_passes: float = 1.0
     collective_efficiency: float = 1.0
+    expert_overlap: float = 0.0
+    reduce_each_microbatch: bool = False
     tp_backward_overlap: bool = True
     tp_overlap: bool = False
     gradient_overlap: bool = True
@@ -94,7 +100,8 @@ class Stack:
 _TYPES = {"str": str, "float": float, "int": int, "bool": bool, "dict[str, str]": dict[str, str]}
 _DEFAULTS = Stack(name="")
 _FIELDS: dict[str, tuple[object, object]] = {
-    f.name: (_TYPES[str(f.type)], ... if f.name == "name" else getattr(_DEFAULTS, f.name)) for f in fields(Stack)
+    f.name: (_TYPES[str(f.type)], ... if f.name == "name" else getattr(_DEFAULTS, f.name))
+    for f in fields(Stack)
 }
 StackFile: type[Schema] = create_model(  # type: ignore[call-overload]  # the fields are those of the record
     "StackFile", __base__=Schema, schema_=(int, Field(alias="schema", ge=1, le=1)), **_FIELDS

@@ -51,6 +51,9 @@ MODEL_ALIASES: tuple[tuple[str, str], ...] = (
 )
 """Names that tables use -> built-in models, for what a table has no columns for (experts, latent attention, convolutions)."""
 
+PACKED_SAMPLE = 512
+"""Tokens of one sample in packed fine-tuning data: assumed."""
+
 LLAMA_LIKE = ("llama", "qwen", "gemma", "mistral", "internlm", "palm", "nemotron")
 
 
@@ -106,14 +109,21 @@ def _case(row: Row) -> Case:
     notes += link_notes
     if not row.gbs and row.step_time_derived is None and row.peak_mem_gib:
         share = (row.mbs or 1) * max(1, row.pp or 1)
-        row = replace(row, gbs=share * (row.dp or row.n_devices // ((row.tp or 1) * (row.pp or 1) * (row.cp or 1)) or 1))
-        notes.append(f"global batch not stated: {row.gbs} (a microbatch for every stage) assumed, memory alone is compared")
+        row = replace(
+            row, gbs=share * (row.dp or row.n_devices // ((row.tp or 1) * (row.pp or 1) * (row.cp or 1)) or 1)
+        )
+        notes.append(
+            f"global batch not stated: {row.gbs} (a microbatch for every stage) assumed, memory alone is compared"
+        )
     if not row.gbs:
         raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
     plan, plan_notes, known = _plan(row, model, stack, device)
     if row.workload == "layer-microbenchmark":
         model = replace(model, vocab=0)
         notes.append("one layer alone: embedding, head and optimizer left out")
+    if row.workload == "sft":
+        model = replace(model, window=PACKED_SAMPLE)
+        notes.append(f"fine-tuning on packed samples: attention within {PACKED_SAMPLE} tokens assumed")
     if row.workload == "lora":
         notes.append("LoRA: weight gradients and optimizer of the frozen weights left out")
     return Case(
@@ -217,7 +227,8 @@ def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, l
     vp = _virtual(row, model, pp, notes)
     dtype = DTYPES.get(row.dtype.lower(), row.dtype)
     if not row.dtype:
-        notes.append("data type not stated: bf16 assumed")
+        dtype = "fp8" if "mlperf" in row.source.lower() and "fp8" in device.peak_flop_per_s else "bf16"
+        notes.append(f"data type not stated: {dtype} assumed")
     plan = Plan(
         model=row.model,
         profile=row.device,
@@ -255,12 +266,16 @@ def _sequence_parallel(row: Row, stack: Stack, tp: int, notes: list[str]) -> boo
     return assumed
 
 
-def _batch(row: Row, dp: int, tp: int, pp: int, cp: int, known: bool, notes: list[str]) -> tuple[int, int, int]:
+def _batch(
+    row: Row, dp: int, tp: int, pp: int, cp: int, known: bool, notes: list[str]
+) -> tuple[int, int, int]:
     """Return data-parallel degree, microbatch and global batch that divide one another."""
     assert row.gbs  # noqa: S101  # the caller checked
     batch = row.gbs
     if batch < dp and known:
-        raise Unpredictable(f"global batch {batch} is smaller than dp {dp} (devices / (tp {tp} x pp {pp} x cp {cp}))")
+        raise Unpredictable(
+            f"global batch {batch} is smaller than dp {dp} (devices / (tp {tp} x pp {pp} x cp {cp}))"
+        )
     if batch % dp:
         batch = max(dp, round(batch / dp) * dp)
         notes.append(f"global batch {row.gbs} does not divide by dp {dp}: {batch} predicted, time scaled")
@@ -280,15 +295,22 @@ def _flash(row: Row, stack: Stack, device: Device, notes: list[str]) -> bool:
         return False
     if text:
         return True
-    old = stack.name in ("megatron-lm", "megatron-deepspeed") or device.architecture.lower() in ("volta", "turing", "pascal")
+    old = stack.name in ("megatron-lm", "megatron-deepspeed") or device.architecture.lower() in (
+        "volta",
+        "turing",
+        "pascal",
+    )
     notes.append(f"attention kernel not stated: {'unfused' if old else 'flash'} assumed")
     return not old
 
 
 def _virtual(row: Row, model: Model, pp: int, notes: list[str]) -> int:
-    vp = row.vp or 1
     if pp == 1:
         return 1
+    vp = row.vp or 1
+    if not row.vp and "interleaved" in row.schedule.lower():
+        vp = max(1, (model.layers + 2) // pp)
+        notes.append(f"interleaved, virtual stages not stated: {vp} assumed (one layer each)")
     if pp * vp > model.layers + 2:
         raise Unpredictable(f"{model.layers} layers do not fill pp {pp} x vp {vp} chunks")
     return vp
@@ -303,11 +325,18 @@ def _experts(row: Row, model: Model, ranks: int, notes: list[str]) -> int:
     while ep > 1 and (ranks % ep or model.moe.experts % ep):
         ep -= 1
     if row.ep and ep != row.ep:
-        notes.append(f"ep {row.ep} does not divide dp x cp {ranks} (experts also use the tensor axis there): {ep} predicted")
+        notes.append(
+            f"ep {row.ep} does not divide dp x cp {ranks} (experts also use the tensor axis there): {ep} predicted"
+        )
     return ep
 
 
-SCHEDULES = {"1f1b-interleaved": "interleaved", "interleaved": "interleaved", "gpipe": "gpipe", "dualpipe": "dualpipev"}
+SCHEDULES = {
+    "1f1b-interleaved": "interleaved",
+    "interleaved": "interleaved",
+    "gpipe": "gpipe",
+    "dualpipe": "dualpipev",
+}
 
 
 def _schedule(row: Row, vp: int, num_microbatches: int, pp: int, notes: list[str]) -> str:

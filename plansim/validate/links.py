@@ -11,8 +11,21 @@ from plansim.hardware.fabric import FabricLevel
 from plansim.hardware.profile import NodeGroup, Profile
 from plansim.hardware.transport import transport as find_transport
 
-NVLINK = {"volta": "nvlink2", "ampere": "nvlink3", "hopper": "nvlink4", "blackwell": "nvlink5", "pascal": "nvlink2"}
-NODE_GBIT = {"volta": 800.0, "ampere": 1600.0, "hopper": 3200.0, "blackwell": 3200.0, "ada": 400.0, "pascal": 100.0}
+NVLINK = {
+    "volta": "nvlink2",
+    "ampere": "nvlink3",
+    "hopper": "nvlink4",
+    "blackwell": "nvlink5",
+    "pascal": "nvlink2",
+}
+NODE_GBIT = {
+    "volta": 800.0,
+    "ampere": 1600.0,
+    "hopper": 3200.0,
+    "blackwell": 3200.0,
+    "ada": 400.0,
+    "pascal": 100.0,
+}
 """Usual network of one eight-device node by generation, Gbit/s (DGX-1V 4x100 and DGX-2 8x100, DGX A100 8x200, DGX H100 8x400)."""
 
 DEFAULT_NODE_GBIT = 1600.0
@@ -27,7 +40,9 @@ DCN_GBIT_PER_HOST = 100.0
 
 
 @lru_cache(maxsize=4096)
-def cluster(device: Device, n_devices: int, per_node: int | None, intra: str, inter: str) -> tuple[Profile, tuple[str, ...]]:
+def cluster(
+    device: Device, n_devices: int, per_node: int | None, intra: str, inter: str
+) -> tuple[Profile, tuple[str, ...]]:
     """Return a profile of `n_devices` and the assumptions made for it."""
     if device.kind == "tpu":
         return _tpu(device, n_devices, inter)
@@ -48,7 +63,15 @@ def cluster(device: Device, n_devices: int, per_node: int | None, intra: str, in
 
 
 def _profile(device: Device, per_node: int, nodes: int, levels: tuple[FabricLevel, ...]) -> Profile:
-    backend = "ici" if device.kind == "tpu" else "gloo" if device.kind == "cpu" else "rccl" if device.vendor.lower() == "amd" else "nccl"
+    backend = (
+        "ici"
+        if device.kind == "tpu"
+        else "gloo"
+        if device.kind == "cpu"
+        else "rccl"
+        if device.vendor.lower() == "amd"
+        else "nccl"
+    )
     return Profile(
         name=f"{device.id}-{per_node * nodes}",
         groups=(NodeGroup(device=device, devices=per_node, count=nodes),),
@@ -72,14 +95,28 @@ def _inside(device: Device, unit: int, intra: str) -> FabricLevel:
         generation = re.search(r"pcie\s*(\d)", intra, re.IGNORECASE)
         transport = f"pcie{generation[1]}" if generation else "pcie4"
         speed = device.pcie_bytes_per_s or 16e9
-        return FabricLevel(name="pcie", kind="switch", group=unit, bandwidth_bytes_per_s=speed, latency_s=PCIE_LATENCY_S, transport=transport if transport in ("pcie3", "pcie4", "pcie5") else "pcie4")
+        return FabricLevel(
+            name="pcie",
+            kind="switch",
+            group=unit,
+            bandwidth_bytes_per_s=speed,
+            latency_s=PCIE_LATENCY_S,
+            transport=transport if transport in ("pcie3", "pcie4", "pcie5") else "pcie4",
+        )
     if device.vendor.lower() == "nvidia":
         transport = next((t for key, t in NVLINK.items() if key in architecture), "nvlink4")
         return FabricLevel(
             name="nvlink", kind="switch", group=unit, bandwidth_bytes_per_s=per_direction, latency_s=NVLINK_LATENCY_S,
             transport=transport, in_network_reduction=transport in ("nvlink4", "nvlink5"),
         )  # fmt: skip
-    return FabricLevel(name="scale-up", kind="switch", group=unit, bandwidth_bytes_per_s=per_direction, latency_s=NVLINK_LATENCY_S, transport="xgmi")
+    return FabricLevel(
+        name="scale-up",
+        kind="switch",
+        group=unit,
+        bandwidth_bytes_per_s=per_direction,
+        latency_s=NVLINK_LATENCY_S,
+        transport="xgmi",
+    )
 
 
 def _between(device: Device, per_node: int, unit: int, inter: str) -> tuple[FabricLevel, str | None]:
@@ -128,7 +165,11 @@ def network(inter: str, device: Device, per_node: int) -> tuple[int, float, str 
     generation = next((g for g in NODE_GBIT if g in device.architecture.lower()), None)
     gbit = NODE_GBIT.get(generation or "", DEFAULT_NODE_GBIT) * per_node / 8
     per_rail = gbit / per_node / 8 * 1e9
-    return per_node, per_rail, f"network not stated: {per_node} x {gbit / per_node:.0f} Gbit/s per node assumed"
+    return (
+        per_node,
+        per_rail,
+        f"network not stated: {per_node} x {gbit / per_node:.0f} Gbit/s per node assumed",
+    )
 
 
 def _tpu(device: Device, n_devices: int, inter: str) -> tuple[Profile, tuple[str, ...]]:
@@ -149,7 +190,16 @@ def _tpu(device: Device, n_devices: int, inter: str) -> tuple[Profile, tuple[str
     notes: tuple[str, ...] = ()
     per_node = min(4, n_devices)
     if n_devices > pod:
-        levels.append(FabricLevel(name="dcn", kind="fat-tree", rails=1, bandwidth_bytes_per_s=DCN_GBIT_PER_HOST / 8 * 1e9, latency_s=50e-6, transport="dcn"))
+        levels.append(
+            FabricLevel(
+                name="dcn",
+                kind="fat-tree",
+                rails=1,
+                bandwidth_bytes_per_s=DCN_GBIT_PER_HOST / 8 * 1e9,
+                latency_s=50e-6,
+                transport="dcn",
+            )
+        )
         notes = (f"data-centre network not stated: {DCN_GBIT_PER_HOST:.0f} Gbit/s per host assumed",)
     return _profile(device, per_node, -(-n_devices // per_node), tuple(levels)), notes
 
@@ -164,7 +214,7 @@ def torus_dims(n: int, rank: int) -> tuple[int, ...]:
     """
     if rank == 1:
         return (n,)
-    side = max(d for d in range(1, round(n ** (1 / rank)) + 2) if n % d == 0 and d ** rank <= n * (1 + 1e-9))
+    side = max(d for d in range(1, round(n ** (1 / rank)) + 2) if n % d == 0 and d**rank <= n * (1 + 1e-9))
     rest = torus_dims(n // side, rank - 1)
     assert math.prod((side, *rest)) == n  # noqa: S101  # side divides n
     return (side, *rest)

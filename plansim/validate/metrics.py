@@ -37,7 +37,11 @@ def summary(pairs: Sequence[Pair], skipped: int, tau: float | None = None) -> di
     """Return the error summary of the file contract; every figure is None without a pair."""
     base: dict[str, Any] = {"n": len(pairs), "skipped": skipped}
     if not pairs:
-        return base | dict.fromkeys(("median_ape", "p90_ape", "mean_ape", "bias", "interval_coverage")) | {"kendall_tau": tau}
+        return (
+            base
+            | dict.fromkeys(("median_ape", "p90_ape", "mean_ape", "bias", "interval_coverage"))
+            | {"kendall_tau": tau}
+        )
     apes = [abs(p.error) for p in pairs]
     inside = sum(p.low_s <= p.measured_s <= p.high_s for p in pairs)
     return base | {
@@ -61,7 +65,10 @@ def kendall_tau(pairs: Sequence[Pair], tie: float = 0.0) -> float | None:
     agree = total = 0
     for i, a in enumerate(pairs):
         for b in pairs[i + 1 :]:
-            if abs(a.measured_s - b.measured_s) <= tie * min(a.measured_s, b.measured_s) or a.measured_s == b.measured_s:
+            if (
+                abs(a.measured_s - b.measured_s) <= tie * min(a.measured_s, b.measured_s)
+                or a.measured_s == b.measured_s
+            ):
                 continue
             total += 1
             product = (a.predicted_s - b.predicted_s) * (a.measured_s - b.measured_s)

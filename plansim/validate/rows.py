@@ -15,7 +15,8 @@ from plansim.errors import InputError, nearest
 from plansim.files import read_text
 
 MAX_TABLE_BYTES = 512 * 2**20
-BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "unknown", "-"})
+BLANK = frozenset({"", "nan", "na", "n/a", "null", "unknown", "-"})
+"""Cells that say nothing. ``none`` is an answer in a column of words (recompute), not in one of numbers."""
 REQUIRED = ("model", "n_devices", "device", "gbs")
 """Columns without which no row can be predicted."""
 
@@ -124,7 +125,7 @@ def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[Row]:
             errors.append(f"{path}:{reader.line_num}: more cells than the header has columns")
         for column, kind in KINDS.items():
             text = (cells.get(column) or "").strip()
-            if text.lower() in BLANK:
+            if text.lower() in BLANK or (kind is not str and text.lower() == "none"):
                 continue
             try:
                 values[column] = text if kind is str else _number(text, kind)

@@ -9,11 +9,12 @@ from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory
 from plansim.errors import PlansimError
 from plansim.plan.model import Plan
+from plansim.results import StageMemory
 from plansim.simulate.predict import predict_layout
 from plansim.validate.assume import Case
 
 RECOMPUTE = ("none", "selective", "full")
-DEGREES = (1, 2, 4, 8, 16)
+DEGREES = (1, 2, 4, 8, 16, 32)
 MICROBATCHES = (1, 2, 4)
 TUNED_ALLOWANCE = 1.35
 """Memory over the limit that tuned recipes save by means no table states (offload, recomputed norms and activations)."""
@@ -31,7 +32,11 @@ def settled(case: Case) -> Case:
     mode = _least_recompute(case)
     if mode == case.plan.recompute:
         return _noted(case, case.plan, f"recomputation not stated: {mode} assumed")
-    return _noted(case, replace(case.plan, recompute=mode), f"recomputation not stated: {mode} assumed (the least that fits)")
+    return _noted(
+        case,
+        replace(case.plan, recompute=mode),
+        f"recomputation not stated: {mode} assumed (the least that fits)",
+    )
 
 
 def _least_recompute(case: Case) -> str:
@@ -48,7 +53,12 @@ def _fits(case: Case, plan: Plan, allowance: float = 1.0) -> bool:
     layout = Layout.of(case.model, case.profile, plan, case.stack)
     limit = memory_limit_bytes(layout) * allowance
     stages = {0, plan.parallel.pp - 1}
-    return all(stage_memory(layout, s).total_bytes <= limit for s in stages)
+    return all(_needed_bytes(stage_memory(layout, s), case.work) <= limit for s in stages)
+
+
+def _needed_bytes(memory: StageMemory, work: str) -> float:
+    """Return what a device must hold; frozen weights have neither gradients nor optimizer state."""
+    return memory.total_bytes - (memory.gradients + memory.optimizer if work == "lora" else 0.0)
 
 
 def _with_layout(case: Case) -> Case:
@@ -98,11 +108,16 @@ def _candidates(case: Case) -> Iterator[Plan]:
             continue
         for zero in zeros:
             for microbatch in MICROBATCHES if not row.mbs else (row.mbs,):
-                if (batch // dp) % microbatch:
+                if (batch // dp) % microbatch or batch // dp // microbatch < pp:
                     continue
                 parallel = replace(
                     base, tp=tp, pp=pp, cp=cp, dp=dp, zero_stage=zero, microbatch=microbatch, virtual_stages=1,
                     schedule="1f1b", sequence_parallel=tp > 1, ep=min(base.ep, dp * cp),
                 )  # fmt: skip
                 for mode in modes:
-                    yield replace(case.plan, parallel=parallel, recompute=mode, job=replace(case.plan.job, global_batch=batch))
+                    yield replace(
+                        case.plan,
+                        parallel=parallel,
+                        recompute=mode,
+                        job=replace(case.plan.job, global_batch=batch),
+                    )

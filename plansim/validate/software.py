@@ -15,7 +15,10 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"amp \(neurips|deepspeed|bmtrain|internevo|zero-infinity", "deepspeed"),
     (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale", "megatron-lm"),
     (r"deeplearningexamples|nanogpt|horovod|pytorch ddp", "pytorch-ddp"),
-    (r"megatron|nemo|dgxc|mlperf|simumax|transformer engine|gpu-recipes|llama 3 paper|nemotron", "megatron-core"),
+    (
+        r"megatron|nemo|dgxc|mlperf|simumax|transformer engine|gpu-recipes|llama 3 paper|nemotron",
+        "megatron-core",
+    ),
 )
 """Words in a row's source -> stack; the first that matches counts."""
 

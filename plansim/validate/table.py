@@ -88,15 +88,22 @@ class TableResult:
             "table": self.table,
             "rows": [r.to_json() for r in self.rows],
             "summary": {
-                "all": self.summary(self.rows) | {"ranking": self.ranking(), "memory": memory_summary(self.rows)},
-                "by_source": {k: self.summary(v) for k, v in self.grouped(lambda r: r.source or "not stated").items()},
-                "by_device": {k: self.summary(v) for k, v in self.grouped(lambda r: r.device or "not stated").items()},
+                "all": self.summary(self.rows)
+                | {"ranking": self.ranking(), "memory": memory_summary(self.rows)},
+                "by_source": {
+                    k: self.summary(v) for k, v in self.grouped(lambda r: r.source or "not stated").items()
+                },
+                "by_device": {
+                    k: self.summary(v) for k, v in self.grouped(lambda r: r.device or "not stated").items()
+                },
             },
         }
 
     def summary(self, rows: Sequence[RowResult]) -> dict[str, Any]:
         """Return the errors of some rows; tau is taken inside groups that share model, devices and batch."""
-        taus = [(t, len(g)) for g in rivals(rows) if (t := kendall_tau([r.pair for r in g if r.pair])) is not None]
+        taus = [
+            (t, len(g)) for g in rivals(rows) if (t := kendall_tau([r.pair for r in g if r.pair])) is not None
+        ]
         weight = sum(n for _, n in taus)
         tau = sum(t * n for t, n in taus) / weight if weight else None
         return summary(self.pairs(rows), sum(r.skipped is not None for r in rows), tau)
@@ -179,4 +186,6 @@ def predict_case(case: Case) -> RowResult:
     layout = Layout.of(case.model, case.profile, case.plan, case.stack)
     prediction = predict_layout(layout, work=case.work)
     scale = (case.row.gbs or case.plan.job.global_batch) / case.plan.job.global_batch
-    return RowResult(row=case.row, case=case, prediction=prediction, assumptions=case.assumptions, scale=scale)
+    return RowResult(
+        row=case.row, case=case, prediction=prediction, assumptions=case.assumptions, scale=scale
+    )

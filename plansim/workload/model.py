@@ -99,14 +99,20 @@ class Model:
             if getattr(self, name) < 1:
                 raise InputError(f"model {self.name}: {name} must be at least 1, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
-            raise InputError(f"model {self.name}: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+            raise InputError(
+                f"model {self.name}: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
+            )
         if not self.head_dim:
             if self.hidden % self.heads and self.family in ATTENTION_FAMILIES:
-                raise InputError(f"model {self.name}: hidden {self.hidden} is not a multiple of heads {self.heads}")
+                raise InputError(
+                    f"model {self.name}: hidden {self.hidden} is not a multiple of heads {self.heads}"
+                )
             object.__setattr__(self, "head_dim", max(1, self.hidden // self.heads))
 
     def __hash__(self) -> int:
-        return hash((self.name, self.family, self.layers, self.hidden, self.ffn, self.heads, self.vocab, self.seq_len))
+        return hash(
+            (self.name, self.family, self.layers, self.hidden, self.ffn, self.heads, self.vocab, self.seq_len)
+        )
 
 
 ATTENTION_FAMILIES = ("gpt", "llama", "moe", "bert", "vit")

@@ -19,7 +19,16 @@ class Cnn:
     """A convolutional classifier; a sample is one image."""
 
     name: str = "cnn"
-    keys: tuple[str, ...] = ("image_size", "channels", "classes", "stages", "widths", "block", "stem", "dense")
+    keys: tuple[str, ...] = (
+        "image_size",
+        "channels",
+        "classes",
+        "stages",
+        "widths",
+        "block",
+        "stem",
+        "dense",
+    )
 
     def blocks(self, model: Model, shard: Shard) -> tuple[Block, ...]:
         """Return stem, residual (or plain) blocks and classifier."""
@@ -31,8 +40,18 @@ class Cnn:
             conv = _conv("stem", shard, channels, stem, size, kernel=7, stride=2)
             size, channels = size // 4, stem
             pool = 2 * _activation(shard, stem, size * 2)
-            made.append(_block("embedding", (*conv, Elementwise(name="pool", forward_bytes=pool, backward_bytes=pool)), shard, channels, size))
-        for stage, (count, width) in enumerate(zip(o.get("stages", (3, 4, 6, 3)), o.get("widths", (256, 512, 1024, 2048)), strict=True)):
+            made.append(
+                _block(
+                    "embedding",
+                    (*conv, Elementwise(name="pool", forward_bytes=pool, backward_bytes=pool)),
+                    shard,
+                    channels,
+                    size,
+                )
+            )
+        for stage, (count, width) in enumerate(
+            zip(o.get("stages", (3, 4, 6, 3)), o.get("widths", (256, 512, 1024, 2048)), strict=True)
+        ):
             for i in range(int(count)):
                 stride = 2 if i == 0 and (stage > 0 or not stem) and kind != "plain" else 1
                 made.append(_residual(kind, shard, channels, int(width), size, stride))
@@ -61,12 +80,31 @@ def _residual(kind: str, shard: Shard, cin: int, cout: int, size: int, stride: i
     return _block("layer", tuple(ops), shard, cout, size // stride)
 
 
-def _conv(name: str, shard: Shard, cin: int, cout: int, size: int, *, kernel: int, stride: int = 1) -> tuple[Operator, ...]:
+def _conv(
+    name: str, shard: Shard, cin: int, cout: int, size: int, *, kernel: int, stride: int = 1
+) -> tuple[Operator, ...]:
     """Return convolution, batch norm and ReLU; each keeps its input."""
     out = _activation(shard, cout, size // stride)
     return (
-        Convolution(name=name, batch=shard.microbatch, in_channels=cin, out_channels=cout, height=size, width=size, kernel=kernel, stride=stride, saved_bytes=_activation(shard, cin, size)),
-        Elementwise(name="batch_norm_relu", forward_bytes=5 * out, backward_bytes=7 * out, launches=2, saved_bytes=out, parameters=2 * cout),
+        Convolution(
+            name=name,
+            batch=shard.microbatch,
+            in_channels=cin,
+            out_channels=cout,
+            height=size,
+            width=size,
+            kernel=kernel,
+            stride=stride,
+            saved_bytes=_activation(shard, cin, size),
+        ),
+        Elementwise(
+            name="batch_norm_relu",
+            forward_bytes=5 * out,
+            backward_bytes=7 * out,
+            launches=2,
+            saved_bytes=out,
+            parameters=2 * cout,
+        ),
     )
 
 
@@ -81,7 +119,14 @@ def _classifier(model: Model, shard: Shard, channels: int, size: int) -> Block:
         ops.append(Elementwise(name="global_pool", forward_bytes=pooled, backward_bytes=pooled))
     for k, n in zip(widths[:-1], widths[1:], strict=True):
         ops.append(Matmul(name="dense", m=rows, n=n, k=k, saved_bytes=e * rows * k))
-        ops.append(Elementwise(name="dense_bias", forward_bytes=2 * e * rows * n, backward_bytes=2 * e * rows * n, parameters=n))
+        ops.append(
+            Elementwise(
+                name="dense_bias",
+                forward_bytes=2 * e * rows * n,
+                backward_bytes=2 * e * rows * n,
+                parameters=n,
+            )
+        )
     return block("head", tuple(ops), 0.0)
 
 

@@ -15,7 +15,16 @@ class Decoder:
     """A stack of attention + MLP (or expert) layers between an embedding and a language-model head."""
 
     name: str
-    keys: tuple[str, ...] = ("experts", "top_k", "moe_ffn", "shared_ffn", "dense_layers", "moe_every", "window", "mla")
+    keys: tuple[str, ...] = (
+        "experts",
+        "top_k",
+        "moe_ffn",
+        "shared_ffn",
+        "dense_layers",
+        "moe_every",
+        "window",
+        "mla",
+    )
 
     def blocks(self, model: Model, shard: Shard) -> tuple[Block, ...]:
         """Return embedding, layers and head."""
@@ -27,8 +36,16 @@ class Decoder:
         return (block("embedding", pieces.embedding(model, shard), boundary), *layers, _head(model, shard))
 
     def _layer(self, model: Model, shard: Shard, kind: str, boundary: float) -> Block:
-        second = pieces.experts(model, model.moe, shard) if kind == "moe_layer" and model.moe else pieces.mlp(model, shard)
-        biases = (bias_elements(model, shard, (model.head_dim * (model.heads + 2 * model.kv_heads),)),) if model.bias else ()
+        second = (
+            pieces.experts(model, model.moe, shard)
+            if kind == "moe_layer" and model.moe
+            else pieces.mlp(model, shard)
+        )
+        biases = (
+            (bias_elements(model, shard, (model.head_dim * (model.heads + 2 * model.kv_heads),)),)
+            if model.bias
+            else ()
+        )
         return block(kind, (*pieces.attention(model, shard), *second, *biases), boundary)
 
 
@@ -37,7 +54,12 @@ def layer_kinds(model: Model) -> tuple[str, ...]:
     moe = model.moe
     if moe is None:
         return ("layer",) * model.layers
-    return tuple("moe_layer" if i >= moe.dense_layers and (i - moe.dense_layers) % moe.every == moe.every - 1 else "layer" for i in range(model.layers))
+    return tuple(
+        "moe_layer"
+        if i >= moe.dense_layers and (i - moe.dense_layers) % moe.every == moe.every - 1
+        else "layer"
+        for i in range(model.layers)
+    )
 
 
 def _head(model: Model, shard: Shard) -> Block:

@@ -11,8 +11,16 @@ from plansim.workload.operators import Block, Elementwise, Matmul, Operator, Sha
 
 
 def _layer(model: Model, shard: Shard) -> Block:
-    biases = (bias_elements(model, shard, (model.head_dim * (model.heads + 2 * model.kv_heads),)),) if model.bias else ()
-    return block("layer", (*pieces.attention(model, shard), *pieces.mlp(model, shard), *biases), hidden_bytes(model, shard))
+    biases = (
+        (bias_elements(model, shard, (model.head_dim * (model.heads + 2 * model.kv_heads),)),)
+        if model.bias
+        else ()
+    )
+    return block(
+        "layer",
+        (*pieces.attention(model, shard), *pieces.mlp(model, shard), *biases),
+        hidden_bytes(model, shard),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,11 @@ class Bert:
         """Return embedding, layers and head."""
         layer = _layer(model, shard)
         return (
-            block("embedding", (*pieces.embedding(model, shard), pieces.norm(model, shard, "embedding_norm")), hidden_bytes(model, shard)),
+            block(
+                "embedding",
+                (*pieces.embedding(model, shard), pieces.norm(model, shard, "embedding_norm")),
+                hidden_bytes(model, shard),
+            ),
             *(layer,) * model.layers,
             block("head", self._head(model, shard), 0.0),
         )
@@ -40,10 +52,32 @@ class Bert:
         logits = float(rows * outputs)
         e = shard.element_bytes
         return (
-            Matmul(name="transform", m=rows, n=model.hidden, k=model.hidden, saved_bytes=e * rows * model.hidden),
-            Elementwise(name="transform_norm", forward_bytes=4 * e * rows * model.hidden, backward_bytes=6 * e * rows * model.hidden, launches=2, saved_bytes=2 * e * rows * model.hidden, parameters=2 * model.hidden),
-            Matmul(name="lm_head", m=rows, n=outputs, k=model.hidden, weight=not model.tied_embeddings, saved_bytes=e * rows * model.hidden),
-            Elementwise(name="loss", forward_bytes=logits * (2 * e + 12), backward_bytes=logits * (e + 4), launches=6, saved_bytes=4 * logits),
+            Matmul(
+                name="transform", m=rows, n=model.hidden, k=model.hidden, saved_bytes=e * rows * model.hidden
+            ),
+            Elementwise(
+                name="transform_norm",
+                forward_bytes=4 * e * rows * model.hidden,
+                backward_bytes=6 * e * rows * model.hidden,
+                launches=2,
+                saved_bytes=2 * e * rows * model.hidden,
+                parameters=2 * model.hidden,
+            ),
+            Matmul(
+                name="lm_head",
+                m=rows,
+                n=outputs,
+                k=model.hidden,
+                weight=not model.tied_embeddings,
+                saved_bytes=e * rows * model.hidden,
+            ),
+            Elementwise(
+                name="loss",
+                forward_bytes=logits * (2 * e + 12),
+                backward_bytes=logits * (e + 4),
+                launches=6,
+                saved_bytes=4 * logits,
+            ),
         )
 
 
@@ -61,13 +95,37 @@ class ViT:
         boundary = hidden_bytes(model, shard)
         layer = _layer(model, shard)
         pixels = channels * patch * patch
-        embed = Matmul(name="patches", m=shard.tokens, n=model.hidden, k=pixels, saved_bytes=shard.element_bytes * shard.tokens * pixels)
-        add = Elementwise(name="positions", forward_bytes=3 * boundary, backward_bytes=2 * boundary, parameters=(model.seq_len + 1) * model.hidden)
+        embed = Matmul(
+            name="patches",
+            m=shard.tokens,
+            n=model.hidden,
+            k=pixels,
+            saved_bytes=shard.element_bytes * shard.tokens * pixels,
+        )
+        add = Elementwise(
+            name="positions",
+            forward_bytes=3 * boundary,
+            backward_bytes=2 * boundary,
+            parameters=(model.seq_len + 1) * model.hidden,
+        )
         rows, classes = shard.microbatch, int(options.get("classes", 1000))
         return (
             block("embedding", (embed, add), boundary),
             *(layer,) * model.layers,
-            block("head", (pieces.norm(model, shard, "final_norm"), Matmul(name="classifier", m=rows, n=classes, k=model.hidden, saved_bytes=shard.element_bytes * rows * model.hidden)), 0.0),
+            block(
+                "head",
+                (
+                    pieces.norm(model, shard, "final_norm"),
+                    Matmul(
+                        name="classifier",
+                        m=rows,
+                        n=classes,
+                        k=model.hidden,
+                        saved_bytes=shard.element_bytes * rows * model.hidden,
+                    ),
+                ),
+                0.0,
+            ),
         )
 
 

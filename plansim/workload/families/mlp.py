@@ -30,9 +30,20 @@ class Mlp:
         column = index % 2 == 0
         n_local, k_local = (-(-n // shard.tp), k) if column else (n, -(-k // shard.tp))
         saved = e * rows * k_local
-        ops: list[Operator] = [Matmul(name=f"dense_{'in' if index == 0 else 'x'}", m=rows, n=n_local, k=k_local, saved_bytes=saved)]
+        ops: list[Operator] = [
+            Matmul(
+                name=f"dense_{'in' if index == 0 else 'x'}", m=rows, n=n_local, k=k_local, saved_bytes=saved
+            )
+        ]
         moved = e * rows * n_local
-        ops.append(Elementwise(name="bias_relu" if relu else "bias_loss", forward_bytes=2 * moved, backward_bytes=2 * moved, parameters=n_local))
+        ops.append(
+            Elementwise(
+                name="bias_relu" if relu else "bias_loss",
+                forward_bytes=2 * moved,
+                backward_bytes=2 * moved,
+                parameters=n_local,
+            )
+        )
         ops.extend(_boundary_collectives(column, e * rows * n, e * rows * k, shard))
         kind = "embedding" if index == 0 else "layer" if relu else "head"
         return block(kind, tuple(ops), e * rows * n)
@@ -44,8 +55,14 @@ def _boundary_collectives(column: bool, out_bytes: float, in_bytes: float, shard
     if shard.tp == 1:
         return []
     if column:
-        return [Communication(name="dense_in", axis="tp", collective="none", nbytes=in_bytes, backward="all_reduce")]
-    return [Communication(name="dense_out", axis="tp", collective="all_reduce", nbytes=out_bytes, backward=None)]
+        return [
+            Communication(
+                name="dense_in", axis="tp", collective="none", nbytes=in_bytes, backward="all_reduce"
+            )
+        ]
+    return [
+        Communication(name="dense_out", axis="tp", collective="all_reduce", nbytes=out_bytes, backward=None)
+    ]
 
 
 MLP = Mlp()

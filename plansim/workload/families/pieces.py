@@ -22,7 +22,9 @@ def norm(model: Model, shard: Shard, name: str) -> Elementwise:
     """Return a normalisation: reads and writes the hidden state, keeps its input."""
     nbytes = shard.element_bytes * sharded_tokens(shard) * model.hidden
     weights = model.hidden * (2 if model.norm == "layernorm" else 1)
-    return Elementwise(name=name, forward_bytes=2 * nbytes, backward_bytes=4 * nbytes, saved_bytes=nbytes, parameters=weights)
+    return Elementwise(
+        name=name, forward_bytes=2 * nbytes, backward_bytes=4 * nbytes, saved_bytes=nbytes, parameters=weights
+    )
 
 
 def residual(model: Model, shard: Shard, name: str) -> Elementwise:
@@ -44,7 +46,11 @@ def enter_tp(model: Model, shard: Shard, name: str) -> tuple[Operator, ...]:
         return ()
     nbytes = shard.element_bytes * shard.tokens * model.hidden
     if shard.sequence_parallel:
-        return (Communication(name=name, axis="tp", collective="all_gather", nbytes=nbytes, backward="reduce_scatter"),)
+        return (
+            Communication(
+                name=name, axis="tp", collective="all_gather", nbytes=nbytes, backward="reduce_scatter"
+            ),
+        )
     return (Communication(name=name, axis="tp", collective="none", nbytes=nbytes, backward="all_reduce"),)
 
 
@@ -54,7 +60,11 @@ def leave_tp(model: Model, shard: Shard, name: str) -> tuple[Operator, ...]:
         return ()
     nbytes = shard.element_bytes * shard.tokens * model.hidden
     if shard.sequence_parallel:
-        return (Communication(name=name, axis="tp", collective="reduce_scatter", nbytes=nbytes, backward="all_gather"),)
+        return (
+            Communication(
+                name=name, axis="tp", collective="reduce_scatter", nbytes=nbytes, backward="all_gather"
+            ),
+        )
     return (Communication(name=name, axis="tp", collective="all_reduce", nbytes=nbytes, backward=None),)
 
 
@@ -89,7 +99,9 @@ def _with_input(projections: tuple[Operator, ...], kept_bytes: float) -> tuple[O
     """Return the projections, the first of which keeps the normalised hidden state."""
     first = projections[0]
     if isinstance(first, Matmul):
-        first = Matmul(name=first.name, m=first.m, n=first.n, k=first.k, saved_bytes=first.saved_bytes + kept_bytes)
+        first = Matmul(
+            name=first.name, m=first.m, n=first.n, k=first.k, saved_bytes=first.saved_bytes + kept_bytes
+        )
     return (first, *projections[1:])
 
 
@@ -119,7 +131,13 @@ def _latent_projections(model: Model, mla: MLA, shard: Shard) -> tuple[tuple[Ope
     if mla.q_lora_rank:
         q = (
             Matmul(name="q_down", m=tokens, n=mla.q_lora_rank, k=h),
-            Matmul(name="q_up", m=tokens, n=heads * width, k=mla.q_lora_rank, saved_bytes=2 * e * tokens * mla.q_lora_rank),
+            Matmul(
+                name="q_up",
+                m=tokens,
+                n=heads * width,
+                k=mla.q_lora_rank,
+                saved_bytes=2 * e * tokens * mla.q_lora_rank,
+            ),
         )
     up = heads * (mla.nope_head_dim + mla.v_head_dim)
     kept = e * tokens * (heads * (2 * width + mla.v_head_dim) + 2 * latent)
@@ -138,7 +156,11 @@ def _ring(model: Model, shard: Shard, width: int, v_width: int) -> tuple[Operato
         return ()
     kv = _local(model.heads if model.mla else model.kv_heads, shard.tp)
     nbytes = shard.element_bytes * shard.microbatch * shard.seq_len * kv * (width + v_width)
-    return (Communication(name="context_kv", axis="cp", collective="all_gather", nbytes=nbytes, backward="reduce_scatter"),)
+    return (
+        Communication(
+            name="context_kv", axis="cp", collective="all_gather", nbytes=nbytes, backward="reduce_scatter"
+        ),
+    )
 
 
 def _fused_core(model: Model, shard: Shard, width: int, v_width: int) -> tuple[Operator, ...]:
@@ -170,12 +192,28 @@ def _unfused_core(model: Model, shard: Shard, width: int, v_width: int) -> tuple
     batch = shard.microbatch * heads
     ops: list[Operator] = [
         Matmul(name="scores", m=seq, n=shard.seq_len, k=width, batch=batch, weight=False, core=True),
-        Elementwise(name="softmax", forward_bytes=2 * e * scores, backward_bytes=3 * e * scores, saved_bytes=e * scores, core=True),
+        Elementwise(
+            name="softmax",
+            forward_bytes=2 * e * scores,
+            backward_bytes=3 * e * scores,
+            saved_bytes=e * scores,
+            core=True,
+        ),
     ]
     if model.dropout:
         moved = (2 * e + 1) * scores
-        ops.append(Elementwise(name="attention_dropout", forward_bytes=moved, backward_bytes=moved, saved_bytes=(e + 1) * scores, core=True))
-    ops.append(Matmul(name="context", m=seq, n=v_width, k=shard.seq_len, batch=batch, weight=False, core=True))
+        ops.append(
+            Elementwise(
+                name="attention_dropout",
+                forward_bytes=moved,
+                backward_bytes=moved,
+                saved_bytes=(e + 1) * scores,
+                core=True,
+            )
+        )
+    ops.append(
+        Matmul(name="context", m=seq, n=v_width, k=shard.seq_len, batch=batch, weight=False, core=True)
+    )
     return tuple(ops)
 
 
@@ -189,12 +227,16 @@ def mlp(model: Model, shard: Shard, *, ffn: int | None = None, normed: bool = Tr
     return (*head, *products, *tail)
 
 
-def _feed_forward(model: Model, rows: int, width: int, e: float, kept: float, *, groups: int = 1, prefix: str = "mlp") -> tuple[Operator, ...]:
+def _feed_forward(
+    model: Model, rows: int, width: int, e: float, kept: float, *, groups: int = 1, prefix: str = "mlp"
+) -> tuple[Operator, ...]:
     halves = 2 if model.gated else 1
     inner, outer = e * rows * width * halves, e * rows * width
     bias = width * halves if model.bias else 0
     return (
-        Matmul(name=f"{prefix}_up", m=rows, n=width * halves, k=model.hidden, groups=groups, saved_bytes=kept),
+        Matmul(
+            name=f"{prefix}_up", m=rows, n=width * halves, k=model.hidden, groups=groups, saved_bytes=kept
+        ),
         Elementwise(
             name=f"{prefix}_activation",
             forward_bytes=inner + outer,
@@ -220,19 +262,32 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     kept = e * rows * h
     exchange: tuple[Operator, ...] = ()
     if shard.ep > 1:
-        exchange = (Communication(name="dispatch", axis="ep", collective="all_to_all", nbytes=sent, backward="all_to_all"),)
-    combine = tuple(Communication(name="combine", axis="ep", collective="all_to_all", nbytes=sent, backward="all_to_all") for _ in exchange)
+        exchange = (
+            Communication(
+                name="dispatch", axis="ep", collective="all_to_all", nbytes=sent, backward="all_to_all"
+            ),
+        )
+    combine = tuple(
+        Communication(name="combine", axis="ep", collective="all_to_all", nbytes=sent, backward="all_to_all")
+        for _ in exchange
+    )
     shared = mlp(model, shard, ffn=moe.shared_ffn, normed=False) if moe.shared_ffn else ()
     return (
         norm(model, shard, "norm_2"),
-        Matmul(name="router", m=max(1, round(local)), n=moe.experts, k=h, saved_bytes=FP32 * local * moe.experts),
+        Matmul(
+            name="router", m=max(1, round(local)), n=moe.experts, k=h, saved_bytes=FP32 * local * moe.experts
+        ),
         Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=4),
         *exchange,
         *enter_tp(model, shard, "experts_in"),
-        *_feed_forward(model, rows, moe.ffn // shard.tp, e, kept, groups=max(1, moe.experts // shard.ep), prefix="expert"),
+        *_feed_forward(
+            model, rows, moe.ffn // shard.tp, e, kept, groups=max(1, moe.experts // shard.ep), prefix="expert"
+        ),
         *leave_tp(model, shard, "experts_leave"),
         *combine,
-        Elementwise(name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=3, saved_bytes=sent),
+        Elementwise(
+            name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=3, saved_bytes=sent
+        ),
         *shared,
         residual(model, shard, "residual_2"),
     )

@@ -25,7 +25,12 @@ class Rnn:
         made: list[Block] = []
         if model.vocab:
             moved = e * tokens * model.hidden
-            lookup = Elementwise(name="embedding", forward_bytes=2 * moved, backward_bytes=3 * moved, parameters=model.vocab * model.hidden)
+            lookup = Elementwise(
+                name="embedding",
+                forward_bytes=2 * moved,
+                backward_bytes=3 * moved,
+                parameters=model.vocab * model.hidden,
+            )
             made.append(block("embedding", (lookup,), moved))
         for i in range(model.layers):
             made.append(self._layer(model, shard, features if i == 0 else model.hidden))
@@ -35,7 +40,15 @@ class Rnn:
         gates = GATES[str(model.options.get("cell", "lstm"))]
         tokens = shard.microbatch * shard.seq_len
         saved = shard.element_bytes * tokens * (features + (gates + 2) * model.hidden)
-        layer = Recurrent(name="recurrent", batch=shard.microbatch, seq=shard.seq_len, in_features=features, hidden=model.hidden, gates=gates, saved_bytes=saved)
+        layer = Recurrent(
+            name="recurrent",
+            batch=shard.microbatch,
+            seq=shard.seq_len,
+            in_features=features,
+            hidden=model.hidden,
+            gates=gates,
+            saved_bytes=saved,
+        )
         return block("layer", (layer,), shard.element_bytes * tokens * model.hidden)
 
     def _head(self, model: Model, shard: Shard) -> tuple[Operator, ...]:
@@ -44,7 +57,14 @@ class Rnn:
         e, logits = shard.element_bytes, float(rows * outputs)
         return (
             Matmul(name="classifier", m=rows, n=outputs, k=model.hidden, saved_bytes=e * rows * model.hidden),
-            Elementwise(name="loss", forward_bytes=logits * (2 * e + 4), backward_bytes=logits * (e + 4), launches=4, saved_bytes=4 * logits, parameters=outputs),
+            Elementwise(
+                name="loss",
+                forward_bytes=logits * (2 * e + 4),
+                backward_bytes=logits * (e + 4),
+                launches=4,
+                saved_bytes=4 * logits,
+                parameters=outputs,
+            ),
         )
 
 
