@@ -23,6 +23,9 @@ class RankUse:
         Time it waits for other pipeline ranks.
     send_s : float
         Time its sends keep the compute stream (blocking sends only).
+    dp_link_s, pp_link_s : float
+        How long its links carry data-parallel traffic and messages to other stages; over the step time that
+        is their utilisation.
     held : dict
         Microbatches held per chunk when it holds most activation bytes, and those bytes.
     """
@@ -32,6 +35,8 @@ class RankUse:
     dp_wait_s: float
     pp_wait_s: float
     send_s: float
+    dp_link_s: float
+    pp_link_s: float
     held: dict[int, int]
     held_bytes: float
 

@@ -128,6 +128,19 @@ def _coding_s(costs: StepCosts, order: Order, rank: int) -> float:
     return total
 
 
+def _traffic_s(costs: StepCosts, order: Order, rank: int) -> float:
+    """Return how long a rank's data-parallel traffic lasts alone in one step, seconds."""
+    end = costs.stages[rank]
+    total = sum(b.comm_s for b in (*end.reductions, *end.gathers))
+    for chunk in order.uses[rank]:
+        cost = costs.chunks[chunk]
+        a_pass = 2 * sum(b.comm_s for b in cost.gathers_per_pass) + sum(
+            b.comm_s for b in cost.reductions_per_pass
+        )
+        total += costs.num_microbatches * a_pass
+    return total
+
+
 def _blocking(buckets: tuple[Bucket, ...]) -> float:
     return sum(b.blocking_s for b in buckets)
 
@@ -144,7 +157,8 @@ def _use(
     stage, streams = costs.stages[rank], machine.streams[rank]
     busy = _actions_s(costs, order, rank) + _coding_s(costs, order, rank) + stage.optimizer_s + stage.host_s
     dp_wait = streams.waited_s + streams.slowed_s + stage.tail_s
-    send = 0.0 if costs.async_sends else _send_s(costs, order, rank)
+    link_s = _send_s(costs, order, rank)
+    send = 0.0 if costs.async_sends else link_s
     wait = end.finish_s - busy - dp_wait - send
     held, held_bytes = most_held
     return RankUse(
@@ -153,6 +167,8 @@ def _use(
         dp_wait_s=dp_wait,
         pp_wait_s=wait if wait > 1e-12 * end.finish_s else 0.0,
         send_s=send,
+        dp_link_s=_traffic_s(costs, order, rank),
+        pp_link_s=link_s,
         held=held,
         held_bytes=held_bytes,
     )

@@ -106,7 +106,8 @@ class _Streams:
 
     def run(self, t: Times, seconds: float) -> Times:
         """Compute, each group as slowly as its slowest member."""
-        return np.asarray((t + seconds * self.ratio).max(axis=1, keepdims=True))
+        together = t.max(axis=1, keepdims=True)
+        return np.asarray((together + seconds * self.ratio).max(axis=1, keepdims=True))
 
     def wait(self, t: Times, end: Times) -> Times:
         """Go on, in lock step, when a collective has ended on every member of the group."""
@@ -219,18 +220,16 @@ class _World:
 
     def _base(self) -> Times:
         """Return the time that a pipeline's state is relative to: its own, or a common one when coupled."""
-        base = self._clock[0][:, :1]
+        base = self._clock[0].max(axis=1, keepdims=True)
         return np.broadcast_to(base.max(), base.shape) if self._coupled else base
 
     def _state(self, base: Times) -> Times:
-        """Return all times that decide the future, relative to `base`."""
-        parts = [t - base for t in (*self._clock, *self._free)]
-        parts += [t - base for box in self._boxes for t in box]
+        """Return all times that decide the future, relative to `base`: of each group, its slowest member."""
+        times = [*self._clock, *self._free, *(t for box in self._boxes for t in box)]
         if self._coupled:
-            parts += [
-                np.broadcast_to(t, (len(base), t.shape[1])) - base for s in self._streams for t in s.state()
-            ]
-        return np.concatenate([np.broadcast_to(p, (len(base), p.shape[1])) for p in parts], axis=1)
+            times += [t for streams in self._streams for t in streams.state()]
+        slowest = [t.max(axis=1, keepdims=True) for t in times]
+        return np.concatenate([np.broadcast_to(t, base.shape) - base for t in slowest], axis=1)
 
     def _shift(self, seconds: Times) -> None:
         """Move the whole state on."""

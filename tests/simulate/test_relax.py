@@ -116,6 +116,7 @@ def test_buckets_hide_behind_the_last_backward_and_only_the_last_is_exposed():
 
 def test_without_overlap_every_bucket_is_exposed():
     result = simulate_step(one_rank(overlap_gradients=False))
+    assert result.ranks[0].dp_link_s == pytest.approx(4 * 0.3)
     assert result.breakdown.dp_exposed_s == pytest.approx(4 * 0.3)
 
 
@@ -152,6 +153,7 @@ def test_blocking_sends_keep_the_sender():
     kept = simulate_step(step_costs(4, 32, send=0.2, async_sends=False))
     assert kept.step_time_s > free.step_time_s
     assert kept.ranks[0].send_s == pytest.approx(32 * 0.2)
+    assert free.ranks[1].pp_link_s == pytest.approx(2 * 32 * 0.2)
 
 
 def test_1f1b_holds_pp_minus_rank_activations():
