@@ -56,8 +56,8 @@ def validate(
     """Compare predictions with measured runs: of a table, or of plans run here and now.
 
     With --profile, plans are chosen (or read), predicted, run in turns and compared; the predictions are
-    written before the first run. Rows that cannot be predicted are listed with their reason; what a blank cell was taken
-    for is listed too.
+    written before the first run. Rows that cannot be predicted are listed with their reason; what a blank
+    cell was taken for is listed too.
     """
     from plansim.cli import console
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -65,7 +66,7 @@ def compare_losses(parallel: list[float], serial: list[float], plan: Plan, *, ex
     """
     tolerance = TOLERANCE[plan.job.dtype] if exact else max(LOSSY_TOLERANCE, TOLERANCE[plan.job.dtype])
     worst = max(abs(p - s) / max(abs(s), 1e-9) for p, s in zip(parallel, serial, strict=True))
-    if not worst <= tolerance:
+    if worst > tolerance or not all(math.isfinite(loss) for loss in parallel):
         raise ExecutionError(
             f"the parallel run does not train like one process: losses {_text(parallel)} against "
             f"{_text(serial)} "

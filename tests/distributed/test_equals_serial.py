@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from runs import BERT, GPT, GRU, LLAMA, LSTM, MLP, MOE, RESNET, TIED, VGG, VIT, plan
 
 from plansim.execute import RunOptions, run_plan
 from plansim.execute.data import make_batches
 from plansim.execute.models import blueprint
 from plansim.execute.reference import TOLERANCE, reference_losses
-
-from .shapes import BERT, GPT, GRU, LLAMA, LSTM, MLP, MOE, RESNET, TIED, VGG, VIT, plan
 
 pytestmark = pytest.mark.distributed
 
@@ -73,7 +72,13 @@ CASES = {
     "mlp, data and tensor": plan(MLP, dp=2, tp=2),
 }
 MODELS = {m.name: m for m in (BERT, GPT, GRU, LLAMA, LSTM, MLP, MOE, RESNET, TIED, VGG, VIT)}
-MANY_RANKS_ARE_SLOW = {"expert and tensor", "tensor and pipeline", "zero 3 and tensor", "zero 1 and tensor", "data and tensor"}
+MANY_RANKS_ARE_SLOW = {
+    "expert and tensor",
+    "tensor and pipeline",
+    "zero 3 and tensor",
+    "zero 1 and tensor",
+    "data and tensor",
+}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""What calibration measures is plausible, fits what it saw, and reads the files that operators have."""
+
+import pytest
+from runs import GPT, LLAMA, plan
+
+from plansim.calibrate.blocks import local_model, measure_blocks
+from plansim.calibrate.collectives import CollectiveSample, fitted_lines, measure_collectives, relative_line
+from plansim.calibrate.compute import measure_compute
+from plansim.calibrate.logs import read_nccl_tests, with_nccl_tests, with_topology
+from plansim.errors import InputError
+from plansim.hardware.read import load_profile
+
+NCCL_LOG = """\
+# nThread 1 nGpus 2 minBytes 1048576 maxBytes 4194304 step: 2(factor) warmup iters: 5 iters: 20
+# Using devices
+#  Rank  0 Group  0 Pid  1 on host device  0 [0x07] NVIDIA A100
+#  Rank  1 Group  0 Pid  1 on host device  1 [0x0b] NVIDIA A100
+#       size         count      type   redop    root     time   algbw   busbw #wrong
+# all_reduce_perf
+     1048576        262144     float     sum      -1    20.00   52.43   52.43      0
+     2097152        524288     float     sum      -1    30.00   69.91   69.91      0
+     4194304       1048576     float     sum      -1    50.00   83.89   83.89      0
+"""
+
+TOPO = """\
+\tGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity
+GPU0\t X \tNV12\tSYS\tSYS\t0-15
+GPU1\tNV12\t X \tSYS\tSYS\t0-15
+GPU2\tSYS\tSYS\t X \tNV12\t16-31
+GPU3\tSYS\tSYS\tNV12\t X \t16-31
+"""
+
+
+def test_a_line_gives_back_its_own_points():
+    samples = [
+        CollectiveSample(collective="all_reduce", ranks=2, nbytes=n, wall_s=1e-3 + 2e-9 * n, cpu_s=1e-9 * n)
+        for n in (1e3, 1e5, 1e7)
+    ]
+
+    (row,) = fitted_lines(samples)
+
+    assert row["base_s"] == pytest.approx(1e-3, rel=1e-3)
+    assert row["s_per_byte"] == pytest.approx(2e-9, rel=1e-3)
+    assert row["cpu_base_s"] == pytest.approx(0.0, abs=1e-9)
+    assert row["spread"] < 1e-6
+
+
+def test_a_line_never_goes_below_zero():
+    (base, slope), _ = relative_line([(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)])
+
+    assert base >= 0
+    assert slope >= 0
+
+
+@pytest.mark.distributed
+def test_collectives_cost_more_for_more_bytes():
+    samples = measure_collectives((2,), sizes=(2**12, 2**23))
+    by = {(s.collective, s.nbytes): s.wall_s for s in samples}
+
+    for collective in ("all_reduce", "all_gather", "broadcast"):
+        assert by[collective, 2.0**23] > by[collective, 2.0**12] > 0
+
+
+@pytest.mark.slow
+def test_products_and_streams_are_plausible():
+    found = measure_compute("cpu")
+
+    m, n, k, seconds = found.products["fp32"][-1]
+    assert 1e9 < 2 * m * n * k / seconds < 1e13
+    assert 1e8 < found.streams[-1][0] / found.streams[-1][1] < 1e12
+    assert 0 < found.kernel_s < found.autograd_kernel_s < 1e-2
+
+
+@pytest.mark.distributed
+def test_blocks_are_timed_once_for_each_shape():
+    """Plans that share a block's shape share its row; a cut one has its own, with the rank's parameters."""
+    given = [plan(GPT), plan(GPT, dp=2), plan(GPT, tp=2)]
+
+    rows = measure_blocks(GPT, given)
+
+    assert [(r.kind, r.wrapper) for r in rows] == [
+        (kind, wrapper) for wrapper in ("plain", "dtensor") for kind in ("embedding", "layer", "head")
+    ]
+    layers = {r.wrapper: r for r in rows if r.kind == "layer"}
+    assert all(r.forward_s > 0 and r.backward_s > 0 for r in rows)
+    assert layers["plain"].kept_bytes > 16 * 2 * 16 * 32 * 4 / 2
+    assert layers["dtensor"].parameters < 0.6 * layers["plain"].parameters
+
+
+def test_a_rank_of_tensor_parallelism_holds_its_heads():
+    local = local_model(LLAMA, 2)
+
+    assert (local.heads, local.kv_heads, local.head_dim, local.hidden) == (2, 1, LLAMA.head_dim, 32)
+    assert (local.ffn, local.vocab) == (24, 32)
+
+
+def test_nccl_tests_give_bandwidth_and_latency(tmp_path):
+    """Two ranks, 10 us + n / 104.86 GB/s: bus bandwidth equals that of the array for n = 2."""
+    path = tmp_path / "nccl.txt"
+    path.write_text(NCCL_LOG)
+
+    level = with_nccl_tests(load_profile("a100x8"), path).fabric[0]
+
+    assert read_nccl_tests(path)[:2] == ("all_reduce", 2)
+    assert level.bandwidth_bytes_per_s == pytest.approx(104.86e9, rel=1e-3)
+    assert level.latency_s == pytest.approx(5e-6, rel=1e-3)
+
+
+def test_a_file_without_results_is_refused(tmp_path):
+    path = tmp_path / "empty.txt"
+    path.write_text("nothing here\n")
+
+    with pytest.raises(InputError, match="no result row"):
+        read_nccl_tests(path)
+    with pytest.raises(InputError, match="no GPU row"):
+        with_topology(load_profile("a100x8"), path)
+
+
+def test_the_joints_of_gpus_become_levels(tmp_path):
+    path = tmp_path / "topo.txt"
+    path.write_text(TOPO)
+
+    profile = with_topology(load_profile("a100x8"), path)
+
+    assert [(level.name, level.group) for level in profile.fabric] == [("nvlink", 2), ("inter-socket-1", 4)]
+    assert profile.fabric[0].bandwidth_bytes_per_s == 12 * 25e9
+    assert profile.devices_per_node == 4
