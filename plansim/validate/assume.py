@@ -51,6 +51,14 @@ MODEL_ALIASES: tuple[tuple[str, str], ...] = (
 )
 """Names that tables use -> built-in models, for what a table has no columns for (experts, latent attention, convolutions)."""
 
+MASKED_FRACTION = 0.15
+"""Tokens that BERT's pre-training head sees (arXiv 1810.04805, section 3.1), gathered before it."""
+
+COUNTS = (
+    "layers", "hidden", "heads", "kv_heads", "seq", "gbs", "mbs", "n_devices", "devices_per_node", "tp", "pp", "vp", "dp", "cp", "ep",
+)  # fmt: skip
+"""Columns that count something there is at least one of."""
+
 PACKED_SAMPLE = 512
 """Tokens of one sample in packed fine-tuning data: assumed."""
 
@@ -85,6 +93,9 @@ def case_of(row: Row) -> Case:
     """
     if row.errors:
         raise Unpredictable("; ".join(row.errors))
+    zeros = [name for name in COUNTS if getattr(row, name) == 0]
+    if zeros:
+        raise Unpredictable(f"{', '.join(zeros)}: 0 given, expected at least 1 (or a blank cell)")
     try:
         return _case(row)
     except Unpredictable:
@@ -170,9 +181,10 @@ def _resized(known: Model, row: Row) -> Model:
     """Return a built-in model with the row's sequence, and its layers where the model was cut."""
     layers = row.layers or known.layers
     moe = known.moe
+    options = {**known.options, "masked_fraction": MASKED_FRACTION} if known.family == "bert" else known.options
     if moe and layers < known.layers and moe.dense_layers:
         moe = replace(moe, dense_layers=min(moe.dense_layers, 1))
-    return replace(known, name=row.model, layers=layers, seq_len=row.seq or known.seq_len, moe=moe)
+    return replace(known, name=row.model, layers=layers, seq_len=row.seq or known.seq_len, moe=moe, options=options)
 
 
 def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:

@@ -1,0 +1,138 @@
+"""``validate --table``: every row answered, assumptions stated, impossible rows explained."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from plansim.hardware.catalog import find_device
+from plansim.validate.links import cluster, network, torus_dims
+from plansim.validate.table import validate_table
+
+KORTHIKANTI_22B = {
+    "id": "korth-22b", "source": "Korthikanti et al. 2022 (arXiv 2205.05198) table 5", "model": "gpt-22b", "family": "gpt",
+    "layers": 48, "hidden": 6144, "ffn": 24576, "heads": 64, "kv_heads": 64, "vocab": 51200, "seq": 2048, "gbs": 4, "mbs": 4,
+    "n_devices": 8, "device": "a100-80g-sxm", "devices_per_node": 8, "intra_link": "nvlink3 600GB/s", "dtype": "fp16",
+    "tp": 8, "pp": 1, "dp": 1, "cp": 1, "zero_stage": 0, "sp": 1, "recompute": "selective", "flash_attention": 0,
+    "step_time_derived": 1.10,
+}  # fmt: skip
+
+
+def table(tmp_path, *rows):
+    path = tmp_path / "runs.csv"
+    with path.open("w", newline="") as out:
+        writer = csv.DictWriter(out, fieldnames=list(KORTHIKANTI_22B))
+        writer.writeheader()
+        writer.writerows(KORTHIKANTI_22B | row for row in rows)
+    return validate_table(path)
+
+
+def test_a_published_step_is_predicted(tmp_path):
+    found = table(tmp_path, {}).to_json()
+
+    row = found["rows"][0]
+    assert row["measured_step_time_s"] == 1.10
+    assert abs(row["error"]) < 0.15
+    assert row["low_s"] < row["predicted_step_time_s"] < row["high_s"]
+    assert row["feasible"] is True
+    assert sum(row["breakdown"].values()) == pytest.approx(row["predicted_step_time_s"])
+    assert found["summary"]["all"]["n"] == 1
+    assert found["summary"]["by_source"][KORTHIKANTI_22B["source"]]["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"tp": "many"}, "tp: 'many' is not a number"),
+        ({"tp": 3}, "8 devices do not divide by tp 3"),
+        ({"device": "a100o"}, "unknown device"),
+        ({"gbs": ""}, "gbs"),
+        ({"gbs": 0}, "gbs"),
+        ({"layers": 0}, "layers"),
+        ({"n_devices": ""}, "n_devices"),
+        ({"family": "hybrid-mamba"}, "not modelled"),
+        ({"device": "t4-16g + v100-16g (heterogeneous)"}, "mixed cluster"),
+        ({"dtype": "posit16"}, "unknown data type"),
+        ({"pp": 64, "tp": 1, "n_devices": 64}, "layers do not fill"),
+    ],
+)
+def test_a_row_that_cannot_be_predicted_says_why_and_the_next_is_answered(tmp_path, change, why):
+    found = table(tmp_path, change, {"id": "good"})
+
+    bad, good = found.rows
+    assert bad.prediction is None
+    assert why in (bad.skipped or "")
+    assert good.prediction is not None
+    assert found.to_json()["summary"]["all"]["skipped"] == 1
+
+
+def test_blank_cells_are_filled_and_said_so(tmp_path):
+    blank = dict.fromkeys(("mbs", "sp", "recompute", "zero_stage", "vocab", "intra_link"), "")
+    row = table(tmp_path, blank).rows[0]
+
+    text = " ".join(row.assumptions)
+    assert "microbatch not stated" in text
+    assert "recomputation not stated" in text
+    assert "vocabulary not stated" in text
+
+
+def test_a_layout_left_open_is_settled_by_what_fits(tmp_path):
+    row = table(tmp_path, {"tp": "", "pp": "", "dp": "", "mbs": "", "recompute": "", "zero_stage": "", "gbs": 64}).rows[0]
+
+    assert row.prediction is not None
+    assert row.prediction.fits
+    assert "layout not stated" in " ".join(row.assumptions)
+
+
+def test_ranking_needs_three_rivals(tmp_path):
+    rows = [{"id": f"r{tp}", "tp": tp, "dp": 8 // tp, "gbs": 32, "mbs": 1, "recompute": "full", "step_time_derived": 10 + tp} for tp in (2, 4, 8)]
+    ranking = table(tmp_path, *rows).ranking()
+
+    assert ranking["groups"] == 1
+    assert 0.0 <= ranking["mean_regret"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8x HDR 200Gb IB per node", (8, 25e9)),
+        ("4x100Gb Omni-Path per node", (4, 12.5e9)),
+        ("1600 Gb/s per node RoCE", (8, 25e9)),
+        ("400 Gb/s RDMA per GPU (Grand Teton)", (8, 50e9)),
+        ("50 Gb/s Ethernet, placement group", (1, 6.25e9)),
+    ],
+)
+def test_words_for_networks(text, expected):
+    rails, rate, note = network(text, find_device("a100-80g-sxm"), 8)
+
+    assert (rails, rate) == expected
+    assert note is None
+
+
+def test_a_network_not_stated_is_assumed_by_generation():
+    rails, rate, note = network("", find_device("h100-sxm"), 8)
+
+    assert rails * rate * 8 == pytest.approx(3200e9)
+    assert "assumed" in (note or "")
+
+
+def test_clusters_have_the_levels_their_words_say():
+    one, _ = cluster(find_device("h100-sxm"), 8, 8, "nvlink4 900GB/s", "")
+    many, _ = cluster(find_device("h100-sxm"), 64, 8, "nvlink4 900GB/s", "8x400Gb NDR IB per node")
+    rack, _ = cluster(find_device("gb200"), 72, 4, "nvlink5 1800GB/s NVL72", "")
+    pod, _ = cluster(find_device("tpu-v5p"), 64, 4, "ICI 3D torus", "")
+
+    assert [lv.name for lv in one.fabric] == ["nvlink"]
+    assert [lv.name for lv in many.fabric] == ["nvlink", "network"]
+    assert rack.fabric[0].group == 72
+    assert pod.fabric[0].dims == (4, 4, 4)
+
+
+def test_torus_dims_multiply_to_the_slice():
+    for n in (1, 2, 8, 24, 128, 256, 4096):
+        for rank in (2, 3):
+            product = 1
+            for d in torus_dims(n, rank):
+                product *= d
+            assert product == n

@@ -1,0 +1,114 @@
+"""Blocks of every family: activation bytes and parameters against published counts, sharding by property."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plansim.workload.families import FAMILIES, find_family
+from plansim.workload.model import Model, MoE
+from plansim.workload.operators import Communication, Shard
+from plansim.workload.read import built_in_models, load_model
+from plansim.workload.totals import active_parameter_count, model_flop_per_sample, parameter_count
+
+
+def gpt(hidden=1024, heads=16, layers=2, **kwargs):
+    return Model(
+        name="g", family="gpt", layers=layers, hidden=hidden, ffn=4 * hidden, heads=heads, kv_heads=heads, vocab=51200,
+        seq_len=2048, bias=True, dropout=True, tied_embeddings=True, **kwargs,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("hidden", "heads"), [(1024, 16), (12288, 96)])
+def test_a_layer_keeps_what_korthikanti_counts(hidden, heads):
+    """``s b h (34 + 5 a s / h)`` bytes (arXiv 2205.05198, equation 1)."""
+    layer = find_family("gpt").blocks(gpt(hidden, heads), Shard(microbatch=2, seq_len=2048, flash=False))[1]
+
+    assert layer.saved_bytes == pytest.approx(2 * 2048 * hidden * (34 + 5 * heads * 2048 / hidden))
+
+
+def test_sequence_parallelism_divides_all_of_it():
+    """``s b h (34 + 5 a s / h) / t`` (equation 4)."""
+    whole = find_family("gpt").blocks(gpt(), Shard(microbatch=1, seq_len=2048, flash=False))[1]
+    shard = Shard(microbatch=1, seq_len=2048, tp=4, sequence_parallel=True, flash=False)
+
+    assert find_family("gpt").blocks(gpt(), shard)[1].saved_bytes == pytest.approx(whole.saved_bytes / 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "total_b", "active_b"),
+    [
+        ("llama-3.1-8b", 8.03, 8.03),
+        ("llama-3.1-405b", 405.85, 405.85),
+        ("deepseek-v3", 671.0, 37.5),
+        ("gpt-oss-120b", 116.8, 5.7),
+        ("kimi-k2", 1026.0, 32.9),
+        ("llama-4-maverick", 400.7, 17.2),
+    ],
+)
+def test_parameters_of_published_models(name, total_b, active_b):
+    model = load_model(name)
+
+    assert parameter_count(model) / 1e9 == pytest.approx(total_b, rel=0.005)
+    assert active_parameter_count(model) / 1e9 == pytest.approx(active_b, rel=0.01)
+
+
+def test_resnet_50_needs_4_gflop_an_image():
+    """4.1 GMAC forward at 224 x 224 (He et al., arXiv 1512.03385, table 1, rounds to 3.8 without shortcuts)."""
+    assert model_flop_per_sample(load_model("resnet-50"), 1) / 3 / 2 == pytest.approx(4.09e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", built_in_models())
+def test_every_built_in_model_has_blocks(name):
+    model = load_model(name)
+    blocks = find_family(model.family).blocks(model, Shard(microbatch=1, seq_len=model.seq_len))
+
+    assert sum(b.parameters + b.expert_parameters for b in blocks) == parameter_count(model)
+    assert all(b.flop >= 0 and b.saved_bytes >= b.core_saved_bytes >= 0 for b in blocks)
+    assert model.family in FAMILIES
+
+
+@given(tp=st.sampled_from([1, 2, 4, 8]), sequence_parallel=st.booleans(), flash=st.booleans())
+def test_tensor_parallelism_divides_the_work(tp, sequence_parallel, flash):
+    """FLOP divide exactly; parameters by tp up to the replicated norms; bytes never grow."""
+    model = gpt()
+    whole = find_family("gpt").blocks(model, Shard(microbatch=1, seq_len=2048, flash=flash))
+    shard = Shard(microbatch=1, seq_len=2048, tp=tp, sequence_parallel=sequence_parallel, flash=flash)
+    parts = find_family("gpt").blocks(model, shard)
+
+    assert sum(b.flop for b in parts) * tp == pytest.approx(sum(b.flop for b in whole))
+    for part, one in zip(parts, whole, strict=True):
+        assert one.parameters / tp <= part.parameters <= one.parameters
+        assert part.saved_bytes <= one.saved_bytes * (1 + 1e-12)
+
+
+@given(cp=st.sampled_from([1, 2, 4, 8]), microbatch=st.integers(1, 8))
+def test_context_parallelism_divides_tokens(cp, microbatch):
+    model = load_model("llama-3.1-8b")
+    whole = find_family("llama").blocks(model, Shard(microbatch=microbatch, seq_len=8192))
+    parts = find_family("llama").blocks(model, Shard(microbatch=microbatch, seq_len=8192, cp=cp))
+
+    assert sum(b.flop for b in parts) * cp == pytest.approx(sum(b.flop for b in whole))
+    assert parts[0].parameters == whole[0].parameters
+
+
+def test_a_layer_of_tensor_parallelism_has_four_collectives():
+    """Two all-reduces forward, two backward (Shoeybi et al., arXiv 1909.08053, figure 4)."""
+    layer = find_family("gpt").blocks(gpt(), Shard(microbatch=1, seq_len=2048, tp=2))[1]
+    comms = [op for op in layer.operators if isinstance(op, Communication)]
+
+    assert sum(op.collective == "all_reduce" for op in comms) == 2
+    assert sum(op.backward == "all_reduce" for op in comms) == 2
+
+
+def test_expert_parallelism_divides_experts_not_rows():
+    model = Model(
+        name="m", family="moe", layers=1, hidden=512, heads=8, kv_heads=8, vocab=1000, seq_len=128, gated=True,
+        moe=MoE(experts=8, top_k=2, ffn=1024),
+    )  # fmt: skip
+    one, four = (find_family("moe").blocks(model, Shard(microbatch=1, seq_len=128, ep=ep))[1] for ep in (1, 4))
+
+    assert four.expert_parameters * 4 == one.expert_parameters
+    assert four.flop == pytest.approx(one.flop)
+    assert sum(isinstance(op, Communication) and op.axis == "ep" for op in four.operators) == 2
