@@ -32,7 +32,8 @@ UNITS: Final[dict[str, dict[str, float]]] = {
     "bytes/s": _rate_units(),
     "seconds": {
         "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0,
-        "hour": 3600.0, "hours": 3600.0, "d": 86400.0, "day": 86400.0, "days": 86400.0, "weeks": 604800.0,
+        "hour": 3600.0, "hours": 3600.0, "d": 86400.0, "day": 86400.0, "days": 86400.0,
+        "week": 604800.0, "weeks": 604800.0,
     },
     "flop/s": {f"{p}{w}": f for p, f in _SI.items() for w in ("FLOP/s", "flop/s", "FLOPS", "OP/s")},
     "watts": {"W": 1.0, "kW": 1e3, "MW": 1e6},

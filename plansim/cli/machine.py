@@ -45,7 +45,7 @@ def abilities() -> list[Ability]:
         _torchrun(),
         _free_port(),
         _shared_memory(),
-        _extra("plotly", "report", "HTML reports"),
+        _extra("jinja2", "report", "HTML reports"),
         _extra("ray", "ray", "sweeps on Ray"),
         _testbed(),
     ]

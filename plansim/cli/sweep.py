@@ -1,0 +1,188 @@
+"""``plansim sweep`` and ``plansim merge``: what-if grids."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plansim.cli.options import Json
+
+if TYPE_CHECKING:
+    from plansim.capacity.executors import Executor
+    from plansim.capacity.sweep import Progress, Summary
+
+REPORT_EVERY_S = 5.0
+"""In a pipe one line of progress is printed this often."""
+
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; all cores by default.")]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", metavar="E", help="processes, serial, or ray (RAY_ADDRESS or embedded).")
+]
+SweepOverride = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o", "--override", metavar="KEY=VALUE", help='Change the sweep, e.g. sweep.grid.devices="[64, 128]".'
+    ),
+]
+
+
+def sweep(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A sweep file (see the example in the help).")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="JSONL", help="Results; by default FILE's name with .results.jsonl."),
+    ] = None,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="i/n", help="Run the i-th of n parts; join them with merge.")
+    ] = "1/1",
+    executor: ExecutorName = "processes",
+    workers: Workers = None,
+    top: Annotated[int, typer.Option("--top", min=0, help="Answers to print, cheapest first.")] = 10,
+    override: SweepOverride = None,
+    json: Json = False,
+) -> None:
+    """Plan every scenario of a grid; a sweep that was interrupted goes on where it stopped.
+
+    A sweep file has a grid of axes, each one value, a list, or {from: 8, to: 4096, factor: 2}:
+    model, profile, devices, global_batch, seq_len, dtype, target_tokens, price, bandwidth, compression,
+    mtbf_device_hours, or any profile.KEY, model.KEY and plan.KEY. What all scenarios share stands under job
+    (global_batch, seq_len, dtype, optimizer, target_tokens), set (changes to files) and fix (choices of the
+    plan). objective is throughput, cost, energy or memory; search is quick or full.
+    """
+    from plansim.capacity.grid import load_grid
+    from plansim.capacity.store import merged
+    from plansim.capacity.sweep import parse_shard, run_sweep
+    from plansim.cli import console
+    from plansim.cli.options import split_overrides
+
+    part = parse_shard(shard)
+    grid = load_grid(file, split_overrides(override, ("sweep",))["sweep"])
+    suffix = f".{part[0]}-of-{part[1]}" if part[1] > 1 else ""
+    path = out or Path(f"{Path(file).stem}{suffix}.results.jsonl")
+    ends = Ticker("scenarios")
+    summary = run_sweep(
+        grid, path, executor=make_executor(executor, workers), shard=part, progress=ends.sweep
+    )
+    ends.close()
+    for problem in summary.problems:
+        console.say(f"warning: {problem}")
+    if json:
+        console.emit_json({"schema": 1, "sweep": grid.name, "results": str(path), **summary.to_json()})
+        return
+    rows = list(merged([path]).values())
+    console.show(f"{grid.name}: {_words(summary)}", *([options_table(rows, top)] if top else []))
+    console.plain(f"\nresults: {path}\nreport:  plansim report {path} --out report.html\n")
+
+
+def merge(
+    files: Annotated[list[Path], typer.Argument(metavar="JSONL...", help="Results of shards.")],
+    out: Annotated[Path, typer.Option("--out", metavar="JSONL", help="Where all of them go.")],
+    json: Json = False,
+) -> None:
+    """Join the results of several sweeps, each scenario once; unreadable lines are named and skipped."""
+    from plansim.capacity.sweep import merge_files
+    from plansim.cli import console
+
+    summary = merge_files(files, out)
+    for problem in summary.problems:
+        console.say(f"warning: {problem}")
+    if json:
+        console.emit_json({"schema": 1, "results": str(out), **summary.to_json()})
+    else:
+        console.plain(f"{summary.scenarios:,} scenarios in {out}\n")
+
+
+def make_executor(name: str, workers: int | None) -> Executor:
+    """Return the executor called `name`."""
+    from plansim.capacity.executors import EXECUTORS
+    from plansim.errors import UnknownNameError
+
+    if name not in EXECUTORS:
+        raise UnknownNameError("executor", name, EXECUTORS)
+    return EXECUTORS[name](workers)
+
+
+class Ticker:
+    """Progress on stderr: one line that renews itself in a terminal, a line now and then in a pipe."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.live = sys.stderr.isatty()
+        self.began = self.last = time.monotonic()
+        self.width = 0
+
+    def sweep(self, progress: Progress) -> None:
+        """Show the progress of a sweep."""
+        self.tick(progress.done, progress.total)
+
+    def tick(self, done: int, total: int) -> None:
+        """Show how much is done and when the rest should be."""
+        from plansim.units import format_seconds
+
+        now = time.monotonic()
+        if now - self.last < (0.1 if self.live else REPORT_EVERY_S):
+            return
+        self.last = now
+        left = (now - self.began) / max(done, 1) * (total - done)
+        text = f"{done:,} of {total:,} {self.what} ({done / max(total, 1):.0%}), {format_seconds(left)} left"
+        if self.live:
+            print(f"\r{text:<{self.width}}", end="", file=sys.stderr, flush=True)
+            self.width = len(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self.live and self.width:
+            print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)
+
+
+def _words(summary: Summary) -> str:
+    from plansim.units import format_seconds
+
+    kinds = ", ".join(
+        f"{n:,} {status}" for status, n in sorted(summary.by_status.items(), key=lambda i: -i[1])
+    )
+    kept = f", {summary.kept:,} were there already" if summary.kept else ""
+    return (
+        f"{summary.ran:,} scenarios in {format_seconds(summary.seconds)} ({kinds or 'nothing to do'}){kept}"
+    )
+
+
+def options_table(rows: list[dict[str, Any]], most: int) -> Any:  # noqa: ANN401  (a rich table)
+    """Return the answers as a table, cheapest first."""
+    from plansim.capacity.size import time_text
+    from plansim.cli import console
+    from plansim.cli.show import plan_short
+    from plansim.plan.read import plan_from_data
+
+    made = console.table(
+        where="cluster",
+        model="model",
+        plan="plan~",
+        mfu="MFU>",
+        days="run>",
+        good="goodput>",
+        usd="$>",
+    )
+    able = sorted((r for r in rows if r.get("status") == "ok"), key=_money)
+    for row in able[:most]:
+        run, prediction = row["reality"], row["prediction"]
+        made.add_row(
+            f"{row['scenario']['profile']} x {row['cluster']['devices']:,}",
+            row["scenario"]["model"],
+            plan_short(plan_from_data(row["plan"])),
+            f"{prediction['mfu']:.1%}",
+            time_text(run["wall_s"]),
+            f"{run['goodput']:.1%}",
+            f"{run['usd']:,.0f}" if run["usd"] else "no price",
+        )
+    return made
+
+
+def _money(row: dict[str, Any]) -> tuple[float, float]:
+    return row["reality"]["usd"] or float("inf"), row["reality"]["wall_s"]

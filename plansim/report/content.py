@@ -1,0 +1,183 @@
+"""What a report says, before it is HTML or Markdown: choice, charts, tables, assumptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from plansim.errors import PlansimError
+from plansim.report.assumptions import Assumption, assumptions
+from plansim.report.axes import axis_charts
+from plansim.report.charts.gantt import gantt_chart
+from plansim.report.charts.memory import memory_chart
+from plansim.report.charts.pairs import pairs_chart
+from plansim.report.charts.pareto import pareto_chart
+from plansim.report.charts.scaling import scaling_charts
+from plansim.report.charts.tornado import tornado_chart
+from plansim.report.charts.waterfall import waterfall_chart
+from plansim.report.choose import Choice, choose, front, usd_of, wall_of
+from plansim.report.option import Option
+from plansim.report.read import Results
+from plansim.report.sensitivity import Effect, effects, rebuilt, spans_of
+
+MOST_ROWS = 250
+"""Options listed: the front, then the cheapest. All of them stay in the results file."""
+
+MOST_POINTS = 400
+"""Options drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One chart with its words: what is shown, and what it rests on."""
+
+    anchor: str
+    title: str
+    svg: str
+    text: str
+
+
+@dataclass(slots=True)
+class Content:
+    """A whole report.
+
+    Attributes
+    ----------
+    listed : list of Option
+        Rows of the table of options, the recommendation first.
+    left_out : int
+        Options that the table has no room for.
+    """
+
+    title: str
+    results: Results
+    choice: Choice | None = None
+    on_front: set[str] = field(default_factory=set)
+    listed: list[Option] = field(default_factory=list)
+    left_out: int = 0
+    figures: list[Figure] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    assumptions: list[Assumption] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def content_of(results: Results, title: str | None = None) -> Content:
+    """Return the report of some results."""
+    content = Content(title=title or _title(results), results=results)
+    if results.options:
+        _options(content)
+    if results.pairs:
+        svg = pairs_chart(results.pairs)
+        text = (
+            "Each point is one run. Inside the band the prediction is within 10 % of the measurement; "
+            "points above the diagonal were faster than predicted."
+        )
+        content.figures.append(
+            Figure(anchor="accuracy", title="Predicted against measured", svg=svg, text=text)
+        )
+    content.assumptions = assumptions(results, content.choice.best if content.choice else None)
+    return content
+
+
+def _title(results: Results) -> str:
+    models = list(dict.fromkeys(o.model for o in results.options))
+    if not models:
+        return "Prediction beside measurement"
+    what = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
+    return f"{what}: {results.target}" if results.target else f"Training {what}"
+
+
+def _options(content: Content) -> None:
+    options = content.results.options
+    choice = content.choice = choose(options, content.results.wish)
+    best = choice.best
+    content.on_front = {o.key for o in front(options)}
+    order = sorted(
+        options,
+        key=lambda o: (o.key != best.key, o.key not in content.on_front, o.rank, usd_of(o), wall_of(o)),
+    )
+    content.listed, content.left_out = order[:MOST_ROWS], max(0, len(order) - MOST_ROWS)
+    drawn = order[:MOST_POINTS]
+    colours = {p: i % 8 for i, p in enumerate(dict.fromkeys(o.profile for o in options))}
+    _cost_figures(content, drawn, best, colours)
+    _step_figures(content, best)
+
+
+def _cost_figures(content: Content, drawn: Sequence[Option], best: Option, colours: dict[str, int]) -> None:
+    speed, efficiency = scaling_charts(drawn)
+    figures = [
+        Figure(
+            anchor="pareto",
+            title="Cost against time",
+            svg=pareto_chart(drawn, best, colours),
+            text="Every point is a cluster with its best plan. No other option is both faster and cheaper "
+            "than one on the line. Time and cost include failures, checkpoints and restarts.",
+        ),
+        Figure(
+            anchor="scaling",
+            title="Speed over devices",
+            svg=speed,
+            text="Each series changes nothing but the number of devices, with the same global batch; "
+            "the plan is chosen anew at every size.",
+        ),
+        Figure(
+            anchor="efficiency",
+            title="Efficiency over devices",
+            svg=efficiency,
+            text="Solid: speed per device over the best of its series. Dashed: goodput, the share of time "
+            "that is useful work after failures, checkpoints and restarts.",
+        ),
+    ]
+    figures += [
+        Figure(
+            anchor=f"axis-{i}",
+            title=f"Speed over {name}",
+            svg=svg,
+            text="Each line changes nothing but this axis; the plan is chosen anew at every point.",
+        )
+        for i, (name, svg) in enumerate(axis_charts(drawn))
+    ]
+    content.figures += [f for f in figures if f.svg]
+
+
+def _step_figures(content: Content, best: Option) -> None:
+    content.figures.append(
+        Figure(
+            anchor="waterfall",
+            title="Where the time of a step goes",
+            svg=waterfall_chart(best),
+            text=f"The recommended plan on {best.where}. The parts sum to the step; communication counts "
+            "only where nothing hides it. The range is the 80 % interval.",
+        )
+    )
+    content.figures.append(
+        Figure(
+            anchor="memory",
+            title="Memory by stage",
+            svg=memory_chart(best),
+            text="The peak of one device of every pipeline stage. The limit is what a device has.",
+        )
+    )
+    try:
+        case = rebuilt(best)
+        spans, step_s = spans_of(case)
+        gantt, note = gantt_chart(spans, step_s)
+        content.effects = effects(case, best)
+    except PlansimError as error:
+        reason = str(error).splitlines()[0]
+        content.notes.append(
+            f"Timetable and sensitivity are left out, as they need the original files: {reason}"
+        )
+        return
+    if gantt:
+        text = f"What every stage does, from the simulated step. {note}".strip()
+        content.figures.append(Figure(anchor="gantt", title="One step of the pipeline", svg=gantt, text=text))
+    what = "cost" if best.run and best.run.usd else "time"
+    content.figures.append(
+        Figure(
+            anchor="sensitivity",
+            title=f"What would change the {what}",
+            svg=tornado_chart(content.effects, what),
+            text=f"One input at a time, the plan held fast; what it does to the {what} of the run.",
+        )
+    )

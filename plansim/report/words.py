@@ -1,0 +1,103 @@
+"""Figures in words: what people read in tables, tooltips and headlines."""
+
+from __future__ import annotations
+
+import math
+
+from plansim.plan.model import Plan
+from plansim.report.option import Option
+from plansim.units import format_seconds
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    Examples
+    --------
+    >>> duration(40 * 86400), duration(5400), duration(3e9)
+    ('40.0 days', '90.0 min', '95.1 years')
+    """
+    if seconds >= 2 * 365.25 * 86400:
+        return f"{seconds / 365.25 / 86400:,.1f} years"
+    if seconds >= 172_800:
+        return f"{seconds / 86400:,.1f} days"
+    return format_seconds(seconds)
+
+
+def dollars(usd: float) -> str:
+    """Return money with three figures.
+
+    Examples
+    --------
+    >>> dollars(1_234_567), dollars(8_600), dollars(3.5), dollars(2.2e9)
+    ('$1.23 M', '$8.6 k', '$3.50', '$2.20 B')
+    """
+    if not math.isfinite(usd):
+        return "no price"
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if usd >= limit:
+            scaled = usd / limit
+            return f"${scaled:,.{2 if scaled < 10 and unit != 'k' else 1 if scaled < 100 else 0}f} {unit}"
+    return f"${usd:,.2f}"
+
+
+def short(value: float) -> str:
+    """Return a number for an axis: three figures and a suffix.
+
+    Examples
+    --------
+    >>> short(16384), short(0.25), short(2e6), short(1e-4)
+    ('16.4 k', '0.25', '2 M', '1e-04')
+    """
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.3g} {unit}"
+    if value == int(value):
+        return f"{int(value):,}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}"
+
+
+def percent(fraction: float) -> str:
+    """Return a share; one decimal where it is small."""
+    return f"{fraction:.0%}" if fraction >= 0.0995 or fraction == 0 else f"{fraction:.1%}"
+
+
+def plan_words(plan: Plan) -> str:
+    """Return the choices of a plan; what is off or 1 is left out.
+
+    Examples
+    --------
+    >>> from plansim.plan.model import Job, Parallel
+    >>> job = Job(global_batch=8, seq_len=1)
+    >>> plan_words(Plan(model="m", profile="p", job=job, parallel=Parallel(dp=4, tp=2, zero_stage=1)))
+    'data 4 × tensor 2, ZeRO-1, microbatch 1'
+    """
+    p = plan.parallel
+    names = (("data", p.dp), ("tensor", p.tp), ("pipeline", p.pp), ("context", p.cp))
+    words = [" × ".join(f"{name} {n}" for name, n in names if n > 1) or "one device"]
+    words += [f"expert {p.ep}"] if p.ep > 1 else []
+    words += [f"ZeRO-{p.zero_stage}"] if p.zero_stage else []
+    words += [f"microbatch {p.microbatch}"]
+    if p.pp > 1:
+        chunks = f" × {p.virtual_stages}" if p.virtual_stages > 1 else ""
+        words.append(f"{p.schedule}{chunks}")
+    mode = plan.recompute if isinstance(plan.recompute, str) else "per stage"
+    words += [f"recompute {mode}"] if mode != "none" else []
+    words += ["optimizer offload"] if plan.offload else []
+    words += [f"{m.method} {edge}" for edge, m in plan.compression.items() if m.method != "none"]
+    return ", ".join(words)
+
+
+def tip(option: Option) -> str:
+    """Return the tooltip of an option."""
+    lines = [f"{option.model} on {option.where}"]
+    lines += [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in option.changes.items()]
+    if option.run:
+        r = option.run
+        lines.append(
+            f"{duration(r.wall_s)} ({duration(r.wall_low_s)} to {duration(r.wall_high_s)}), "
+            f"{dollars(r.usd) if r.usd else 'no price'}, goodput {r.goodput:.1%}"
+        )
+    lines.append(f"step {format_seconds(option.step_time_s)}, MFU {option.mfu:.1%}")
+    lines.append(plan_words(option.plan))
+    return "\n".join(lines)
