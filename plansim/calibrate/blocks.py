@@ -74,6 +74,7 @@ class BlockSample:
     kept_bytes: float = 0.0
     forward_peak_bytes: float = 0.0
     backward_peak_bytes: float = 0.0
+    output_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,7 @@ def _case(model: Model, case: _Case, plan: Plan) -> list[BlockSample]:
                     parameters=sum(_local(p).numel() for p in blocks[0].parameters()),
                     tensors=len(list(blocks[0].parameters())), kept_bytes=kept,
                     forward_peak_bytes=forward_peak, backward_peak_bytes=backward_peak,
+                    output_bytes=float(_local(out).nbytes),
                 )
             )  # fmt: skip
         if index < len(print_.blocks) - 1:

@@ -31,6 +31,7 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
             return None
         rows[chunk] = known
     _untie(layout, stage, rows)
+    _keep_output(layout, rows)
     parameters = float(sum(row["parameters"] for chunk in rows.values() for row in chunk))
     p, plan = layout.plan.parallel, layout.plan
     replicas = p.dp * p.cp
@@ -60,6 +61,15 @@ def _untie(layout: Layout, stage: int, rows: dict[int, list[Mapping[str, Any]]])
         table = layout.model.vocab // layout.plan.parallel.tp * layout.model.hidden
         head = rows[last][-1]
         rows[last] = [*rows[last][:-1], {**head, "parameters": head["parameters"] - table}]
+
+
+def _keep_output(layout: Layout, rows: dict[int, list[Mapping[str, Any]]]) -> None:
+    """Keep the logits of a pipeline's last stage to the backward pass: its runtime holds every output."""
+    last = len(layout.chunks) - 1
+    if layout.plan.parallel.pp > 1 and last in rows:
+        head = rows[last][-1]
+        kept = head["kept_bytes"] + head["output_bytes"]
+        rows[last] = [*rows[last][:-1], {**head, "kept_bytes": kept}]
 
 
 def _passes(layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
