@@ -25,6 +25,8 @@ from plansim.errors import PlansimError, PlansimWarning, UnknownNameError
 COMMANDS: dict[str, str] = {
     "plan": "plansim.cli.plan:plan",
     "simulate": "plansim.cli.simulate:simulate",
+    "explain": "plansim.cli.explain:explain",
+    "diff": "plansim.cli.diff:diff",
     "run": "plansim.cli.run:run",
     "calibrate": "plansim.cli.calibrate:calibrate",
     "validate": "plansim.cli.validate:validate",

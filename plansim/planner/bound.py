@@ -1,8 +1,8 @@
 """A lower bound on the step time of every pipeline and every end, as arrays.
 
 With ``f`` and ``b`` the forward and backward of a rank for one microbatch, rank ``r`` cannot start before a
-microbatch has passed the ranks before it, must do ``m (f + b)``, and its last backward must travel back through
-them; then come what is left of the gradient traffic, the optimizer and fixed time:
+microbatch has passed the ranks before it, must do ``m (f + b)``, and its last backward must travel back
+through them; then come what is left of the gradient traffic, the optimizer and fixed time:
 
     T >= before(r) + m (f + b)(r) + back(r -> 0) + end(0)    and    T >= before(r) + m (f + b)(r) + end(r)
 
@@ -34,6 +34,7 @@ Array = NDArray[np.float64]
 Held = tuple[tuple[Parameters, ...], tuple[tuple[float, Parameters], ...]]
 """Parameters of a rank by chunk, and by kind of block with their number."""
 
+GROUPS = ("tp", "cp", "dp", "pp", "dp_cp", "ep", "edp", "shard", "replica")
 SAFETY = 1.0 - 1e-9
 """Keeps rounding from lifting a bound above the time it bounds."""
 
@@ -88,41 +89,82 @@ class Cells:
         self._row: dict[tuple[object, ...], int] = {}
         self._send: dict[tuple[object, ...], float] = {}
         self._shape: dict[tuple[int, ...], tuple[tuple[object, ...], tuple[object, ...]]] = {}
+        self._same: dict[tuple[int, ...], bool] = {}
         self._times: list[Times] = []
 
     def core(self, columns: Columns) -> Core:
         """Return the pipelines' times without data-parallel traffic."""
         c = columns
         first, back = distinct(
-            c.tp, c.cp, c.ep, c.microbatch, c.sequence_parallel, c.unfused, c.tp_overlap, c.dp, c.pp, c.placement
+            c.tp,
+            c.cp,
+            c.ep,
+            c.microbatch,
+            c.sequence_parallel,
+            c.unfused,
+            c.tp_overlap,
+            c.dp,
+            c.pp,
+            c.placement,
         )
         fresh, rows, sends = [], np.zeros(len(first), dtype=np.int64), np.zeros(len(first))
         for j, i in enumerate(first):
-            key, hop, layout = self._keys(columns, int(i))
+            key, hop = self._keys(columns, int(i))
             if key not in self._row:
                 self._row[key] = len(self._row)
-                fresh.append(layout)
+                fresh.append(_layout(self.bench, columns, self.options, int(i)))
             rows[j] = self._row[key]
             if c.pp[i] > 1:
                 if hop not in self._send:
-                    self._send[hop] = self.bench.send_s(layout)
+                    self._send[hop] = self.bench.send_s(_layout(self.bench, columns, self.options, int(i)))
                 sends[j] = self._send[hop]
         if fresh:
             self._times = [_joined([*self._times, self.bench.times(fresh)])]
         return _assemble(self.bench, columns, self.options, self._times[0], rows[back], sends[back], None)
 
-    def _keys(self, columns: Columns, i: int) -> tuple[tuple[object, ...], tuple[object, ...], Layout]:
+    def repeated(self, columns: Columns) -> NDArray[np.bool_]:
+        """Return which pipelines lie on the fabric as with the first placement, which stands for both."""
+        c = columns
+        found = np.zeros(len(c), dtype=bool)
+        if any(level.is_grid for level in self.bench.fabric.levels):
+            return found
+        later = np.flatnonzero(c.placement > 0)
+        if not len(later):
+            return found
+        first, back = distinct(*(v[later] for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.placement)))
+        same = [self._same_shapes(columns, int(i)) for i in later[first]]
+        found[later] = np.array(same)[back]
+        return found
+
+    def _same_shapes(self, columns: Columns, i: int) -> bool:
+        """Return whether every group of a pipeline has the shape it has under the first placement."""
+        c = columns
+        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.placement))
+        if where not in self._same:
+            dp, tp, pp, cp, ep, placement = where
+            group = max(1, self.bench.profile.devices_per_node // tp)
+            node = group if (dp * cp) % group == 0 else None
+            parallel = Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, zero_stage=1, zero_group=node)
+            shapes = []
+            for order in (self.options.placements[0], self.options.placements[placement]):
+                layout = self.bench.layout(parallel, placement=order)
+                groups = [layout.group(axis) for axis in GROUPS]
+                shapes.append([(g.counts, g.concurrent, g.size) for g in groups])
+            self._same[where] = shapes[0] == shapes[1]
+        return self._same[where]
+
+    def _keys(self, columns: Columns, i: int) -> tuple[tuple[object, ...], tuple[object, ...]]:
         """Return what block times and sends depend on: sizes, and the shapes of their groups."""
-        layout = _layout(self.bench, columns, self.options, i)
-        p = layout.plan.parallel
-        where = (p.dp, p.tp, p.pp, p.cp, p.ep, int(columns.placement[i]))
+        c = columns
+        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.placement))
         if where not in self._shape:
+            layout = _layout(self.bench, columns, self.options, i)
             tp, cp, ep, pp = (layout.group(axis) for axis in ("tp", "cp", "ep", "pp"))
             self._shape[where] = (tp, cp, ep), (tp, pp)
         inside, across = self._shape[where]
-        size = (p.tp, p.cp, p.microbatch, p.sequence_parallel)
-        switches = (p.ep, int(columns.unfused[i]), int(columns.tp_overlap[i]))
-        return (*size, *switches, *inside), (*size, *across), layout
+        size = (where[1], where[3], int(c.microbatch[i]), int(c.sequence_parallel[i]))
+        switches = (where[4], int(c.unfused[i]), int(c.tp_overlap[i]))
+        return (*size, *switches, *inside), (*size, *across)
 
 
 def _joined(tables: Sequence[Times]) -> Times:
@@ -130,11 +172,17 @@ def _joined(tables: Sequence[Times]) -> Times:
 
 
 def _assemble(
-    bench: Workbench, columns: Columns, options: Options, times: Times, row: Ints, send: Array, scale: Array | None
+    bench: Workbench,
+    columns: Columns,
+    options: Options,
+    times: Times,
+    row: Ints,
+    send: Array,
+    scale: Array | None,
 ) -> Core:
     """Return the pipelines' times from a table of block times; `scale` multiplies its rows."""
     size = (len(columns), REPRESENTATIVES)
-    core = Core(*(np.zeros(size) for _ in range(6)), np.zeros(len(columns)))
+    core = Core(*(np.zeros(len(columns) if f.name == "bound" else size) for f in fields(Core)))
     again = [times.recompute(mode, bench.kinds.is_end) for mode in range(3)]
     for stages, where in stage_groups(columns, options, bench.kinds):
         _stage_times(core, stages, where, columns, times, again, row[where], send[where])
@@ -216,7 +264,7 @@ class Tails:
         self._slow: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def arrays(self, columns: Columns, ends: Ints) -> tuple[dict[str, Array], Array]:
-        """Return every field of `Tail` as (pairs, representatives), and the slow-down factors as (2, pairs)."""
+        """Return every field of `Tail` as (pairs, representatives), and the slow-downs as (2, pairs)."""
         c = columns
         first, row = distinct(c.dp, c.tp, c.pp, c.cp, c.ep, c.structure, c.placement, ends)
         known, slow = [], []
@@ -265,7 +313,11 @@ class Tails:
             self._held[key] = [
                 (
                     tuple((float(c @ dense), float(c @ expert)) for c in stages.chunks[r]),
-                    tuple((float(n), (float(dense[k]), float(expert[k]))) for k, n in enumerate(stages.work[r]) if n),
+                    tuple(
+                        (float(n), (float(dense[k]), float(expert[k])))
+                        for k, n in enumerate(stages.work[r])
+                        if n
+                    ),
                 )
                 for r in range(len(stages.ranks))
             ]
@@ -327,15 +379,17 @@ def pair_bounds(core: Core, columns: Columns, ends: Ints, tails: Tails, overlaps
     beside_g = np.array([e.overlap_gradients and overlaps[0] for e in options.ends])[ends][:, None]
     beside_p = np.array([e.overlap_parameters and overlaps[1] for e in options.ends])[ends][:, None]
     m = columns.num_microbatches[:, None].astype(np.float64)
+    coded = np.array([e.parameters != "none" for e in options.ends])[ends][:, None]
     every = zero >= 2
     before = core.before + _first_gather(core, t, slow, beside_p & (zero >= 1) & (zero <= 2))
     passes = np.where(zero == 3, 2.0 * m * t["gather_s"], 0.0)
     reduces = np.where(every, m, 1.0) * t["reduce_s"]
     stuck = np.where(every, m, 1.0) * t["blocking_s"]
-    inline = (
-        np.where((zero == 3) & ~beside_p, passes, 0.0) + np.where(every & ~beside_g, reduces, 0.0) + stuck
+    inline = stuck + np.where((zero == 3) & (~beside_p | coded), passes, 0.0)
+    inline = inline + np.where(every & ~beside_g, reduces, 0.0)
+    beside = np.where((zero == 3) & beside_p & ~coded, passes, 0.0) + np.where(
+        beside_g, reduces - t["last_s"], 0.0
     )
-    beside = np.where((zero == 3) & beside_p, passes, 0.0) + np.where(beside_g, reduces - t["last_s"], 0.0)
     last = np.where(beside_g, t["last_s"], np.where(every, 0.0, reduces))
     finish = t["finish_s"] + np.where((zero >= 1) & (zero <= 2) & ~beside_p, t["gather_s"], 0.0)
     own = before + together(core.work + inline, np.maximum(beside, 0.0), slow) + last + finish

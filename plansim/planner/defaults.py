@@ -9,10 +9,10 @@ from plansim.workload.model import ATTENTION_FAMILIES, Model
 from plansim.workload.totals import parameter_count
 
 DEFAULT_MODEL = "llama-3.1-8b"
-"""Planned when only a cluster is given: pre-training Llama 3.1 8B on sequences of 8,192 tokens (arXiv 2407.21783)."""
+"""Planned when only a cluster is given: pre-training Llama 3.1 8B, sequences of 8,192 (arXiv 2407.21783)."""
 
 BATCH_TOKENS = ((1e9, 2**19), (3e9, 2**20), (14e9, 2**21), (float("inf"), 2**22))
-"""(parameters up to, tokens in one batch): GPT-3's batches by model size (arXiv 2005.14165, table 2.1), to powers of two."""
+"""(parameters up to, tokens in one batch): GPT-3's, to powers of two (arXiv 2005.14165, table 2.1)."""
 
 BATCH_SAMPLES = 256
 """Samples in one batch of models without a sequence."""

@@ -16,7 +16,7 @@ from plansim.planner.space import Space
 
 @dataclass(frozen=True, slots=True, order=True)
 class End:
-    """One combination. `zero_group` is ``"node"``, a number of ranks or None; equal fields mean equal plans."""
+    """One combination; equal fields mean equal plans. `zero_group` is ``"node"``, a rank count or None."""
 
     zero_stage: int = 0
     zero_group: str | int | None = None
@@ -116,6 +116,12 @@ def _distinct(end: End, space: Space, stack: Stack) -> bool:
     gathers = end.zero_stage > 0 and stack.parameter_overlap
     if not end.overlap_parameters and not gathers and not chosen("overlap.parameters"):
         return False
+    if (
+        end.overlap_gradients
+        and not end.overlap_parameters
+        and not (chosen("overlap.gradients") or chosen("overlap.parameters"))
+    ):
+        return False  # who can wait for gathers can wait for reductions: one switch less to try
     if end.parameters != "none" and end.zero_stage < 3:
         return False
     server = end.aggregation == "parameter_server"

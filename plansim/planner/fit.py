@@ -1,4 +1,4 @@
-"""Memory as arrays: what every pipeline holds at least, so that what cannot fit is dropped before it is timed."""
+"""Memory as arrays: what every pipeline holds at least; what cannot fit is dropped before it is timed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from plansim.costs.build import gather_bytes, state_bytes
 from plansim.costs.compression import find_method
+from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
 from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Ints, Options, distinct, shard_group
@@ -18,7 +19,7 @@ from plansim.planner.tables import Kinds, Shares, Workbench
 
 Array = NDArray[np.float64]
 SLACK = 1.0 - 1e-6
-"""The floor is lowered by this factor: block bytes are taken per sequence, so rounding must not reject a plan."""
+"""Lowers the floor: block bytes are taken per sequence, and rounding must not reject a plan."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,9 +56,7 @@ def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:
     """Return the shares of every distinct cut, and which one each entry has."""
     from plansim.plan.model import Parallel
 
-    first, row = distinct(
-        columns.tp, columns.cp, columns.ep, columns.sequence_parallel, columns.unfused
-    )
+    first, row = distinct(columns.tp, columns.cp, columns.ep, columns.sequence_parallel, columns.unfused)
     layouts = [
         bench.layout(
             Parallel(
@@ -119,13 +118,7 @@ def memory_bytes(
 ) -> Array:
     """Return the least peak of every pipeline's largest device with one end, bytes."""
     state, master, gradient, weight = state_bytes(probe)
-    replicas = columns.dp * columns.cp
-    group = (
-        replicas if end.zero_group is None else np.maximum(1, shard_group(end, columns.tp, columns.cp, node))
-    )
-    shard = (group if end.zero_stage >= 1 else np.ones_like(replicas)).astype(np.float64)[:, None]
-    expert_shard = np.maximum(1, shard // columns.ep[:, None])
-    whole, cut = parts.dense + parts.expert, parts.dense / shard + parts.expert / expert_shard
+    whole, cut = parts.dense + parts.expert, owned(columns, parts, end, node)
 
     def over(stage: int, per_parameter: float) -> Array:
         return per_parameter * (cut if end.zero_stage >= stage else whole)
@@ -140,3 +133,30 @@ def memory_bytes(
     reserve = bench.stack.context_bytes if bench.profile.device.kind != "cpu" else 0.0
     found: Array = total.max(axis=1) * SLACK + reserve
     return found
+
+
+def owned(columns: Columns, parts: Held, end: End, node: int) -> Array:
+    """Return the parameters whose optimizer state one rank holds."""
+    if end.zero_stage == 0:
+        return parts.dense + parts.expert
+    replicas = columns.dp * columns.cp
+    group = (
+        replicas if end.zero_group is None else np.maximum(1, shard_group(end, columns.tp, columns.cp, node))
+    )
+    shard = group.astype(np.float64)[:, None]
+    expert_shard = np.maximum(1, group // columns.ep)[:, None]
+    found: Array = parts.dense / shard + parts.expert / expert_shard
+    return found
+
+
+def optimizer_s(bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int) -> Array:
+    """Return the least optimizer time of any representative, seconds: state streamed at full bandwidth."""
+    state, master, gradient, weight = state_bytes(probe)
+    device = bench.profile.device
+    curve = memory_curve_of(device)
+    fraction = max(curve.bandwidth_fraction, curve.cache_bandwidth_fraction)
+    per = (2 * gradient + 2 * (state + master) + weight) / (device.memory_bandwidth_bytes_per_s * fraction)
+    if end.offload:
+        per += (state + master) * 2 / bench.profile.host.pcie_bytes_per_s
+    least: Array = owned(columns, parts, end, node).min(axis=1) * per
+    return least

@@ -96,8 +96,8 @@ def options_of(space: Space, model: Model, job: Job, ends: tuple[End, ...], *, t
     """Return the lists of a space; values that change nothing for this model or stack are left out."""
     attention = model.family in ATTENTION_FAMILIES
     overlap = space.of("overlap.tensor_parallel")
-    if not tp_overlaps and len(overlap) > 1:
-        overlap = (False,)
+    if len(overlap) > 1:  # where the stack can, pipelining is never slower: it only takes exposed time away
+        overlap = (tp_overlaps,)
     return Options(
         structures=_structures(space),
         placements=space.of("placement"),
@@ -144,7 +144,7 @@ def degree_grid(world: int, space: Space, model: Model) -> dict[str, Ints]:
 
 
 class Counts:
-    """How many distinct plans hang on each grid, by choice: what is rejected early is counted by their product."""
+    """How many distinct plans hang on each grid, by choice; their product counts what is rejected early."""
 
     def __init__(self, grid: Mapping[str, Ints], options: Options, node: int) -> None:
         dp, tp, pp, cp = (grid[n] for n in ("dp", "tp", "pp", "cp"))
@@ -153,8 +153,8 @@ class Counts:
         self.sequence = np.where(tp > 1, len(options.sequence_parallel), 1)
         self.tp_overlap = np.where(tp > 1, len(options.tp_overlap), 1)
         self.layers = len(options.unfused) * len(options.recompute) * one
-        self.placements = placement_mask(options.placements, dp, tp, pp, cp).sum(axis=1)
-        self.ends = end_mask(options.ends, dp, tp, pp, cp, grid["ep"], node).sum(axis=1)
+        self.placements: Ints = placement_mask(options.placements, dp, tp, pp, cp).sum(axis=1)
+        self.ends: Ints = end_mask(options.ends, dp, tp, pp, cp, grid["ep"], node).sum(axis=1)
 
     @property
     def below_microbatch(self) -> Ints:
@@ -210,7 +210,8 @@ def end_mask(ends: tuple[End, ...], dp: Ints, tp: Ints, pp: Ints, cp: Ints, ep: 
 def shard_group(end: End, tp: Ints, cp: Ints, node: int) -> Ints:
     """Return the replicas of one node: those that hybrid sharding keeps together."""
     if end.zero_group == "node":
-        return np.maximum(1, node // np.maximum(tp, 1))
+        replicas: Ints = np.maximum(1, node // np.maximum(tp, 1))
+        return replicas
     return np.full(len(tp), int(end.zero_group or 0))
 
 
@@ -289,7 +290,7 @@ def with_layers(
     job: Job,
     tally: Tally,
 ) -> tuple[Ints, Columns]:
-    """Return the grid of every entry, and columns with sequence parallelism, attention and recomputation chosen."""
+    """Return every entry's grid, and columns with sequence parallelism, attention, recomputation chosen."""
     at, size, structure = rows
     base_at, base_size, base_structure, sp, unfused, recompute = [], [], [], [], [], []
     tp = grid["tp"][at]

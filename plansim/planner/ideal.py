@@ -1,8 +1,8 @@
 """Seconds of a block on a device that loses nothing but what its fitted peak says: below every modelled time.
 
-No tile is partly filled, no wave short, no launch waited for, no byte sent: products run at the fitted fraction
-of the peak, memory-bound operators stream at full bandwidth. It costs nothing to work out and is linear in the
-microbatch, so it sorts a whole space before any block is timed.
+No tile is partly filled, no wave short, no launch waited for, no byte sent: products run at the fitted
+fraction of the peak, memory-bound operators stream at full bandwidth. It costs nothing to work out and is
+linear in the microbatch, so it sorts a whole space before any block is timed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ def _rates(how: Arithmetic) -> tuple[float, float, float]:
     )
     attention = attention_kernel(device, how.wide)
     curve = memory_curve_of(device)
-    memory = device.memory_bandwidth_bytes_per_s * max(curve.bandwidth_fraction, curve.cache_bandwidth_fraction)
+    memory = device.memory_bandwidth_bytes_per_s * max(
+        curve.bandwidth_fraction, curve.cache_bandwidth_fraction
+    )
     return (
         products * how.product_fraction,
-        attention.unit_flop_per_s * attention.units * max(1.0, attention.curve.backward_fraction) * how.attention_fraction,
+        attention.unit_flop_per_s
+        * attention.units
+        * max(1.0, attention.curve.backward_fraction)
+        * how.attention_fraction,
         memory / how.stack.elementwise_passes,
     )
 

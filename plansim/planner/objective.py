@@ -30,7 +30,7 @@ class Figures:
 
     @property
     def effective_step_s(self) -> float:
-        """The time of one uncompressed step's worth of progress: the middle of the inflation's band counts."""
+        """The time of one uncompressed step's worth of progress, by the middle of the inflation's band."""
         return self.step_time_s * (self.inflation[0] + self.inflation[1]) / 2
 
 

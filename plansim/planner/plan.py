@@ -21,6 +21,7 @@ from plansim.planner.result import PlanningResult, Ranked, SearchStats
 from plansim.planner.search import Found, search
 from plansim.planner.space import Space, space_of
 from plansim.planner.ties import tied
+from plansim.results import Prediction
 from plansim.results.compare import why_slower
 from plansim.simulate.predict import predict_layout
 from plansim.workload.model import Model
@@ -182,7 +183,7 @@ def ranked(question: Question, found: Found[Plan, Figures]) -> tuple[Ranked, ...
     )
 
 
-def _is_tied(objective: Objective, layouts: list[Layout], predictions: list[Any], i: int) -> bool:
+def _is_tied(objective: Objective, layouts: list[Layout], predictions: list[Prediction], i: int) -> bool:
     if objective.by_memory:
         return predictions[i].peak_memory_bytes == predictions[0].peak_memory_bytes
     return tied(layouts[0], predictions[0], layouts[i], predictions[i])

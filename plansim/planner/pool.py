@@ -1,4 +1,4 @@
-"""The candidates of a whole space: enumerated as arrays, cut by rules and memory, handed out best bound first."""
+"""The candidates of a whole space: enumerated as arrays, cut by rules and memory, best bound first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plansim.plan.backends.base import Backend
 from plansim.plan.model import Job, Parallel, Plan
 from plansim.planner.bound import Cells, Core, Tails, ideal_core, pair_bounds, zero_group
 from plansim.planner.ends import End, ends_of
-from plansim.planner.fit import held, memory_bytes, shard_rows
+from plansim.planner.fit import held, memory_bytes, optimizer_s, shard_rows
 from plansim.planner.frames import (
     Columns,
     Counts,
@@ -38,10 +38,10 @@ from plansim.planner.tables import RECOMPUTE, Shares, Times, Workbench
 from plansim.workload.model import Model
 
 Array = NDArray[np.float64]
-FIRST_BLOCK, GROWTH, LARGEST_BLOCK = 64, 4, 4096
+FIRST_BLOCK, GROWTH, LARGEST_BLOCK = 32, 2, 8192
 """Pipelines timed at once: the first block, how it grows, and the largest."""
 
-OPEN_BLOCK = 48
+OPEN_BLOCK = 16
 """Pipelines joined with their ends at once."""
 
 
@@ -74,6 +74,8 @@ class Part:
         Which ends keep all rules and fit.
     memory : array (pipelines, ends)
         The least peak, bytes (where memory is the objective).
+    finish : array (pipelines,)
+        The least time of the optimizer on any rank with any allowed end, seconds.
     at : int
         Pipelines before this one have been timed; `open` are those not yet joined with their ends.
     """
@@ -84,6 +86,7 @@ class Part:
     allowed: Mask
     memory: Array
     first: Array
+    finish: Array
     factor: Array
     cells: Cells
     tails: Tails
@@ -116,8 +119,12 @@ class Part:
         index = index[self.first[index] <= cutoff]
         if not len(index):
             return
+        index = index[~self.cells.repeated(self.columns.take(index))]
+        if not len(index):
+            return
         core = self.cells.core(self.columns.take(index))
-        score = np.maximum(core.bound * self.factor.min() * (1.0 - 1e-9), self.first[index])
+        least = (core.bound + self.finish[index]) * self.factor.min() * (1.0 - 1e-9)
+        score = np.maximum(least, self.first[index])
         keep = np.flatnonzero(score <= cutoff)
         score = np.concatenate([self.open_score, score[keep]])
         index = np.concatenate([self.open_index, index[keep]])
@@ -214,14 +221,15 @@ class Pool:
             return None
         options = options_of(space, q.model, q.job, ends, tp_overlaps=stack.tp_overlap)
         bench = Workbench(q.model, q.profile, q.base, stack)
-        columns, allowed, memory, ideal, row = self._survivors(world, options, bench)
+        columns, allowed, memory, finish, ideal, row = self._survivors(world, options, bench)
         if not len(columns):
             return None
         factor = np.array([self._factor(e, world) for e in ends])
         if q.objective.by_memory:
             first = np.where(allowed, memory, np.inf).min(axis=1)
         else:
-            first = ideal_core(bench, columns, options, ideal, row) * factor.min() * (1.0 - 1e-9)
+            first = ideal_core(bench, columns, options, ideal, row) + finish
+            first *= factor.min() * (1.0 - 1e-9)
         order = np.argsort(first, kind="stable")
         return Part(
             bench=bench,
@@ -230,6 +238,7 @@ class Pool:
             allowed=allowed[order],
             memory=memory[order] if q.objective.by_memory else memory,
             first=first[order],
+            finish=finish[order],
             factor=factor,
             cells=Cells(bench, options),
             tails=Tails(bench, options, self.node),
@@ -238,7 +247,7 @@ class Pool:
 
     def _survivors(
         self, world: int, options: Options, bench: Workbench
-    ) -> tuple[Columns, Mask, Array, Times, Ints]:
+    ) -> tuple[Columns, Mask, Array, Array, Times, Ints]:
         """Return the pipelines of one part that keep the rules with some end that fits."""
         q, tally = self.question, self.tally
         grid = degree_grid(world, q.space, q.model)
@@ -259,13 +268,13 @@ class Pool:
         if q.space.backend is not None:
             allowed &= self._runtime(q.space.backend, columns, options, allowed, leaves)
         shares, row = shard_rows(bench, columns)
-        allowed, memory = self._fitting(columns, options, bench, allowed, leaves, shares, row)
+        allowed, memory, finish = self._fitting(columns, options, bench, allowed, leaves, shares, row)
         keep = np.flatnonzero(allowed.any(axis=1))
         columns, allowed = columns.take(keep), allowed[keep]
         memory = memory[keep] if q.objective.by_memory else memory
         index, columns = self._with_leaves(columns, options, allowed)
         memory = memory[index] if len(memory) else memory
-        return columns, allowed[index], memory, shares.ideal, row[keep][index]
+        return columns, allowed[index], memory, finish[keep][index], shares.ideal, row[keep][index]
 
     def _runtime(
         self, backend: Backend, columns: Columns, options: Options, allowed: Mask, leaves: Ints
@@ -306,10 +315,14 @@ class Pool:
         leaves: Ints,
         shares: Shares,
         row: Ints,
-    ) -> tuple[Mask, Array]:
-        """Return which allowed pairs may fit in memory, and their least peaks (where memory is the objective)."""
+    ) -> tuple[Mask, Array, Array]:
+        """Return which allowed pairs may fit, their least peaks (where memory decides), the least optimizer.
+
+        Peaks are bytes, the optimizer seconds.
+        """
+        finish = np.full(len(columns), np.inf)
         if not len(columns):
-            return allowed, np.zeros((0, len(options.ends)))
+            return allowed, np.zeros((0, len(options.ends))), finish
         parts = held(bench, columns, options, shares, row)
         classes: dict[tuple[object, ...], list[int]] = {}
         for i, end in enumerate(options.ends):
@@ -325,9 +338,11 @@ class Pool:
             self.tally.reject("memory", (dropped.sum(axis=1) * leaves).sum())
             self._remember(columns, options, end, np.where(dropped.any(axis=1), peak, np.inf))
             allowed[:, numbers] &= fits[:, None]
+            least = optimizer_s(bench, columns, parts, end, probe, self.node)
+            finish = np.minimum(finish, np.where(allowed[:, numbers].any(axis=1), least, np.inf))
             if keep_bytes:
                 memory[:, numbers] = peak[:, None]
-        return allowed, memory
+        return allowed, memory, finish
 
     def _remember(self, columns: Columns, options: Options, end: End, peak: Array) -> None:
         """Keep the candidate that misses the memory limit by least, in case nothing fits."""

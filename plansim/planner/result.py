@@ -1,4 +1,4 @@
-"""What planning answers with: the best plans, how the rest lost, how close it was, and what would change it."""
+"""What planning answers with: the best plans, how the rest lost, how close it was, what would change it."""
 
 from __future__ import annotations
 

@@ -12,14 +12,15 @@ from typing import Any, Generic, Protocol, TypeVar
 from plansim.plan.rules import Rejected
 
 P = TypeVar("P")
+P_co = TypeVar("P_co", covariant=True)
 F = TypeVar("F")
 
 
-class Candidates(Protocol[P]):
+class Candidates(Protocol[P_co]):
     """What a search goes through: blocks of candidates whose bounds never fall from one block to the next.
 
-    `floor` is below every score of the blocks to come, `inf` when there is none; `take` returns the next block
-    as (bound, number) pairs, without those above the cutoff; `plan` writes one candidate out.
+    `floor` is below every score of the blocks to come, `inf` when there is none; `take` returns the next
+    block as (bound, number) pairs, without those above the cutoff; `plan` writes one candidate out.
     """
 
     def floor(self) -> float:
@@ -30,7 +31,7 @@ class Candidates(Protocol[P]):
         """Return the next block, without what is bounded above `cutoff`."""
         ...
 
-    def plan(self, number: int) -> P:
+    def plan(self, number: int) -> P_co:
         """Return one candidate."""
         ...
 

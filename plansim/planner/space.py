@@ -1,4 +1,4 @@
-"""The space of plans: which values every choice may take, after what is fixed, forbidden or refused by a runtime."""
+"""The space of plans: which values every choice may take, after what is fixed, forbidden or refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACEMENTS = (
 """Orders of the axes, innermost first, that the search tries."""
 
 VIRTUAL_STAGES = (2, 3, 4, 6, 8, 12)
-MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
+MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 
 BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core", "deepspeed": "deepspeed"}
 """The software stack whose costs a runtime has; the others follow from the plan."""
@@ -152,6 +152,8 @@ def full_name(name: str) -> str:
 
 
 def _several(value: object) -> tuple[Any, ...]:
+    if isinstance(value, tuple | list) and sorted(map(str, value)) == ["cp", "dp", "pp", "tp"]:
+        return (tuple(value),)  # one placement
     return tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
 
 

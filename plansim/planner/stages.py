@@ -1,4 +1,4 @@
-"""Which layers sit on which pipeline rank, as counts: what a rank computes, holds and waits for before it starts."""
+"""Which layers sit on which pipeline rank, as counts: what it computes, holds and waits for at first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plansim.schedules import find_schedule
 
 Array = NDArray[np.float64]
 REPRESENTATIVES = 4
-"""Pipeline ranks that a bound looks at: the first, the first and the last of the fullest inner ones, and the last."""
+"""Pipeline ranks that a bound looks at: the first, the first and last of the fullest inner ones, the last."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +54,7 @@ class Stages:
     splits_backward: bool
 
     def in_flight(self, num_microbatches: NDArray[np.int64]) -> Array:
-        """Return microbatches in flight by chunk at one moment of each representative, (n, representatives, v).
+        """Return microbatches in flight by chunk at one moment: (n, representatives, v).
 
         The moment before its first backward, from the order of actions: GPipe holds all microbatches, 1F1B
         ``pp - rank``, ZB-H1 ``pp``, the interleaved order its warm-up and one more, the V-shaped orders

@@ -72,7 +72,7 @@ def kinds_of(model: Model, seq_len: int) -> Kinds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shares:
-    """Bytes and parameters of every kind of block on one rank, one microbatch of one sequence: (shards, kinds)."""
+    """Bytes and parameters of every kind of block on a rank, a microbatch of one sequence: (shards, kinds)."""
 
     saved: Array
     kept: tuple[Array, Array, Array]
@@ -104,7 +104,10 @@ class Times:
 def _logits(blocks: Sequence[Sequence[Block]], size: tuple[int, int]) -> Array:
     """Return the bytes of the logits that each kind keeps: the loss works on copies of them."""
     each = [
-        [sum(op.saved_bytes for op in b.operators if op.name == "loss") if b.kind == "head" else 0.0 for b in row]
+        [
+            sum(op.saved_bytes for op in b.operators if op.name == "loss") if b.kind == "head" else 0.0
+            for b in row
+        ]
         for row in blocks
     ]
     return np.array(each, dtype=np.float64).reshape(size)
@@ -121,7 +124,7 @@ def _times(rows: Sequence[Sequence[tuple[float, ...]]], size: tuple[int, int]) -
 
 
 class Workbench:
-    """Makes the tables for one model, cluster, job and software stack; asks the cost formulas, keeps none of its own."""
+    """Makes the tables for one model, cluster, job and software stack by asking `costs`."""
 
     def __init__(self, model: Model, profile: Profile, base: Plan, stack: Stack) -> None:
         self.model, self.profile, self.base, self.stack = model, profile, base, stack

@@ -1,4 +1,4 @@
-"""What data-parallel traffic and the optimizer cost one pipeline at least, by distinct layout of parameters and ranks."""
+"""What data-parallel traffic and the optimizer cost one pipeline at least, by layout of what it holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AXES = ("shard", "edp")
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Equal buckets of one kind of traffic: `count` of them, `comm_s` each, `blocking_s` in the compute stream."""
+    """Equal buckets of one kind of traffic: `count`, of `comm_s` each, `blocking_s` in the compute stream."""
 
     count: int = 0
     comm_s: float = 0.0
@@ -114,27 +114,26 @@ def _reduce(layout: Layout, axis: str, parameters: float) -> Buckets:
     collective = "reduce_scatter" if p.zero_stage >= 1 else "all_reduce"
     method = layout.plan.compression.gradients
     if method.method != "none":
-        return _compressed(layout, axis, collective, method, nbytes / count, count)
+        one = _coded(layout, axis, collective, method, nbytes / count, reduce_bytes(layout))
+        return Buckets(count, one.comm_s, one.blocking_s)
     if layout.plan.aggregation == "parameter_server":
         return Buckets(count, 0.0)
     return Buckets(count, comm_s(layout, axis, collective, nbytes / count))
 
 
-def _compressed(
-    layout: Layout, axis: str, collective: str, method: Method, nbytes: float, count: int
-) -> Buckets:
+def _coded(layout: Layout, axis: str, collective: str, method: Method, nbytes: float, per: float) -> Buckets:
+    """Return one compressed message of `nbytes` at `per` bytes an element."""
     network = Network(
         group=layout.group(axis),
         fabric=layout.fabric,
         device=layout.profile.device,
         backend=layout.profile.backend,
     )
-    per = reduce_bytes(layout)
     model, tp = layout.model, layout.plan.parallel.tp
     matrix = (model.hidden, max(1, (model.ffn or model.hidden) // tp)) if model.family != "cnn" else None
     traffic = Traffic(num_elements=nbytes / per, element_bytes=per, matrix=matrix)
     time = compressed_s(collective, method.method, traffic, network, method.options)
-    return Buckets(count, time.comm_s / layout.stack.collective_efficiency, time.blocking_s)
+    return Buckets(1, time.comm_s / layout.stack.collective_efficiency, time.blocking_s)
 
 
 def _replica(layout: Layout, first: Parameters) -> float:
@@ -168,9 +167,13 @@ def _gather(layout: Layout, held: Parameters, count: int) -> float:
 
 
 def _gather_axis(layout: Layout, axis: str, nbytes: float, count: int) -> float:
-    """Return the seconds of `nbytes` gathered in `count` buckets (compressed ones are left out)."""
-    if not nbytes or layout.group(axis).size == 1 or layout.plan.compression.parameters.method != "none":
+    """Return the seconds of `nbytes` gathered in `count` buckets; coded, what holds up compute."""
+    if not nbytes or layout.group(axis).size == 1:
         return 0.0
+    method = layout.plan.compression.parameters
+    if method.method != "none":
+        one = _coded(layout, axis, "all_gather", method, nbytes / count, gather_bytes(layout))
+        return count * one.blocking_s
     return count * comm_s(layout, axis, "all_gather", nbytes / count)
 
 

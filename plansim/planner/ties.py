@@ -1,11 +1,11 @@
 """Which plans the model cannot tell apart.
 
-Every term of the breakdown carries a relative error. For two plans on the same software stack and cluster that
-error is common to both: where both spend the same seconds on a term it cancels, and only the seconds by which
-the term differs are uncertain. With relative spread ``s`` (the stack's residual spread) and independent terms,
-the difference of two step times has the standard deviation ``s * sqrt(sum of squared term differences)``. On
-different stacks nothing cancels and the whole times count. Plans are tied when their difference lies within the
-80 % interval of that.
+Every term of the breakdown carries a relative error. For two plans on the same software stack and cluster
+that error is common to both: where both spend the same seconds on a term it cancels, and only the seconds by
+which the term differs are uncertain. With relative spread ``s`` (the stack's residual spread) and independent
+terms, the difference of two step times has the standard deviation ``s * sqrt(sum of squared term
+differences)``. On different stacks nothing cancels and the whole times count. Plans are tied when their
+difference lies within the 80 % interval of that.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def spread_of_difference(a: Prediction, b: Prediction, std: float, *, same_stack
     >>> def of(compute_s, bubble_s):
     ...     t = compute_s + bubble_s
     ...     return Prediction(step_time_s=t, step_time_low_s=t, step_time_high_s=t, tokens_per_s=1.0,
-    ...         samples_per_s=1.0, tokens_per_s_per_device=1.0, model_flop_per_s_per_device=1.0, mfu=0.5, hfu=0.5,
-    ...         peak_memory_bytes=1.0, memory_limit_bytes=2.0, memory=(StageMemory(),),
+    ...         samples_per_s=1.0, tokens_per_s_per_device=1.0, model_flop_per_s_per_device=1.0, mfu=0.5,
+    ...         hfu=0.5, peak_memory_bytes=1.0, memory_limit_bytes=2.0, memory=(StageMemory(),),
     ...         breakdown=Breakdown(compute_s=compute_s, bubble_s=bubble_s))
     >>> round(spread_of_difference(of(10.0, 1.0), of(10.0, 1.3), 0.1, same_stack=True), 6)
     0.03

@@ -1,0 +1,35 @@
+"""``plansim diff``: what changed between two plans, and which term paid."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from plansim.cli.options import Json, ModelName, Override, read_case
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A plan file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another plan file.")],
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", metavar="P", help="Instead of the plans'.")
+    ] = None,
+    model: ModelName = None,
+    override: Override = None,
+    json: Json = False,
+) -> None:
+    """Show what changed from plan A to plan B, and which terms of time and memory paid for it.
+
+    Both are predicted on A's profile and model unless others are given.
+    """
+    first, shape, cluster = read_case(a, override, profile=profile, model=model)
+    second, _, _ = read_case(b, override, profile=profile or first.profile, model=model or first.model)
+    from plansim.cli import console, show_terms
+    from plansim.planner.diff import diff as compared
+
+    found = compared(shape, cluster, first, second)
+    if json:
+        console.emit_json(found.to_json())
+        return
+    console.show(*show_terms.difference(found))

@@ -1,0 +1,32 @@
+"""``plansim explain``: every term of a plan with its formula and inputs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from plansim.cli.options import Json, ModelName, Override, read_case
+
+
+def explain(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan file.")],
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", metavar="P", help="Instead of the plan's.")
+    ] = None,
+    model: ModelName = None,
+    override: Override = None,
+    json: Json = False,
+) -> None:
+    """Show every term of a plan's prediction with its formula, its inputs and its source."""
+    given, shape, cluster = read_case(plan, override, profile=profile, model=model)
+    from plansim.cli import console, show, show_terms
+    from plansim.planner.explain import explain as explained
+
+    found = explained(shape, cluster, given)
+    if json:
+        console.emit_json(found.to_json())
+        return
+    console.show(
+        show.headline(given, shape, cluster), show.summary(given, found.prediction), show_terms.terms(found)
+    )

@@ -1,0 +1,204 @@
+"""Every term of a plan's step with its formula and its inputs, from the prediction back to the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from plansim.costs.build import (
+    gather_bytes,
+    optimizer_s,
+    reduce_bytes,
+    state_bytes,
+    step_costs,
+    step_inflation,
+)
+from plansim.costs.collectives import collective_terms
+from plansim.costs.layout import Layout
+from plansim.costs.memory import memory_limit_bytes, stage_memory
+from plansim.costs.step import Parts, StepCosts
+from plansim.hardware.profile import Profile
+from plansim.plan.model import Plan
+from plansim.results import Prediction
+from plansim.simulate.predict import predict_layout
+from plansim.workload.model import Model
+
+PART_SOURCES = {
+    "compute_s": ("sum of kernels: tiles in waves over the compute units against the memory roofline", "NVIDIA, Matrix Multiplication Background User's Guide"),
+    "tp_s": ("exposed tensor-parallel collectives", "Narayanan et al., arXiv 2104.04473; Korthikanti et al., arXiv 2205.05198"),
+    "cp_s": ("exchange of keys and values less the attention it hides behind", "Liu et al., Ring Attention, arXiv 2310.01889"),
+    "ep_s": ("dispatch and combine of experts, all-to-all", "Lepikhin et al., GShard, arXiv 2006.16668"),
+    "host_s": ("launches that outlast their kernels", "counted kernels times the stack's launch time"),
+    "compression_s": ("encode and decode", "counted work over the device's coding rates"),
+}  # fmt: skip
+"""Part of a task -> (formula in words, source)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One term: what, how much, by which formula, from which inputs, and who says so."""
+
+    group: str
+    name: str
+    value: float
+    unit: str
+    formula: str
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A prediction with the terms it is made of."""
+
+    plan: Plan
+    prediction: Prediction
+    terms: tuple[Term, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        from plansim.plan.read import plan_data
+
+        return {
+            "schema": 1,
+            "plan": plan_data(self.plan),
+            "prediction": self.prediction.to_json(),
+            "terms": [asdict(t) for t in self.terms],
+        }
+
+
+def explain(model: Model, profile: Profile, plan: Plan) -> Explanation:
+    """Return every term of a plan's prediction.
+
+    Raises
+    ------
+    PlanError
+        When the plan does not lay out.
+    """
+    layout = Layout.of(model, profile, plan)
+    costs = step_costs(layout)
+    prediction = predict_layout(layout)
+    slowest = max(range(len(costs.chunks)), key=lambda c: _pass_s(costs, c))
+    terms = [
+        *_step_terms(costs, prediction),
+        *_chunk_terms(costs, slowest),
+        *_communication_terms(layout, costs),
+        *_end_terms(layout, costs),
+        *_memory_terms(layout, prediction),
+        *_money_terms(layout, prediction),
+    ]
+    return Explanation(plan=plan, prediction=prediction, terms=tuple(terms))
+
+
+def _pass_s(costs: StepCosts, chunk: int) -> float:
+    c = costs.chunks[chunk]
+    return (c.forward + c.recompute + c.backward_input + c.backward_weight).total_s
+
+
+def _step_terms(costs: StepCosts, prediction: Prediction) -> list[Term]:
+    m, pp = costs.num_microbatches, costs.pp
+    once = [_pass_s(costs, c) for c in range(len(costs.chunks))]
+    inputs = {"microbatches": m, "pp": pp, "schedule": costs.schedule, "virtual_stages": costs.virtual_stages}
+    bubble = prediction.breakdown.bubble_s
+    return [
+        Term(group="step", name="step time", value=prediction.step_time_s, unit="s", formula="longest path through the schedule's actions", inputs={**inputs, "spread": prediction.step_time_high_s / prediction.step_time_s}, source="relaxation of the schedule; spread of the stack's fit"),
+        Term(group="step", name="work of the slowest chunk", value=m * max(once), unit="s", formula="microbatches x (forward + recompute + backward)", inputs={**inputs, "chunk_pass_s": max(once)}),
+        Term(group="step", name="bubble", value=bubble, unit="s", formula="waiting for other stages; (pp - 1)(f + b)/v for equal stages", inputs={**inputs, "mean_chunk_pass_s": sum(once) / len(once)}, source="Narayanan et al., arXiv 2104.04473, section 2.2"),
+    ]  # fmt: skip
+
+
+def _chunk_terms(costs: StepCosts, chunk: int) -> list[Term]:
+    c = costs.chunks[chunk]
+    found = []
+    for name, parts in (("forward", c.forward), ("recompute", c.recompute), ("backward input", c.backward_input), ("backward weight", c.backward_weight)):  # fmt: skip
+        found += _part_terms(f"chunk {chunk}", name, parts)
+    return found
+
+
+def _part_terms(group: str, name: str, parts: Parts) -> list[Term]:
+    return [
+        Term(group=group, name=f"{name}: {part.removesuffix('_s')}", value=getattr(parts, part), unit="s", formula=formula, inputs={"per": "microbatch"}, source=source)
+        for part, (formula, source) in PART_SOURCES.items()
+        if getattr(parts, part) > 0
+    ]  # fmt: skip
+
+
+def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
+    """Return every distinct collective beside compute, by its algorithm's own formula."""
+    found = []
+    p = layout.plan.parallel
+    buckets = [b for s in costs.stages for b in (*s.reductions, *s.gathers)]
+    buckets += [b for c in costs.chunks for b in (*c.gathers_per_pass, *c.reductions_per_pass)]
+    seen = {(b.what, round(b.nbytes), b.comm_s): b for b in buckets if b.comm_s > 0}
+    axis = "shard" if p.zero_stage else "dp_cp"
+    for (what, nbytes, seconds), bucket in sorted(seen.items(), key=lambda item: -item[0][2])[:8]:
+        count = sum(b.what == what and round(b.nbytes) == nbytes for b in buckets)
+        terms = collective_terms(
+            what, bucket.nbytes, layout.group(axis), layout.fabric, backend=layout.profile.backend
+        )
+        inputs = {"nbytes": nbytes, "ranks": layout.group(axis).size, "counts": layout.group(axis).counts, "buckets": count, "algorithm": terms.algorithm, "protocol": terms.protocol, "bottleneck": terms.bottleneck, "latency_s": terms.latency_s, "bandwidth_s": terms.bandwidth_s, "ramp_s": terms.ramp_s, "collective_efficiency": layout.stack.collective_efficiency}  # fmt: skip
+        found.append(
+            Term(
+                group="data parallel",
+                name=f"{what} bucket",
+                value=seconds,
+                unit="s",
+                formula=terms.formula,
+                inputs=inputs,
+                source=terms.source,
+            )
+        )
+    if p.pp > 1:
+        send = max(c.send_forward_s for c in costs.chunks)
+        found.append(
+            Term(
+                group="pipeline",
+                name="send",
+                value=send,
+                unit="s",
+                formula="activation of one microbatch to the next stage",
+                inputs={"nbytes": layout.chunks[0][-1].boundary_bytes},
+            )
+        )
+    return found  # fmt: skip
+
+
+def _end_terms(layout: Layout, costs: StepCosts) -> list[Term]:
+    state, master, gradient, weight = state_bytes(layout)
+    seconds = [optimizer_s(layout, s) for s in range(costs.pp)]
+    inputs = {"state_bytes": state, "master_bytes": master, "gradient_bytes": gradient, "weight_bytes": weight, "offload": layout.plan.offload}  # fmt: skip
+    low, high = step_inflation(layout)
+    return [
+        Term(group="end", name="optimizer", value=max(seconds), unit="s", formula="bytes of gradient, state and master read and written / memory bandwidth", inputs=inputs, source="Rajbhandari et al., ZeRO, arXiv 1910.02054"),
+        Term(group="end", name="host", value=layout.stack.step_host_s, unit="s", formula="fixed time of a step", inputs={"stack": layout.stack.name}),
+        Term(group="end", name="steps to the same loss", value=(low + high) / 2, unit="x", formula="product of the compression methods' bands", inputs={"low": low, "high": high, "gradient_wire_bytes": reduce_bytes(layout), "gather_wire_bytes": gather_bytes(layout)}),
+    ]  # fmt: skip
+
+
+def _memory_terms(layout: Layout, prediction: Prediction) -> list[Term]:
+    held = [stage_memory(layout, s) for s in range(layout.plan.parallel.pp)]
+    stage = max(range(len(held)), key=lambda s: held[s].total_bytes)
+    formulas = {
+        "weights": "parameters x bytes, over the shard group with ZeRO-3",
+        "gradients": "parameters x bytes, sharded from ZeRO-2 on",
+        "optimizer": "parameters x (state + master), sharded from ZeRO-1 on",
+        "activations": "microbatches in flight x bytes kept, and what one block works on",
+        "communication": "gathered layers of ZeRO-3, error feedback",
+        "workspace": "share of the activations lost in the allocator",
+        "reserve": "runtime and communication library",
+    }
+    terms = [
+        Term(group=f"memory of stage {stage}", name=name, value=getattr(held[stage], name), unit="bytes", formula=formula, source="Rajbhandari et al., arXiv 1910.02054; Korthikanti et al., arXiv 2205.05198")
+        for name, formula in formulas.items()
+    ]  # fmt: skip
+    limit = memory_limit_bytes(layout)
+    return [*terms, Term(group=f"memory of stage {stage}", name="free", value=limit - prediction.peak_memory_bytes, unit="bytes", formula="limit - peak", inputs={"limit": limit})]  # fmt: skip
+
+
+def _money_terms(layout: Layout, prediction: Prediction) -> list[Term]:
+    e, world = layout.profile.economics, layout.plan.parallel.world_size
+    return [
+        Term(group="money and energy", name="cost of a step", value=prediction.usd_per_step, unit="$", formula="$ per device and hour x devices x hours", inputs={"usd_per_device_hour": e.usd_per_device_hour, "devices": world}, source=e.basis),
+        Term(group="money and energy", name="energy of a step", value=prediction.joules_per_step, unit="J", formula="watts x PUE x devices x seconds", inputs={"watts": e.power_watts, "pue": e.pue, "devices": world}),
+    ]  # fmt: skip
