@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -43,7 +45,9 @@ class Processes:
     def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield results as they finish; leaving early cancels what has not begun."""
         queue = iter(tasks)
-        pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_one_thread)
+        pool = ProcessPoolExecutor(
+            self.workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+        )
         try:
             running: set[Future[R]] = {
                 pool.submit(function, task) for task in islice(queue, AHEAD * self.workers)
@@ -99,10 +103,17 @@ def _import_ray() -> Any:  # noqa: ANN401  (ray ships no annotations of its own)
     return ray
 
 
-def _one_thread() -> None:
-    """Keep a worker's linear algebra on its own core."""
+def _begin(parent: int) -> None:
+    """Keep a worker's linear algebra on its own core, and end it when its parent is killed."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)  # nobody is left to hand results to
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 EXECUTORS: dict[str, Callable[..., Executor]] = {
