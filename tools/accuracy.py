@@ -70,7 +70,8 @@ def line(name: str, target: str, rows: list[RowResult], table: TableResult) -> s
     shown = "" if tau is None else f"{tau:.2f}"
     return (
         f"| {name} | {target} | {len(pairs)} | {statistics.median(errors):.1%} | {quantile(errors, 0.9):.1%} "
-        f"| {statistics.fmean(errors):.1%} | {statistics.fmean(p.error for p in pairs):+.1%} | {inside:.0%} | {shown} |"
+        f"| {statistics.fmean(errors):.1%} | {statistics.fmean(p.error for p in pairs):+.1%} "
+        f"| {inside:.0%} | {shown} |"
     )
 
 
@@ -82,13 +83,15 @@ def scatter(groups: dict[str, list[RowResult]]) -> str:
         return margin + (math.log10(seconds) - low) / (high - low) * (size - 2 * margin)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size + 250} {size}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size + 250} {size}" '
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{size + 250}" height="{size}" fill="white"/>',
     ]
     for decade in range(-2, 3):
         x = at(10.0**decade)
         parts.append(
-            f'<path d="M{x:.1f} {margin}V{size - margin}M{margin} {size - x:.1f}H{size - margin}" stroke="#e5e7eb"/>'
+            f'<path d="M{x:.1f} {margin}V{size - margin}M{margin} {size - x:.1f}H{size - margin}" '
+            'stroke="#e5e7eb"/>'
         )
         parts.append(
             f'<text x="{x:.1f}" y="{size - margin + 18}" text-anchor="middle">{10.0**decade:g}</text>'
@@ -100,22 +103,26 @@ def scatter(groups: dict[str, list[RowResult]]) -> str:
     parts.append(f'<path d="M{a} {b}L{b} {a}" stroke="#111827"/>')
     shift = math.log10(1.2) / (high - low) * (size - 2 * margin)
     parts.append(
-        f'<path d="M{a} {b - shift:.1f}L{b - shift:.1f} {a}M{a + shift:.1f} {b}L{b} {a + shift:.1f}" stroke="#9ca3af" stroke-dasharray="4 4"/>'
+        f'<path d="M{a} {b - shift:.1f}L{b - shift:.1f} {a}M{a + shift:.1f} {b}L{b} {a + shift:.1f}" '
+        'stroke="#9ca3af" stroke-dasharray="4 4"/>'
     )
     for i, (name, rows) in enumerate(groups.items()):
         colour = COLOURS[i % len(COLOURS)]
         parts.append(
-            f'<circle cx="{size + 6}" cy="{margin + 22 * i}" r="5" fill="{colour}"/><text x="{size + 18}" y="{margin + 4 + 22 * i}">{name}</text>'
+            f'<circle cx="{size + 6}" cy="{margin + 22 * i}" r="5" fill="{colour}"/>'
+            f'<text x="{size + 18}" y="{margin + 4 + 22 * i}">{name}</text>'
         )
         for r in rows:
             if r.pair:
                 tip = f"{r.row.id}: {r.pair.error:+.0%}"
                 parts.append(
-                    f'<circle cx="{at(r.pair.measured_s):.1f}" cy="{size - at(r.pair.predicted_s):.1f}" r="2.6" fill="{colour}" fill-opacity="0.55"><title>{tip}</title></circle>'
+                    f'<circle cx="{at(r.pair.measured_s):.1f}" cy="{size - at(r.pair.predicted_s):.1f}" '
+                    f'r="2.6" fill="{colour}" fill-opacity="0.55"><title>{tip}</title></circle>'
                 )
     parts.append(f'<text x="{size / 2}" y="{size - 12}" text-anchor="middle">measured step, seconds</text>')
     parts.append(
-        f'<text transform="translate(16 {size / 2}) rotate(-90)" text-anchor="middle">predicted step, seconds (dashed: 20 % off)</text></svg>'
+        f'<text transform="translate(16 {size / 2}) rotate(-90)" text-anchor="middle">'
+        "predicted step, seconds (dashed: 20 % off)</text></svg>"
     )
     return "\n".join(parts)
 
@@ -140,8 +147,9 @@ def worst(rows: list[RowResult], count: int = 25) -> list[str]:
             if v > 0.01 * total
         )
         made.append(
-            f"| {r.row.id} | {r.row.model} | {r.row.n_devices} x {r.row.device} | {format_seconds(r.pair.predicted_s)} "
-            f"| {format_seconds(r.pair.measured_s)} | {r.pair.error:+.0%} | {where} |"
+            f"| {r.row.id} | {r.row.model} | {r.row.n_devices} x {r.row.device} "
+            f"| {format_seconds(r.pair.predicted_s)} | {format_seconds(r.pair.measured_s)} "
+            f"| {r.pair.error:+.0%} | {where} |"
         )
     return made
 
@@ -158,8 +166,9 @@ def page(table: TableResult, notes: str) -> tuple[str, str]:
     text = [
         "# Accuracy on published runs",
         "",
-        f"plansim {__version__}. {predicted} of {len(timed)} published steps predicted ({predicted / len(timed):.0%}). One model, one set of "
-        "parameters, one code path for every row; blank cells are filled by assumptions that `validate --table` lists per row. "
+        f"plansim {__version__}. {predicted} of {len(timed)} published steps predicted "
+        f"({predicted / len(timed):.0%}). One model, one set of parameters, one code path for every row; "
+        "blank cells are filled by assumptions that `validate --table` lists per row. "
         "Regenerate with `make accuracy TABLES=folder`.",
         "",
         "| group | target | runs | median | 90th pct | mean | bias | in 80 % interval | Kendall tau |",
@@ -167,12 +176,14 @@ def page(table: TableResult, notes: str) -> tuple[str, str]:
         line(*GROUPS[0], timed, table),
         *(line(name, target, ordered[name], table) for name, target in GROUPS[1:] if name in ordered),
         "",
-        f"Ranking: in {ranking['groups']} groups of rival plans (same source, model, devices and batch) the plan we would pick ran "
-        f"{ranking['mean_regret']:.1%} slower than the best on average, {ranking['max_regret']:.1%} at worst.",
+        f"Ranking: in {ranking['groups']} groups of rival plans (same source, model, devices and batch) the "
+        f"plan we would pick ran {ranking['mean_regret']:.1%} slower than the best on average, "
+        f"{ranking['max_regret']:.1%} at worst.",
         "",
-        f"Memory: {memory['n']} runs, median error {memory['median_ape']:.1%}, 90th percentile {memory['p90_ape']:.1%}. Of {memory['out_of_memory_rows']} runs "
-        f"that did not fit, {memory['out_of_memory_called_infeasible']} are called infeasible; of {memory['ran_rows']} that ran, "
-        f"{memory['ran_called_infeasible']} are (a published layout that our memory model refuses).",
+        f"Memory: {memory['n']} runs, median error {memory['median_ape']:.1%}, 90th percentile "
+        f"{memory['p90_ape']:.1%}. Of {memory['out_of_memory_rows']} runs that did not fit, "
+        f"{memory['out_of_memory_called_infeasible']} are called infeasible; of {memory['ran_rows']} that "
+        f"ran, {memory['ran_called_infeasible']} are (a published layout that our memory model refuses).",
         "",
         "![predicted against measured](scatter.svg)",
         "",

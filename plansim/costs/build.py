@@ -11,17 +11,25 @@ from functools import lru_cache
 from plansim.costs.collectives import collective_s
 from plansim.costs.compression import EdgeTime, Network, Traffic, compressed_s, find_method, rates_of
 from plansim.costs.compute import memory_bound_s
-from plansim.costs.interference import interference
 from plansim.costs.host import host_step_costs
+from plansim.costs.interference import interference
 from plansim.costs.layout import ADAM_STATE_BYTES, Layout
 from plansim.costs.operators import Arithmetic, BlockTime, block_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
+from plansim.hardware.device import Device
 from plansim.hardware.fabric import Fabric, GroupShape
+from plansim.hardware.stack import Stack
 from plansim.plan.model import Method
 from plansim.workload.operators import Block
 
 MAX_BUCKETS = 16
 """Buckets of one chunk that are told apart; more would only repeat the pattern."""
+
+BLOCK_AXES = ("tp", "cp", "ep")
+"""Axes over which blocks communicate."""
+
+BlockNetwork = tuple[tuple[GroupShape, ...], Fabric, str]
+"""The groups of `BLOCK_AXES`, the fabric they lie on, and the communication library."""
 
 
 def step_costs(layout: Layout, *, cpu: bool = False) -> StepCosts:
@@ -54,7 +62,10 @@ def _modelled_costs(layout: Layout) -> StepCosts:
 
 
 def without_weight_gradients(costs: StepCosts) -> StepCosts:
-    """Return the costs of training small adapters beside frozen weights (LoRA): no weight gradient, reduction or update."""
+    """Return the costs of training small adapters beside frozen weights (LoRA).
+
+    No weight gradient is computed, nothing is reduced or updated.
+    """
     chunks = tuple(replace(c, backward_weight=Parts(), reductions_per_pass=()) for c in costs.chunks)
     return without_optimizer(replace(costs, chunks=chunks))
 
@@ -81,14 +92,18 @@ def block_time(layout: Layout, block: Block) -> BlockTime:
     """Return the seconds of one block, remembered for equal blocks on equal groups."""
     plan = layout.plan
     dtype = plan.job.dtype
-    key = (tuple(layout.group(axis) for axis in ("tp", "cp", "ep")), layout.fabric, layout.profile.backend)
-    return _block_time(block, layout.profile.device, dtype, layout.stack, plan.overlap.tensor_parallel, key)
+    network = (tuple(layout.group(axis) for axis in BLOCK_AXES), layout.fabric, layout.profile.backend)
+    return _block_time(
+        block, layout.profile.device, dtype, layout.stack, plan.overlap.tensor_parallel, network
+    )
 
 
 @lru_cache(maxsize=65536)
-def _block_time(block: Block, device, dtype, stack, tp_overlap, key) -> BlockTime:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    (tp, cp, ep), fabric, backend = key
-    groups = {"tp": tp, "cp": cp, "ep": ep}
+def _block_time(
+    block: Block, device: Device, dtype: str, stack: Stack, tp_overlap: bool, network: BlockNetwork
+) -> BlockTime:
+    shapes, fabric, backend = network
+    groups = dict(zip(BLOCK_AXES, shapes, strict=True))
 
     def seconds(axis: str, collective: str, nbytes: float) -> float:
         return _collective(collective, nbytes, groups[axis], fabric, backend) / stack.collective_efficiency
@@ -102,7 +117,10 @@ def _block_time(block: Block, device, dtype, stack, tp_overlap, key) -> BlockTim
 
 
 def compression_memory_bytes(layout: Layout, stage: int) -> float:
-    """Return what compression methods keep on one rank of a stage: error feedback, low-rank factors, outer copies."""
+    """Return what compression methods keep on one rank of a stage, bytes.
+
+    Error feedback, low-rank factors and outer copies.
+    """
     total = sum(_parameters(layout, layout.chunks_of_stage[stage]))
     traffic = Traffic(num_elements=total, element_bytes=reduce_bytes(layout), matrix=_matrix(layout))
     edges = (layout.plan.compression.gradients, layout.plan.compression.outer)
@@ -124,7 +142,8 @@ def step_inflation(layout: Layout) -> tuple[float, float]:
 def shards_each_pass(layout: Layout) -> bool:
     """Return whether gradients are reduced (and ZeRO-3 parameters gathered) in every pass.
 
-    In a pipeline nothing is resharded between microbatches, and some stacks keep whole gradients until the last one.
+    In a pipeline nothing is resharded between microbatches, and some stacks keep whole gradients until the
+    last one.
     """
     p = layout.plan.parallel
     return p.pp == 1 and (p.zero_stage == 3 or (p.zero_stage == 2 and layout.stack.reduce_each_microbatch))
@@ -381,9 +400,10 @@ def shard_degree(layout: Layout) -> int:
 
 
 def optimizer_s(layout: Layout, stage: int) -> float:
-    """Return the optimizer step of one stage: gradient norm, then state, master weights and gradient read, written back.
+    """Return the optimizer step of one stage: gradient norm, then state, master weights and gradient.
 
-    Bytes per parameter: gradient read twice (norm, update), state and master read and written, weight written.
+    Bytes per parameter: gradient read twice (norm, update), state and master read and written, weight
+    written.
     """
     dense, expert = _parameters(layout, layout.chunks_of_stage[stage])
     p = layout.plan.parallel
@@ -398,7 +418,7 @@ def optimizer_s(layout: Layout, stage: int) -> float:
 
 
 def state_bytes(layout: Layout) -> tuple[float, float, float, float]:
-    """Return bytes per parameter of optimizer state, master copy, gradient and weight under the job's recipe."""
+    """Return bytes per parameter of optimizer state, master copy, gradient and weight."""
     state = ADAM_STATE_BYTES[layout.plan.job.optimizer]
     if layout.wide_bytes > 2:
         return state, 0.0, 4.0, 4.0

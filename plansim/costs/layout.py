@@ -1,4 +1,4 @@
-"""How a plan lies on a cluster: its blocks by chunk and the shape of every communication group on the fabric."""
+"""How a plan lies on a cluster: its blocks by chunk, every communication group's shape on the fabric."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ class Layout:
 
     @cached_property
     def _axes(self) -> tuple[tuple[str, int], ...]:
-        """Axes with sizes, innermost first, with dp and cp joined where they touch (they reduce gradients together)."""
+        """Axes with sizes, innermost first."""
         p = self.plan.parallel
         return tuple((axis, getattr(p, axis)) for axis in self.plan.placement)
 
     def group(self, axis: str) -> GroupShape:
         """Return how the groups of `axis` lie on the fabric.
 
-        Beside ``tp cp dp pp`` there are ``dp_cp`` (gradients), ``ep`` (expert exchange), ``edp`` (gradients of
-        experts) and, for hybrid sharding, ``shard`` and ``replica``.
+        Beside ``tp cp dp pp`` there are ``dp_cp`` (gradients), ``ep`` (expert exchange), ``edp`` (gradients
+        of experts) and, for hybrid sharding, ``shard`` and ``replica``.
         """
         return _group(self.fabric, self._axes, axis, self.plan.parallel.ep, self.plan.parallel.zero_group)
 

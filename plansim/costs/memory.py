@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -27,10 +28,10 @@ from plansim.workload.operators import Block
 def stage_memory(layout: Layout, stage: int) -> StageMemory:
     """Return the peak of one stage, bytes.
 
-    Weights, gradients and optimizer state follow ZeRO (Rajbhandari et al., arXiv 1910.02054); activations are those
-    of every microbatch in flight under the schedule (Korthikanti et al., arXiv 2205.05198) plus what one block
-    needs while it is recomputed or differentiated. On a CPU whose blocks were measured, the walk of
-    `plansim.costs.hostmemory` replaces the sum.
+    Weights, gradients and optimizer state follow ZeRO (Rajbhandari et al., arXiv 1910.02054); activations are
+    those of every microbatch in flight under the schedule (Korthikanti et al., arXiv 2205.05198) plus what
+    one block needs while it is recomputed or differentiated. On a CPU whose blocks were measured, the walk
+    of `plansim.costs.hostmemory` replaces the sum.
     """
     host = on_host(layout)
     measured = None if host is None else host_stage_memory(layout, stage, host)
@@ -67,6 +68,11 @@ def stage_memory(layout: Layout, stage: int) -> StageMemory:
         workspace=stack.fragmentation * activations,
         reserve=stack.context_bytes if layout.profile.device.kind != "cpu" else 0.0,
     )
+
+
+def with_frozen_weights(memory: StageMemory) -> StageMemory:
+    """Return the memory of training small adapters: frozen weights have neither gradients nor optimizer state."""
+    return replace(memory, gradients=0.0, optimizer=0.0)
 
 
 def memory_limit_bytes(layout: Layout) -> float:

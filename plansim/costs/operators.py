@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from plansim.hardware.stack import Stack
 
 LOW_PRECISION = frozenset({"fp8", "fp4", "int8"})
-"""Types of weight products only: attention and the head stay in 16 bits (Micikevicius et al., arXiv 2209.05433)."""
+"""Types of weight products only; attention and the head stay in 16 bits (Micikevicius, arXiv 2209.05433)."""
 
 HEAD_PRODUCTS = frozenset({"lm_head", "router", "classifier"})
 
+
+ROUTING = frozenset({"permute", "unpermute"})
+"""Operators that sort tokens to experts and back."""
 
 ROW_ALIGNMENT = 16
 """Rows that grouped kernels pad each expert's tokens to (tile and scale alignment)."""
@@ -119,7 +122,7 @@ def _grouped(op: Matmul, how: Arithmetic, dtype: str) -> tuple[float, float, flo
 
 
 def _attention(op: Attention, how: Arithmetic) -> OperatorTime:
-    """Context-parallel ranks hold a balanced share of the causal square, so the whole square is timed and divided."""
+    """Context-parallel ranks hold a balanced share of the causal square: it is timed whole and divided."""
     share = op.seq_q / op.seq_kv if op.seq_q < op.seq_kv else 1.0
 
     def core(direction: str) -> float:
@@ -145,7 +148,7 @@ def _attention(op: Attention, how: Arithmetic) -> OperatorTime:
 def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
     if not op.launches:
         return OperatorTime(forward_s=0.0)
-    passes = how.stack.elementwise_passes
+    passes = how.stack.routing_passes if op.name in ROUTING else how.stack.elementwise_passes
     return OperatorTime(
         forward_s=memory_bound_s(how.device, passes * op.forward_bytes, launches=op.launches),
         input_s=memory_bound_s(how.device, passes * op.backward_bytes, launches=op.launches)
@@ -298,13 +301,19 @@ def _add_communication(
             hide_forward, hide_backward = neighbour.forward_s, neighbour.input_s
         if entering and how.stack.tp_backward_overlap:
             hide_backward += neighbour.weight_s
-        forward, backward = _exposed(forward, hide_forward, keeps("tp")), _exposed(backward, hide_backward, keeps("tp"))
+        forward, backward = (
+            _exposed(forward, hide_forward, keeps("tp")),
+            _exposed(backward, hide_backward, keeps("tp")),
+        )
     elif op.axis == "cp":
         core = next(
             (t for o, t in zip(operators, times, strict=True) if isinstance(o, Attention)),
             OperatorTime(forward_s=0.0),
         )
-        forward, backward = _exposed(forward, core.forward_s, keeps("cp")), _exposed(backward, core.input_s, keeps("cp"))
+        forward, backward = (
+            _exposed(forward, core.forward_s, keeps("cp")),
+            _exposed(backward, core.input_s, keeps("cp")),
+        )
     elif op.axis == "ep":
         forward, backward = ((1.0 - how.stack.expert_overlap) * s for s in (forward, backward))
     tally.put("forward", f"{op.axis}_s", forward)
@@ -316,7 +325,7 @@ def _add_communication(
 def _neighbour(
     operators: tuple[Operator, ...], times: list[OperatorTime], index: int, step: int
 ) -> OperatorTime:
-    """Return the time of the nearest matrix product in one direction: the one whose input or output travels."""
+    """Return the time of the nearest matrix product in one direction: whose input or output travels."""
     i = index + step
     while 0 <= i < len(operators):
         if isinstance(operators[i], Matmul):

@@ -1,4 +1,4 @@
-"""Durations of everything that one training step does: what `costs` hands to `simulate`. No order, no clock."""
+"""Durations of all that one training step does: what `costs` hands to `simulate`. No order, no clock."""
 
 from __future__ import annotations
 

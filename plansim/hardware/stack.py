@@ -27,10 +27,13 @@ class Stack:
         The same for attention kernels.
     elementwise_passes : float
         Bytes that memory-bound operators really move over what perfect fusion would move.
+    routing_passes : float
+        The same for sorting tokens to experts and back.
     collective_efficiency : float
         Speed of collectives inside a step over their speed alone (late ranks, shared memory and channels).
     expert_overlap : float
-        Share of the expert exchange that runs beside other compute (shared experts, neighbouring microbatches).
+        Share of the expert exchange that runs beside other compute (shared experts, neighbouring
+        microbatches).
     reduce_each_microbatch : bool
         Sharded gradients (ZeRO-2 and 3 without a pipeline) are reduced after every microbatch.
     tp_backward_overlap : bool
@@ -40,7 +43,8 @@ class Stack:
     gradient_overlap, parameter_overlap : bool
         What the stack can overlap; a plan can switch it off, not on.
     operator_host_s : float
-        Host time per framework operator (Python, autograd and its few kernel launches); a pass is never faster.
+        Host time per framework operator (Python, autograd and its few kernel launches), seconds; a pass is
+        never faster.
     step_host_s : float
         Fixed host time of a step (data, logging, loss scaling), seconds.
     weight_bytes, gradient_bytes, master_bytes, reduce_bytes, gather_bytes : float
@@ -51,11 +55,11 @@ class Stack:
     gathered_layers : int
         Layers whose parameters are whole at one time under ZeRO-3 (prefetch depth + 1).
     loss_copies : float
-        fp32 arrays of logits alive at the loss: 1 with a fused cross entropy, about 4 in plain PyTorch (logits
-        widened, log-softmax, and their gradients).
+        fp32 arrays of logits alive at the loss: 1 with a fused cross entropy, about 4 in plain PyTorch
+        (logits widened, log-softmax, and their gradients).
     selective : str
-        What selective recomputation drops: ``core`` (attention core, Megatron) or ``elementwise`` (everything but
-        matrix products and attention, torchtitan).
+        What selective recomputation drops: ``core`` (attention core, Megatron) or ``elementwise`` (everything
+        but matrix products and attention, torchtitan).
     context_bytes : float
         Device memory taken by the runtime and communication library, bytes.
     fragmentation : float
@@ -71,6 +75,7 @@ class Stack:
     matmul_efficiency: float = 1.0
     attention_efficiency: float = 1.0
     elementwise_passes: float = 1.0
+    routing_passes: float = 2.0
     collective_efficiency: float = 1.0
     expert_overlap: float = 0.0
     reduce_each_microbatch: bool = False

@@ -24,7 +24,8 @@ def chunk_layers(
     if stage_layers is not None:
         if len(stage_layers) != chunks or sum(stage_layers) != num_layers:
             raise PlanError(
-                f"stage_layers {list(stage_layers)} must have {chunks} entries that sum to {num_layers} layers"
+                f"stage_layers {list(stage_layers)} must have {chunks} entries that sum to "
+                f"{num_layers} layers"
             )
         return stage_layers
     if num_layers + 2 == chunks:

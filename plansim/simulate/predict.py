@@ -1,4 +1,4 @@
-"""From a plan to its prediction: costs give durations, an engine gives order, the records say what it means."""
+"""From a plan to its prediction: costs give durations, an engine gives order, the records say the meaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plansim.costs.build import (
 )
 from plansim.costs.host import on_host
 from plansim.costs.layout import Layout
-from plansim.costs.memory import memory_limit_bytes, stage_memory
+from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_weights
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack
 from plansim.plan.grid import grid_of
@@ -44,18 +44,21 @@ def predict(model: Model, profile: Profile, plan: Plan, *, stack: Stack | None =
 def predict_layout(layout: Layout, *, work: str = "pretrain") -> Prediction:
     """Return the prediction of a plan already laid out.
 
-    `work` is ``pretrain``, ``lora`` (adapters beside frozen weights) or ``layer-microbenchmark`` (no optimizer).
+    `work` is ``pretrain``, ``lora`` (adapters beside frozen weights) or ``layer-microbenchmark`` (no
+    optimizer).
     """
     costs = step_costs(layout)
     if work == "lora":
-        costs = without_weight_gradients(costs)
-    elif work == "layer-microbenchmark":
+        found = prediction_of(layout, simulate_step(without_weight_gradients(costs)))
+        memory = tuple(with_frozen_weights(m) for m in found.memory)
+        return replace(found, memory=memory, peak_memory_bytes=max(m.total_bytes for m in memory))
+    if work == "layer-microbenchmark":
         costs = without_optimizer(costs)
     return prediction_of(layout, _on_shared_cores(layout, simulate_step(costs)))
 
 
 def _on_shared_cores(layout: Layout, result: StepResult) -> StepResult:
-    """Return the step with its time on a CPU host where ranks outnumber cores; the breakdown keeps its shares."""
+    """Return the step with its time on a CPU host of fewer cores than ranks; the parts keep their shares."""
     host, cores = on_host(layout), layout.profile.host.cores * layout.num_nodes
     if host is None or layout.plan.parallel.world_size <= cores:
         return result

@@ -26,14 +26,17 @@ NODE_GBIT = {
     "ada": 400.0,
     "pascal": 100.0,
 }
-"""Usual network of one eight-device node by generation, Gbit/s (DGX-1V 4x100 and DGX-2 8x100, DGX A100 8x200, DGX H100 8x400)."""
+"""Usual network of one eight-device node by generation, Gbit/s.
+
+DGX-1V 4x100 and DGX-2 8x100, DGX A100 8x200, DGX H100 8x400.
+"""
 
 DEFAULT_NODE_GBIT = 1600.0
 NVL72 = 72
 PCIE_LATENCY_S, NVLINK_LATENCY_S, ICI_LATENCY_S = 6e-6, 3e-6, 1e-6
 TORUS_RANK = {"tpu-v3": 2, "tpu-v4": 3, "tpu-v5e": 2, "tpu-v5p": 3, "tpu-v6e": 2, "tpu-v7x": 3}
 POD_2D = 256
-"""Chips of one v5e or v6e pod, and of the largest slice these tables use; beyond it lies the data-centre network."""
+"""Chips of one v5e or v6e pod, the largest slice these tables use; beyond it lies the data-centre network."""
 
 DCN_GBIT_PER_HOST = 100.0
 """Data-centre network of a TPU host of four chips, Gbit/s: assumed."""
@@ -106,8 +109,9 @@ def _inside(device: Device, unit: int, intra: str) -> FabricLevel:
     if device.vendor.lower() == "nvidia":
         transport = next((t for key, t in NVLINK.items() if key in architecture), "nvlink4")
         return FabricLevel(
-            name="nvlink", kind="switch", group=unit, bandwidth_bytes_per_s=per_direction, latency_s=NVLINK_LATENCY_S,
-            transport=transport, in_network_reduction=transport in ("nvlink4", "nvlink5"),
+            name="nvlink", kind="switch", group=unit, bandwidth_bytes_per_s=per_direction,
+            latency_s=NVLINK_LATENCY_S, transport=transport,
+            in_network_reduction=transport in ("nvlink4", "nvlink5"),
         )  # fmt: skip
     return FabricLevel(
         name="scale-up",
@@ -144,7 +148,7 @@ def _between(device: Device, per_node: int, unit: int, inter: str) -> tuple[Fabr
 
 
 def network(inter: str, device: Device, per_node: int) -> tuple[int, float, str | None]:
-    """Return NICs of a node, bytes per second of one (one direction), and the assumption if the text gives none.
+    """Return NICs of a node, bytes per second of one (one direction), and the assumption made, if any.
 
     Examples
     --------
@@ -184,7 +188,8 @@ def _tpu(device: Device, n_devices: int, inter: str) -> tuple[Profile, tuple[str
     levels = [
         FabricLevel(
             name="ici", kind="torus", group=pod if n_devices > pod else None, dims=dims,
-            wrap=tuple(d >= 4 for d in dims), bandwidth_bytes_per_s=links, latency_s=ICI_LATENCY_S, transport="ici",
+            wrap=tuple(d >= 4 for d in dims), bandwidth_bytes_per_s=links, latency_s=ICI_LATENCY_S,
+            transport="ici",
         )
     ]  # fmt: skip
     notes: tuple[str, ...] = ()

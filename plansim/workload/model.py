@@ -1,4 +1,4 @@
-"""The model record: the shape of a network, as plain data. What it computes is in `plansim.workload.families`."""
+"""The model record: a network's shape as plain data. What it computes is in `plansim.workload.families`."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Recurrent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Communication:
-    """A collective inside a block. `nbytes` is the whole array S; `backward` names its mirror (None: nothing)."""
+    """A collective inside a block; `nbytes` is the whole array S, `backward` its mirror (None: nothing)."""
 
     name: str
     axis: str

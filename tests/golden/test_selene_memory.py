@@ -14,7 +14,8 @@ from plansim.workload.read import load_model
 
 GIB = 2.0**30
 
-# model, pp, virtual stages, microbatch, global batch; activations without and with sequence parallelism + selective
+# model, pp, virtual stages, microbatch, global batch; activations without and with sequence parallelism +
+# selective
 RUNS = [
     ("gpt-22b", 1, 1, 4, 4, 59.25, 9.5625),
     ("gpt3-175b", 8, 3, 1, 64, 66.84375, 12.3515625),

@@ -10,7 +10,12 @@ from plansim.validate.metrics import Pair, kendall_tau, quantile, regret, summar
 
 
 def pair(predicted, measured, low=None, high=None):
-    return Pair(predicted_s=predicted, low_s=low or predicted / 1.1, high_s=high or predicted * 1.1, measured_s=measured)
+    return Pair(
+        predicted_s=predicted,
+        low_s=low or predicted / 1.1,
+        high_s=high or predicted * 1.1,
+        measured_s=measured,
+    )
 
 
 def test_summary_by_hand():

@@ -31,7 +31,13 @@ def test_none_is_an_answer_for_recompute_but_blank_for_a_number(tmp_path):
 
 
 def test_text_in_a_number_is_named_and_the_rest_survives(tmp_path):
-    rows = read_rows(write(tmp_path, HEADER + "a,m,eight,a100,4,8,none,1\nb,m,8,a100,4,1.5,,1\nc,m,8,a100,-4,1,,1\nd,m,8,a100,4,1,,1\n"))
+    rows = read_rows(
+        write(
+            tmp_path,
+            HEADER
+            + "a,m,eight,a100,4,8,none,1\nb,m,8,a100,4,1.5,,1\nc,m,8,a100,-4,1,,1\nd,m,8,a100,4,1,,1\n",
+        )
+    )
 
     assert [bool(r.errors) for r in rows] == [True, True, True, False]
     assert ":2: n_devices: 'eight' is not a number" in rows[0].errors[0]

@@ -11,11 +11,11 @@ from plansim.validate.links import cluster, network, torus_dims
 from plansim.validate.table import validate_table
 
 KORTHIKANTI_22B = {
-    "id": "korth-22b", "source": "Korthikanti et al. 2022 (arXiv 2205.05198) table 5", "model": "gpt-22b", "family": "gpt",
-    "layers": 48, "hidden": 6144, "ffn": 24576, "heads": 64, "kv_heads": 64, "vocab": 51200, "seq": 2048, "gbs": 4, "mbs": 4,
-    "n_devices": 8, "device": "a100-80g-sxm", "devices_per_node": 8, "intra_link": "nvlink3 600GB/s", "dtype": "fp16",
-    "tp": 8, "pp": 1, "dp": 1, "cp": 1, "zero_stage": 0, "sp": 1, "recompute": "selective", "flash_attention": 0,
-    "step_time_derived": 1.10,
+    "id": "korth-22b", "source": "Korthikanti et al. 2022 (arXiv 2205.05198) table 5", "model": "gpt-22b",
+    "family": "gpt", "layers": 48, "hidden": 6144, "ffn": 24576, "heads": 64, "kv_heads": 64, "vocab": 51200,
+    "seq": 2048, "gbs": 4, "mbs": 4, "n_devices": 8, "device": "a100-80g-sxm", "devices_per_node": 8,
+    "intra_link": "nvlink3 600GB/s", "dtype": "fp16", "tp": 8, "pp": 1, "dp": 1, "cp": 1, "zero_stage": 0,
+    "sp": 1, "recompute": "selective", "flash_attention": 0, "step_time_derived": 1.10,
 }  # fmt: skip
 
 
@@ -78,7 +78,9 @@ def test_blank_cells_are_filled_and_said_so(tmp_path):
 
 
 def test_a_layout_left_open_is_settled_by_what_fits(tmp_path):
-    row = table(tmp_path, {"tp": "", "pp": "", "dp": "", "mbs": "", "recompute": "", "zero_stage": "", "gbs": 64}).rows[0]
+    row = table(
+        tmp_path, {"tp": "", "pp": "", "dp": "", "mbs": "", "recompute": "", "zero_stage": "", "gbs": 64}
+    ).rows[0]
 
     assert row.prediction is not None
     assert row.prediction.fits
@@ -86,7 +88,18 @@ def test_a_layout_left_open_is_settled_by_what_fits(tmp_path):
 
 
 def test_ranking_needs_three_rivals(tmp_path):
-    rows = [{"id": f"r{tp}", "tp": tp, "dp": 8 // tp, "gbs": 32, "mbs": 1, "recompute": "full", "step_time_derived": 10 + tp} for tp in (2, 4, 8)]
+    rows = [
+        {
+            "id": f"r{tp}",
+            "tp": tp,
+            "dp": 8 // tp,
+            "gbs": 32,
+            "mbs": 1,
+            "recompute": "full",
+            "step_time_derived": 10 + tp,
+        }
+        for tp in (2, 4, 8)
+    ]
     ranking = table(tmp_path, *rows).ranking()
 
     assert ranking["groups"] == 1

@@ -15,8 +15,8 @@ from plansim.workload.totals import active_parameter_count, model_flop_per_sampl
 
 def gpt(hidden=1024, heads=16, layers=2, **kwargs):
     return Model(
-        name="g", family="gpt", layers=layers, hidden=hidden, ffn=4 * hidden, heads=heads, kv_heads=heads, vocab=51200,
-        seq_len=2048, bias=True, dropout=True, tied_embeddings=True, **kwargs,
+        name="g", family="gpt", layers=layers, hidden=hidden, ffn=4 * hidden, heads=heads, kv_heads=heads,
+        vocab=51200, seq_len=2048, bias=True, dropout=True, tied_embeddings=True, **kwargs,
     )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def test_parameters_of_published_models(name, total_b, active_b):
 
 
 def test_resnet_50_needs_4_gflop_an_image():
-    """4.1 GMAC forward at 224 x 224 (He et al., arXiv 1512.03385, table 1, rounds to 3.8 without shortcuts)."""
+    """4.1 GMAC forward at 224 x 224 (He, arXiv 1512.03385, table 1, rounds to 3.8 without shortcuts)."""
     assert model_flop_per_sample(load_model("resnet-50"), 1) / 3 / 2 == pytest.approx(4.09e9, rel=0.01)
 
 
@@ -104,10 +104,12 @@ def test_a_layer_of_tensor_parallelism_has_four_collectives():
 
 def test_expert_parallelism_divides_experts_not_rows():
     model = Model(
-        name="m", family="moe", layers=1, hidden=512, heads=8, kv_heads=8, vocab=1000, seq_len=128, gated=True,
-        moe=MoE(experts=8, top_k=2, ffn=1024),
+        name="m", family="moe", layers=1, hidden=512, heads=8, kv_heads=8, vocab=1000, seq_len=128,
+        gated=True, moe=MoE(experts=8, top_k=2, ffn=1024),
     )  # fmt: skip
-    one, four = (find_family("moe").blocks(model, Shard(microbatch=1, seq_len=128, ep=ep))[1] for ep in (1, 4))
+    one, four = (
+        find_family("moe").blocks(model, Shard(microbatch=1, seq_len=128, ep=ep))[1] for ep in (1, 4)
+    )
 
     assert four.expert_parameters * 4 == one.expert_parameters
     assert four.flop == pytest.approx(one.flop)

@@ -8,6 +8,7 @@ Options: `image_size`, `channels`, `classes`, `stages` (blocks per stage), `widt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from plansim.workload.families.base import block
 from plansim.workload.model import Model
@@ -117,7 +118,7 @@ def _classifier(model: Model, shard: Shard, channels: int, size: int) -> Block:
     if not dense:
         pooled = _activation(shard, channels, size)
         ops.append(Elementwise(name="global_pool", forward_bytes=pooled, backward_bytes=pooled))
-    for k, n in zip(widths[:-1], widths[1:], strict=True):
+    for k, n in pairwise(widths):
         ops.append(Matmul(name="dense", m=rows, n=n, k=k, saved_bytes=e * rows * k))
         ops.append(
             Elementwise(

@@ -1,4 +1,4 @@
-"""Decoder transformers: GPT, Llama and mixtures of experts share one file, for they differ only in their record."""
+"""Decoder transformers: GPT, Llama and mixtures of experts share a file; they differ only in their record."""
 
 from __future__ import annotations
 

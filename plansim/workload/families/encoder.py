@@ -27,7 +27,8 @@ def _layer(model: Model, shard: Shard) -> Block:
 class Bert:
     """BERT: bidirectional layers and a masked-language-model head (transform, then vocabulary).
 
-    `masked_fraction` (option, 0.15 with gathering frameworks, default 1.0) is the share of tokens the head sees.
+    `masked_fraction` (option, 0.15 with gathering frameworks, default 1.0) is the share of tokens the head
+    sees.
     """
 
     name: str = "bert"

@@ -1,4 +1,4 @@
-"""The pieces transformers are built of, as operators of one rank: attention, MLP, experts, norms, embedding, head.
+"""What transformers are built of, as operators of one rank: attention, MLP, experts, norms, embedding, head.
 
 Activation bytes follow Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models"
 (arXiv 2205.05198), section 4: with 16-bit elements, dropout and no parallelism a layer keeps
@@ -69,7 +69,7 @@ def leave_tp(model: Model, shard: Shard, name: str) -> tuple[Operator, ...]:
 
 
 def attention(model: Model, shard: Shard) -> tuple[Operator, ...]:
-    """Return norm, projections, attention core and output projection with their tensor-parallel collectives."""
+    """Return norm, projections, attention core and output projection with their tensor collectives."""
     if model.mla:
         projections, width, v_width = _latent_projections(model, model.mla, shard)
     else:
@@ -251,7 +251,7 @@ def _feed_forward(
 def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     """Return router, dispatch, grouped products, combine and shared experts of a mixture-of-experts layer.
 
-    Every rank sends each of its tokens to `top_k` experts; balanced routing is assumed, so it computes as many
+    Every rank sends each of its tokens to `top_k` experts; balanced routing is assumed: it computes as many
     rows as it sends. With a capacity factor the rows are those the experts accept.
     """
     e, h = shard.element_bytes, model.hidden

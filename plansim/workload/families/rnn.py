@@ -1,4 +1,7 @@
-"""Recurrent networks: options `cell` (``lstm`` or ``gru``), `features`, `classes`; `vocab` > 0 makes a language model."""
+"""Recurrent networks: options `cell` (``lstm`` or ``gru``), `features`, `classes`.
+
+`vocab` > 0 makes a language model.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 @dataclass(frozen=True, slots=True)
 class Rnn:
-    """`layers` recurrent layers of width `hidden`, then a classifier over the last step or over every step (language model)."""
+    """`layers` recurrent layers of width `hidden`, then a classifier.
+
+    It looks at the last step, or at every step in a language model.
+    """
 
     name: str = "rnn"
     keys: tuple[str, ...] = ("cell", "features", "classes")
