@@ -1,10 +1,11 @@
 """Fit what software stacks and sustained clocks do to training steps, on tables of measured runs.
 
 Usage: fit_stacks.py FOLDER [--write] [--folds N]
-FOLDER holds published_training*.csv (columns as `plansim validate --table` documents). Few parameters, each with a
-meaning (plansim/hardware/stack.py): per stack the efficiency of products and attention, passes of memory-bound operators,
-host time per kernel, stragglers, collectives; per device the sustained clock. Gauss-Newton on log(measured / predicted)
-with Huber weights and priors; sources weigh by the square root of their rows. `--folds` reports errors on left-out sources.
+FOLDER holds published_training*.csv (columns as `plansim validate --table` documents). Few parameters, each
+with a meaning (plansim/hardware/stack.py): per stack the efficiency of products and attention, passes of
+memory-bound operators, host time per kernel, stragglers, collectives; per device the sustained clock.
+Gauss-Newton on log(measured / predicted) with Huber weights and priors; sources weigh by the square root of
+their rows. `--folds` reports errors on left-out sources.
 """
 
 from __future__ import annotations
@@ -35,12 +36,17 @@ STACK_PRIORS = {
     "matmul_efficiency": (0.95, 0.10, 0.4, 1.1),
     "attention_efficiency": (0.85, 0.30, 0.2, 1.3),
     "elementwise_passes": (1.3, 0.35, 0.5, 5.0),
-    "operator_host_s": (2e-5, 0.8, 1e-6, 2e-4),
+    "operator_host_s": (1.5e-5, 0.8, 1e-6, 2e-4),
     "straggler_fraction": (0.004, 0.7, 1e-4, 0.03),
+    "routing_passes": (2.5, 0.5, 1.0, 12.0),
+    "grouped_efficiency": (0.85, 0.2, 0.3, 1.1),
     "expert_overlap": (0.3, 0.5, 0.01, 0.95),
     "collective_efficiency": (0.9, 0.15, 0.3, 1.0),
 }
 DEVICE_PRIOR = (0.88, 0.08, 0.45, 1.1)
+EXPERTS = ("routing_passes", "grouped_efficiency", "expert_overlap")
+"""Parameters that mixtures of experts alone decide; dense runs decide the others."""
+
 NOISE = 0.06
 """Spread that one run is worth: its own noise and what no parameter here explains."""
 
@@ -62,7 +68,10 @@ def cases_in(folder: Path, every: int, most: int) -> list[Case]:
 
 
 def thinned(cases: list[Case], most: int) -> list[Case]:
-    """Return at most `most` rows of each publisher, device and stack, evenly spread: many rows of one kind add time, not knowledge."""
+    """Return at most `most` rows of each publisher, device and stack, evenly spread.
+
+    Many rows of one kind add time, not knowledge.
+    """
     groups = defaultdict(list)
     for c in cases:
         groups[
@@ -99,6 +108,11 @@ class Fit:
         keys = [(case.stack.name, p) for p in STACK_PRIORS] + [(case.profile.device.id, "sustained_fraction")]
         return [self.index[k] for k in keys]
 
+    def decided(self, case: Case) -> list[int]:
+        """Return the parameters that a case takes part in deciding."""
+        moe = case.model.moe is not None
+        return [i for i in self.own(case) if (self.keys[i][1] in EXPERTS) == moe]
+
     def log_s(self, case: Case, x: np.ndarray) -> float:
         """Return the log of the predicted step."""
         values = {self.keys[i][1]: math.exp(x[i]) for i in self.own(case)}
@@ -116,7 +130,7 @@ class Fit:
         rows = []
         for case, b in zip(self.cases, base, strict=True):
             row = {}
-            for i in self.own(case):
+            for i in self.decided(case):
                 moved = x.copy()
                 moved[i] += 0.2
                 row[i] = (self.log_s(case, moved) - b) / 0.2
@@ -169,7 +183,8 @@ def report(fit: Fit) -> None:
     for k in sorted(groups):
         v = groups[k]
         print(
-            f"{k[0]:20s} {k[1]:30s} n {len(v):4d} median |e| {statistics.median(map(abs, v)):.3f} bias {statistics.fmean(v):+.3f} std {statistics.pstdev(v):.3f}"
+            f"{k[0]:20s} {k[1]:30s} n {len(v):4d} median |e| {statistics.median(map(abs, v)):.3f} "
+            f"bias {statistics.fmean(v):+.3f} std {statistics.pstdev(v):.3f}"
         )
 
 

@@ -108,7 +108,7 @@ def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
         forward = matmul_s(how.device, op.m, op.n, op.k, dtype=dtype, batch=op.batch, cast=False)
         input_ = matmul_s(how.device, op.m, op.k, op.n, dtype=dtype, batch=op.batch)
         weight = matmul_s(how.device, op.k, op.n, op.m, dtype=dtype, batch=op.batch, cast=False)
-    fraction = how.product_fraction
+    fraction = how.product_fraction * (how.stack.grouped_efficiency if op.groups > 1 else 1.0)
     return OperatorTime(forward_s=forward / fraction, input_s=input_ / fraction, weight_s=weight / fraction)
 
 
@@ -145,10 +145,15 @@ def _attention(op: Attention, how: Arithmetic) -> OperatorTime:
     return OperatorTime(forward_s=core("forward"), input_s=core("backward"))
 
 
+def passes_of(op: Elementwise, stack: Stack) -> float:
+    """Return the bytes a memory-bound operator really moves over what perfect fusion would move."""
+    return stack.routing_passes if op.name in ROUTING else stack.elementwise_passes
+
+
 def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
     if not op.launches:
         return OperatorTime(forward_s=0.0)
-    passes = how.stack.routing_passes if op.name in ROUTING else how.stack.elementwise_passes
+    passes = passes_of(op, how.stack)
     return OperatorTime(
         forward_s=memory_bound_s(how.device, passes * op.forward_bytes, launches=op.launches),
         input_s=memory_bound_s(how.device, passes * op.backward_bytes, launches=op.launches)

@@ -25,6 +25,8 @@ class Stack:
         power, layouts, kernels that are not the best ones).
     attention_efficiency : float
         The same for attention kernels.
+    grouped_efficiency : float
+        The same for grouped products of experts, beyond what their padded shapes cost.
     elementwise_passes : float
         Bytes that memory-bound operators really move over what perfect fusion would move.
     routing_passes : float
@@ -74,6 +76,7 @@ class Stack:
     about: str = ""
     matmul_efficiency: float = 1.0
     attention_efficiency: float = 1.0
+    grouped_efficiency: float = 1.0
     elementwise_passes: float = 1.0
     routing_passes: float = 2.0
     collective_efficiency: float = 1.0

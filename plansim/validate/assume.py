@@ -49,13 +49,14 @@ MODEL_ALIASES: tuple[tuple[str, str], ...] = (
     (r"resnet.*50", "resnet-50"),
     (r"vgg.*16", "vgg-16"),
 )
-"""Names that tables use -> built-in models, for what a table has no columns for (experts, latent attention, convolutions)."""
+"""Names that tables use -> built-in models, for what a table has no columns for (experts, convolutions)."""
 
 MASKED_FRACTION = 0.15
 """Tokens that BERT's pre-training head sees (arXiv 1810.04805, section 3.1), gathered before it."""
 
 COUNTS = (
-    "layers", "hidden", "heads", "kv_heads", "seq", "gbs", "mbs", "n_devices", "devices_per_node", "tp", "pp", "vp", "dp", "cp", "ep",
+    "layers", "hidden", "heads", "kv_heads", "seq", "gbs", "mbs", "n_devices", "devices_per_node",
+    "tp", "pp", "vp", "dp", "cp", "ep",
 )  # fmt: skip
 """Columns that count something there is at least one of."""
 
@@ -79,7 +80,7 @@ class Case:
     work: str = "pretrain"
 
 
-class Unpredictable(InputError):
+class Unpredictable(InputError):  # noqa: N818  # it says what the row is
     """The row cannot be predicted; the message says why."""
 
 
@@ -124,7 +125,8 @@ def _case(row: Row) -> Case:
             row, gbs=share * (row.dp or row.n_devices // ((row.tp or 1) * (row.pp or 1) * (row.cp or 1)) or 1)
         )
         notes.append(
-            f"global batch not stated: {row.gbs} (a microbatch for every stage) assumed, memory alone is compared"
+            f"global batch not stated: {row.gbs} (a microbatch for every stage) assumed, "
+            "memory alone is compared"
         )
     if not row.gbs:
         raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
@@ -169,11 +171,9 @@ def model_of(row: Row, stack: Stack) -> tuple[Model, list[str]]:
 
 def _built_in(name: str) -> Model | None:
     folded = name.lower().strip()
-    if folded in built_in_models():
-        found = load_model(folded)
-    else:
-        alias = next((known for pattern, known in MODEL_ALIASES if re.search(pattern, folded)), None)
-        found = load_model(alias) if alias else None
+    alias = next((known for pattern, known in MODEL_ALIASES if re.search(pattern, folded)), None)
+    known_as = folded if folded in built_in_models() else alias
+    found = load_model(known_as) if known_as else None
     return found if isinstance(found, Model) else None
 
 
@@ -181,10 +181,14 @@ def _resized(known: Model, row: Row) -> Model:
     """Return a built-in model with the row's sequence, and its layers where the model was cut."""
     layers = row.layers or known.layers
     moe = known.moe
-    options = {**known.options, "masked_fraction": MASKED_FRACTION} if known.family == "bert" else known.options
+    options = (
+        {**known.options, "masked_fraction": MASKED_FRACTION} if known.family == "bert" else known.options
+    )
     if moe and layers < known.layers and moe.dense_layers:
         moe = replace(moe, dense_layers=min(moe.dense_layers, 1))
-    return replace(known, name=row.model, layers=layers, seq_len=row.seq or known.seq_len, moe=moe, options=options)
+    return replace(
+        known, name=row.model, layers=layers, seq_len=row.seq or known.seq_len, moe=moe, options=options
+    )
 
 
 def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
@@ -246,11 +250,15 @@ def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, l
         profile=row.device,
         job=Job(global_batch=batch, seq_len=row.seq or model.seq_len, dtype=arithmetic_class(dtype)),
         parallel=Parallel(
-            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, dp * cp, notes), zero_stage=zero, sequence_parallel=sp,
+            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, dp * cp, notes), zero_stage=zero,
+            sequence_parallel=sp,
             microbatch=mbs, schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
         ),
         recompute=row.recompute if row.recompute in ("none", "selective", "full") else "none",
-        overlap=Overlap(gradients=stack.gradient_overlap, parameters=stack.parameter_overlap, tensor_parallel=stack.tp_overlap),
+        overlap=Overlap(
+            gradients=stack.gradient_overlap, parameters=stack.parameter_overlap,
+            tensor_parallel=stack.tp_overlap,
+        ),
         attention="flash" if flash else "unfused",
         stack=stack.name,
     )  # fmt: skip
@@ -262,7 +270,8 @@ def _zero_stage(row: Row, stack: Stack, dp: int, notes: list[str]) -> int:
         if row.zero_stage > 3:
             raise Unpredictable(f"zero_stage {row.zero_stage} does not exist, expected 0 to 3")
         return row.zero_stage
-    stage = 3 if stack.name in ("fsdp", "torchtitan", "jax") else 1 if stack.name == "megatron-core" else 0
+    whole = stack.name in ("fsdp", "torchtitan", "jax", "jax-gpu")
+    stage = 3 if whole else 1 if stack.name.startswith("megatron-core") else 0
     if dp > 1:
         notes.append(f"zero_stage not stated: {stage} assumed")
     return stage
@@ -273,7 +282,7 @@ def _sequence_parallel(row: Row, stack: Stack, tp: int, notes: list[str]) -> boo
         return False
     if row.sp is not None:
         return bool(row.sp)
-    assumed = stack.name in ("megatron-core", "torchtitan", "jax")
+    assumed = stack.name in ("megatron-core", "megatron-core-plain", "torchtitan", "jax", "jax-gpu")
     notes.append(f"sequence parallelism not stated: {'on' if assumed else 'off'} assumed")
     return assumed
 
@@ -338,7 +347,8 @@ def _experts(row: Row, model: Model, ranks: int, notes: list[str]) -> int:
         ep -= 1
     if row.ep and ep != row.ep:
         notes.append(
-            f"ep {row.ep} does not divide dp x cp {ranks} (experts also use the tensor axis there): {ep} predicted"
+            f"ep {row.ep} does not divide dp x cp {ranks} (experts also use the tensor axis there): "
+            f"{ep} predicted"
         )
     return ep
 
@@ -364,4 +374,4 @@ def _schedule(row: Row, vp: int, num_microbatches: int, pp: int, notes: list[str
     return SCHEDULES.get(text, "1f1b") if vp > 1 or text == "gpipe" else "1f1b"
 
 
-__all__ = ["Case", "Unpredictable", "UnknownNameError", "case_of", "model_of"]
+__all__ = ["Case", "UnknownNameError", "Unpredictable", "case_of", "model_of"]

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from plansim.costs.layout import Layout
-from plansim.costs.memory import memory_limit_bytes, stage_memory
+from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_weights
 from plansim.errors import PlansimError
 from plansim.plan.model import Plan
-from plansim.results import StageMemory
 from plansim.simulate.predict import predict_layout
 from plansim.validate.assume import Case
 
@@ -17,7 +16,7 @@ RECOMPUTE = ("none", "selective", "full")
 DEGREES = (1, 2, 4, 8, 16, 32)
 MICROBATCHES = (1, 2, 4)
 TUNED_ALLOWANCE = 1.35
-"""Memory over the limit that tuned recipes save by means no table states (offload, recomputed norms and activations)."""
+"""Memory over the limit that tuned recipes save by means no table states (offload, recomputed norms)."""
 
 MOST = 8
 """Layouts that are timed; the least divided come first."""
@@ -40,8 +39,11 @@ def settled(case: Case) -> Case:
 
 
 def _least_recompute(case: Case) -> str:
-    """Return the least recomputation that fits; vendors tune out full recomputation where a little less memory does it."""
-    allowance = TUNED_ALLOWANCE if case.stack.name == "megatron-core" else 1.0
+    """Return the least recomputation that fits.
+
+    Vendors tune full recomputation out where a little less memory does it.
+    """
+    allowance = TUNED_ALLOWANCE if case.stack.name.startswith("megatron-core") else 1.0
     return next((m for m in RECOMPUTE if _fits(case, replace(case.plan, recompute=m), allowance)), "full")
 
 
@@ -53,12 +55,10 @@ def _fits(case: Case, plan: Plan, allowance: float = 1.0) -> bool:
     layout = Layout.of(case.model, case.profile, plan, case.stack)
     limit = memory_limit_bytes(layout) * allowance
     stages = {0, plan.parallel.pp - 1}
-    return all(_needed_bytes(stage_memory(layout, s), case.work) <= limit for s in stages)
-
-
-def _needed_bytes(memory: StageMemory, work: str) -> float:
-    """Return what a device must hold; frozen weights have neither gradients nor optimizer state."""
-    return memory.total_bytes - (memory.gradients + memory.optimizer if work == "lora" else 0.0)
+    held = (stage_memory(layout, s) for s in stages)
+    if case.work == "lora":
+        held = (with_frozen_weights(m) for m in held)
+    return all(m.total_bytes <= limit for m in held)
 
 
 def _with_layout(case: Case) -> Case:
@@ -80,7 +80,10 @@ def _with_layout(case: Case) -> Case:
         return _noted(case, case.plan, "layout not stated and none we tried fits: data parallel assumed")
     best = min(found, key=lambda plan: _step_s(case, plan))
     p = best.parallel
-    text = f"layout not stated: tp {p.tp} pp {p.pp} cp {p.cp} zero {p.zero_stage} microbatch {p.microbatch}, recompute {best.recompute} assumed (fastest that fits)"
+    text = (
+        f"layout not stated: tp {p.tp} pp {p.pp} cp {p.cp} zero {p.zero_stage} microbatch {p.microbatch}, "
+        f"recompute {best.recompute} assumed (fastest that fits)"
+    )
     return _noted(case, best, text)
 
 
@@ -91,7 +94,7 @@ def _step_s(case: Case, plan: Plan) -> float:
 def _candidates(case: Case) -> Iterator[Plan]:
     """Yield layouts from the least divided to the most; each with the least recomputation that may fit."""
     row, base = case.row, case.plan.parallel
-    jax = case.stack.name == "jax"
+    jax = case.stack.name.startswith("jax")
     splits = sorted(
         ((tp, pp, cp) for tp in DEGREES for pp in (DEGREES if not jax else (1,)) for cp in DEGREES),
         key=lambda s: (s[0] * s[1] * s[2], s[2], s[1]),
@@ -111,8 +114,8 @@ def _candidates(case: Case) -> Iterator[Plan]:
                 if (batch // dp) % microbatch or batch // dp // microbatch < pp:
                     continue
                 parallel = replace(
-                    base, tp=tp, pp=pp, cp=cp, dp=dp, zero_stage=zero, microbatch=microbatch, virtual_stages=1,
-                    schedule="1f1b", sequence_parallel=tp > 1, ep=min(base.ep, dp * cp),
+                    base, tp=tp, pp=pp, cp=cp, dp=dp, zero_stage=zero, microbatch=microbatch,
+                    virtual_stages=1, schedule="1f1b", sequence_parallel=tp > 1, ep=min(base.ep, dp * cp),
                 )  # fmt: skip
                 for mode in modes:
                     yield replace(

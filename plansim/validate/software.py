@@ -9,10 +9,12 @@ from plansim.validate.rows import Row
 
 PATTERNS: tuple[tuple[str, str], ...] = (
     (r"torchtitan", "torchtitan"),
+    (r"simumax", "megatron-core-plain"),
     (r"maxtext|paxml|jax|tpu-recipes|palm|levanter|mesh.?tf", "jax"),
     (r"automodel|fsdp|llm-foundry|mosaic|foundation-model-stack", "fsdp"),
     (r"vtrain|bigscience|bloom|megatron-deepspeed|mt-nlg|gpt-neox|pythia|glm-130b", "megatron-deepspeed"),
     (r"amp \(neurips|deepspeed|bmtrain|internevo|zero-infinity", "deepspeed"),
+    (r"zero-3|zero3|deepspeed zero", "deepspeed"),
     (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale", "megatron-lm"),
     (r"deeplearningexamples|nanogpt|horovod|pytorch ddp", "pytorch-ddp"),
     (
@@ -30,7 +32,7 @@ def stack_of(row: Row, device: Device) -> tuple[str, str | None]:
         return "jax", None
     for pattern, stack in PATTERNS:
         if re.search(pattern, text):
-            return stack, None
+            return ("jax-gpu" if stack == "jax" else stack), None
     if device.kind == "cpu":
         return "pytorch-cpu", "software not stated: plain PyTorch on CPU assumed"
     if row.zero_stage == 3:

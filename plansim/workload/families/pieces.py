@@ -277,7 +277,7 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
         Matmul(
             name="router", m=max(1, round(local)), n=moe.experts, k=h, saved_bytes=FP32 * local * moe.experts
         ),
-        Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=4),
+        Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=16),
         *exchange,
         *enter_tp(model, shard, "experts_in"),
         *_feed_forward(
@@ -286,7 +286,7 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
         *leave_tp(model, shard, "experts_leave"),
         *combine,
         Elementwise(
-            name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=3, saved_bytes=sent
+            name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=10, saved_bytes=sent
         ),
         *shared,
         residual(model, shard, "residual_2"),
