@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from plansim.workload.model import Model
 
 
-def plan(  # noqa: PLR0913  (one argument per option)
+def plan(
     profile: ProfileName,
     model: ModelName = None,
     nodes: Annotated[
@@ -62,8 +62,9 @@ def plan(  # noqa: PLR0913  (one argument per option)
 ) -> None:
     """Choose the parallel plan and compression for a model on a cluster.
 
-    Searches the whole space and proves the answer: what is not listed is not better. With only a profile it plans
-    pre-training of Llama 3.1 8B on sequences of 8,192 tokens; batches not given follow GPT-3's table by model size.
+    Searches the whole space and proves the answer: what is not listed is not better. With only a profile it
+    plans pre-training of Llama 3.1 8B on sequences of 8,192 tokens; batches not given follow GPT-3's table by
+    model size.
     """
     shape, cluster, job = _question(profile, model, nodes, global_batch, seq_len, override)
     from plansim.cli import console, show_plan

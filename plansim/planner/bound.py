@@ -380,20 +380,23 @@ def pair_bounds(core: Core, columns: Columns, ends: Ints, tails: Tails, overlaps
     beside_p = np.array([e.overlap_parameters and overlaps[1] for e in options.ends])[ends][:, None]
     m = columns.num_microbatches[:, None].astype(np.float64)
     coded = np.array([e.parameters != "none" for e in options.ends])[ends][:, None]
-    every = zero >= 2
-    before = core.before + _first_gather(core, t, slow, beside_p & (zero >= 1) & (zero <= 2))
-    passes = np.where(zero == 3, 2.0 * m * t["gather_s"], 0.0)
+    alone = columns.pp[:, None] == 1
+    resharded = alone & (zero == 3)
+    every = resharded | (alone & (zero == 2) & tails.bench.stack.reduce_each_microbatch)
+    once = (zero >= 1) & ~resharded
+    before = core.before + _first_gather(core, t, slow, beside_p & once)
+    passes = np.where(resharded, 2.0 * m * t["gather_s"], 0.0)
     reduces = np.where(every, m, 1.0) * t["reduce_s"]
     stuck = np.where(every, m, 1.0) * t["blocking_s"]
-    inline = stuck + np.where((zero == 3) & (~beside_p | coded), passes, 0.0)
+    inline = stuck + np.where(resharded & (~beside_p | coded), passes, 0.0)
     inline = inline + np.where(every & ~beside_g, reduces, 0.0)
-    beside = np.where((zero == 3) & beside_p & ~coded, passes, 0.0) + np.where(
+    beside = np.where(resharded & beside_p & ~coded, passes, 0.0) + np.where(
         beside_g, reduces - t["last_s"], 0.0
     )
     last = np.where(beside_g, t["last_s"], np.where(every, 0.0, reduces))
-    finish = t["finish_s"] + np.where((zero >= 1) & (zero <= 2) & ~beside_p, t["gather_s"], 0.0)
+    finish = t["finish_s"] + np.where(once & ~beside_p, t["gather_s"], 0.0)
     own = before + together(core.work + inline, np.maximum(beside, 0.0), slow) + last + finish
-    gathers = np.where(beside_p & (zero >= 1) & (zero <= 2), t["gather_s"], 0.0)
+    gathers = np.where(beside_p & once, t["gather_s"], 0.0)
     whole = together(core.work + inline, np.maximum(beside, 0.0) + gathers, slow) + last + finish
     early = core.last_backward * t["ready"]
     rest = together(core.last_backward - early, t["first_s"], slow)

@@ -25,13 +25,22 @@ from plansim.simulate.predict import predict_layout
 from plansim.workload.model import Model
 
 PART_SOURCES = {
-    "compute_s": ("sum of kernels: tiles in waves over the compute units against the memory roofline", "NVIDIA, Matrix Multiplication Background User's Guide"),
-    "tp_s": ("exposed tensor-parallel collectives", "Narayanan et al., arXiv 2104.04473; Korthikanti et al., arXiv 2205.05198"),
-    "cp_s": ("exchange of keys and values less the attention it hides behind", "Liu et al., Ring Attention, arXiv 2310.01889"),
+    "compute_s": (
+        "sum of kernels: tiles in waves over the compute units against the memory roofline",
+        "NVIDIA, Matrix Multiplication Background User's Guide",
+    ),
+    "tp_s": (
+        "exposed tensor-parallel collectives",
+        "Narayanan et al., arXiv 2104.04473; Korthikanti et al., arXiv 2205.05198",
+    ),
+    "cp_s": (
+        "exchange of keys and values less the attention it hides behind",
+        "Liu et al., Ring Attention, arXiv 2310.01889",
+    ),
     "ep_s": ("dispatch and combine of experts, all-to-all", "Lepikhin et al., GShard, arXiv 2006.16668"),
     "host_s": ("launches that outlast their kernels", "counted kernels times the stack's launch time"),
     "compression_s": ("encode and decode", "counted work over the device's coding rates"),
-}  # fmt: skip
+}
 """Part of a task -> (formula in words, source)."""
 
 
@@ -102,26 +111,62 @@ def _step_terms(costs: StepCosts, prediction: Prediction) -> list[Term]:
     inputs = {"microbatches": m, "pp": pp, "schedule": costs.schedule, "virtual_stages": costs.virtual_stages}
     bubble = prediction.breakdown.bubble_s
     return [
-        Term(group="step", name="step time", value=prediction.step_time_s, unit="s", formula="longest path through the schedule's actions", inputs={**inputs, "spread": prediction.step_time_high_s / prediction.step_time_s}, source="relaxation of the schedule; spread of the stack's fit"),
-        Term(group="step", name="work of the slowest chunk", value=m * max(once), unit="s", formula="microbatches x (forward + recompute + backward)", inputs={**inputs, "chunk_pass_s": max(once)}),
-        Term(group="step", name="bubble", value=bubble, unit="s", formula="waiting for other stages; (pp - 1)(f + b)/v for equal stages", inputs={**inputs, "mean_chunk_pass_s": sum(once) / len(once)}, source="Narayanan et al., arXiv 2104.04473, section 2.2"),
-    ]  # fmt: skip
+        Term(
+            group="step",
+            name="step time",
+            value=prediction.step_time_s,
+            unit="s",
+            formula="longest path through the schedule's actions",
+            inputs={**inputs, "spread": prediction.step_time_high_s / prediction.step_time_s},
+            source="relaxation of the schedule; spread of the stack's fit",
+        ),
+        Term(
+            group="step",
+            name="work of the slowest chunk",
+            value=m * max(once),
+            unit="s",
+            formula="microbatches x (forward + recompute + backward)",
+            inputs={**inputs, "chunk_pass_s": max(once)},
+        ),
+        Term(
+            group="step",
+            name="bubble",
+            value=bubble,
+            unit="s",
+            formula="waiting for other stages; (pp - 1)(f + b)/v for equal stages",
+            inputs={**inputs, "mean_chunk_pass_s": sum(once) / len(once)},
+            source="Narayanan et al., arXiv 2104.04473, section 2.2",
+        ),
+    ]
 
 
 def _chunk_terms(costs: StepCosts, chunk: int) -> list[Term]:
     c = costs.chunks[chunk]
     found = []
-    for name, parts in (("forward", c.forward), ("recompute", c.recompute), ("backward input", c.backward_input), ("backward weight", c.backward_weight)):  # fmt: skip
+    for name, parts in (
+        ("forward", c.forward),
+        ("recompute", c.recompute),
+        ("backward input", c.backward_input),
+        ("backward weight", c.backward_weight),
+    ):
         found += _part_terms(f"chunk {chunk}", name, parts)
     return found
 
 
 def _part_terms(group: str, name: str, parts: Parts) -> list[Term]:
     return [
-        Term(group=group, name=f"{name}: {part.removesuffix('_s')}", value=getattr(parts, part), unit="s", formula=formula, inputs={"per": "microbatch"}, source=source)
+        Term(
+            group=group,
+            name=f"{name}: {part.removesuffix('_s')}",
+            value=getattr(parts, part),
+            unit="s",
+            formula=formula,
+            inputs={"per": "microbatch"},
+            source=source,
+        )
         for part, (formula, source) in PART_SOURCES.items()
         if getattr(parts, part) > 0
-    ]  # fmt: skip
+    ]
 
 
 def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
@@ -137,7 +182,19 @@ def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
         terms = collective_terms(
             what, bucket.nbytes, layout.group(axis), layout.fabric, backend=layout.profile.backend
         )
-        inputs = {"nbytes": nbytes, "ranks": layout.group(axis).size, "counts": layout.group(axis).counts, "buckets": count, "algorithm": terms.algorithm, "protocol": terms.protocol, "bottleneck": terms.bottleneck, "latency_s": terms.latency_s, "bandwidth_s": terms.bandwidth_s, "ramp_s": terms.ramp_s, "collective_efficiency": layout.stack.collective_efficiency}  # fmt: skip
+        inputs = {
+            "nbytes": nbytes,
+            "ranks": layout.group(axis).size,
+            "counts": layout.group(axis).counts,
+            "buckets": count,
+            "algorithm": terms.algorithm,
+            "protocol": terms.protocol,
+            "bottleneck": terms.bottleneck,
+            "latency_s": terms.latency_s,
+            "bandwidth_s": terms.bandwidth_s,
+            "ramp_s": terms.ramp_s,
+            "collective_efficiency": layout.stack.collective_efficiency,
+        }
         found.append(
             Term(
                 group="data parallel",
@@ -161,19 +218,52 @@ def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
                 inputs={"nbytes": layout.chunks[0][-1].boundary_bytes},
             )
         )
-    return found  # fmt: skip
+    return found
 
 
 def _end_terms(layout: Layout, costs: StepCosts) -> list[Term]:
     state, master, gradient, weight = state_bytes(layout)
     seconds = [optimizer_s(layout, s) for s in range(costs.pp)]
-    inputs = {"state_bytes": state, "master_bytes": master, "gradient_bytes": gradient, "weight_bytes": weight, "offload": layout.plan.offload}  # fmt: skip
+    inputs = {
+        "state_bytes": state,
+        "master_bytes": master,
+        "gradient_bytes": gradient,
+        "weight_bytes": weight,
+        "offload": layout.plan.offload,
+    }
     low, high = step_inflation(layout)
     return [
-        Term(group="end", name="optimizer", value=max(seconds), unit="s", formula="bytes of gradient, state and master read and written / memory bandwidth", inputs=inputs, source="Rajbhandari et al., ZeRO, arXiv 1910.02054"),
-        Term(group="end", name="host", value=layout.stack.step_host_s, unit="s", formula="fixed time of a step", inputs={"stack": layout.stack.name}),
-        Term(group="end", name="steps to the same loss", value=(low + high) / 2, unit="x", formula="product of the compression methods' bands", inputs={"low": low, "high": high, "gradient_wire_bytes": reduce_bytes(layout), "gather_wire_bytes": gather_bytes(layout)}),
-    ]  # fmt: skip
+        Term(
+            group="end",
+            name="optimizer",
+            value=max(seconds),
+            unit="s",
+            formula="bytes of gradient, state and master read and written / memory bandwidth",
+            inputs=inputs,
+            source="Rajbhandari et al., ZeRO, arXiv 1910.02054",
+        ),
+        Term(
+            group="end",
+            name="host",
+            value=layout.stack.step_host_s,
+            unit="s",
+            formula="fixed time of a step",
+            inputs={"stack": layout.stack.name},
+        ),
+        Term(
+            group="end",
+            name="steps to the same loss",
+            value=(low + high) / 2,
+            unit="x",
+            formula="product of the compression methods' bands",
+            inputs={
+                "low": low,
+                "high": high,
+                "gradient_wire_bytes": reduce_bytes(layout),
+                "gather_wire_bytes": gather_bytes(layout),
+            },
+        ),
+    ]
 
 
 def _memory_terms(layout: Layout, prediction: Prediction) -> list[Term]:
@@ -189,16 +279,48 @@ def _memory_terms(layout: Layout, prediction: Prediction) -> list[Term]:
         "reserve": "runtime and communication library",
     }
     terms = [
-        Term(group=f"memory of stage {stage}", name=name, value=getattr(held[stage], name), unit="bytes", formula=formula, source="Rajbhandari et al., arXiv 1910.02054; Korthikanti et al., arXiv 2205.05198")
+        Term(
+            group=f"memory of stage {stage}",
+            name=name,
+            value=getattr(held[stage], name),
+            unit="bytes",
+            formula=formula,
+            source="Rajbhandari et al., arXiv 1910.02054; Korthikanti et al., arXiv 2205.05198",
+        )
         for name, formula in formulas.items()
-    ]  # fmt: skip
+    ]
     limit = memory_limit_bytes(layout)
-    return [*terms, Term(group=f"memory of stage {stage}", name="free", value=limit - prediction.peak_memory_bytes, unit="bytes", formula="limit - peak", inputs={"limit": limit})]  # fmt: skip
+    return [
+        *terms,
+        Term(
+            group=f"memory of stage {stage}",
+            name="free",
+            value=limit - prediction.peak_memory_bytes,
+            unit="bytes",
+            formula="limit - peak",
+            inputs={"limit": limit},
+        ),
+    ]
 
 
 def _money_terms(layout: Layout, prediction: Prediction) -> list[Term]:
     e, world = layout.profile.economics, layout.plan.parallel.world_size
     return [
-        Term(group="money and energy", name="cost of a step", value=prediction.usd_per_step, unit="$", formula="$ per device and hour x devices x hours", inputs={"usd_per_device_hour": e.usd_per_device_hour, "devices": world}, source=e.basis),
-        Term(group="money and energy", name="energy of a step", value=prediction.joules_per_step, unit="J", formula="watts x PUE x devices x seconds", inputs={"watts": e.power_watts, "pue": e.pue, "devices": world}),
-    ]  # fmt: skip
+        Term(
+            group="money and energy",
+            name="cost of a step",
+            value=prediction.usd_per_step,
+            unit="$",
+            formula="$ per device and hour x devices x hours",
+            inputs={"usd_per_device_hour": e.usd_per_device_hour, "devices": world},
+            source=e.basis,
+        ),
+        Term(
+            group="money and energy",
+            name="energy of a step",
+            value=prediction.joules_per_step,
+            unit="J",
+            formula="watts x PUE x devices x seconds",
+            inputs={"watts": e.power_watts, "pue": e.pue, "devices": world},
+        ),
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.costs.build import gather_bytes, state_bytes
+from plansim.costs.build import gather_bytes, reduce_bytes, state_bytes
 from plansim.costs.compression import find_method
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
@@ -126,8 +126,10 @@ def memory_bytes(
     total = parts.activations + over(3, weight) + over(2, gradient)
     if not end.offload:
         total = total + over(1, state + master)
-    if end.zero_stage == 3:
-        total = total + parts.gathered * gather_bytes(probe)
+    if end.zero_stage == 3:  # in a pipeline nothing is resharded between microbatches
+        piped = parts.dense * (gather_bytes(probe) + reduce_bytes(probe))
+        once = (columns.pp > 1)[:, None]
+        total = total + np.where(once, piped, parts.gathered * gather_bytes(probe))
     if end.gradients != "none" and find_method(end.gradients).error_feedback:
         total = total + 4.0 * whole
     reserve = bench.stack.context_bytes if bench.profile.device.kind != "cpu" else 0.0

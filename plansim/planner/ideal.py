@@ -12,7 +12,7 @@ from functools import lru_cache
 from plansim.costs.compute.attention import attention_kernel
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.compute.matmul import matmul_kernel
-from plansim.costs.operators import Arithmetic
+from plansim.costs.operators import Arithmetic, passes_of
 from plansim.workload.operators import Attention, Block, Elementwise, Matmul
 
 SLACK = 0.999
@@ -37,7 +37,7 @@ def _rates(how: Arithmetic) -> tuple[float, float, float]:
         * attention.units
         * max(1.0, attention.curve.backward_fraction)
         * how.attention_fraction,
-        memory / how.stack.elementwise_passes,
+        memory,
     )
 
 
@@ -55,7 +55,8 @@ def ideal_s(block: Block, how: Arithmetic) -> tuple[float, float, float, float, 
             once = twice = op.flop * visible / attention
             twice *= 2.0
         elif isinstance(op, Elementwise) and op.launches:
-            once, twice = op.forward_bytes / memory, op.backward_bytes / memory
+            rate = memory / passes_of(op, how.stack)
+            once, twice = op.forward_bytes / rate, op.backward_bytes / rate
         else:
             continue
         forward += once

@@ -72,7 +72,7 @@ def kinds_of(model: Model, seq_len: int) -> Kinds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shares:
-    """Bytes and parameters of every kind of block on a rank, a microbatch of one sequence: (shards, kinds)."""
+    """Bytes and parameters of every kind of block on a rank, for one sequence: (shards, kinds)."""
 
     saved: Array
     kept: tuple[Array, Array, Array]

@@ -79,12 +79,15 @@ def tail_of(layout: Layout, chunks: Sequence[Parameters], blocks: Sequence[tuple
         The rank's blocks by kind (ZeRO-3 gathers them one by one).
     """
     p = layout.plan.parallel
+    once = p.zero_stage in (1, 2) or (p.zero_stage == 3 and p.pp > 1)
     distinct = Counter(chunks)
     reduced = {c: _reductions(layout, c) for c in distinct}
     first = reduced[chunks[0]]
     replica = _replica(layout, chunks[0]) if any(b.count for b in first) else 0.0
-    gathered = {c: _gathers(layout, c) for c in distinct} if p.zero_stage in (1, 2) else {}
-    per_pass = sum(n * _gather(layout, held, 1) for n, held in blocks) if p.zero_stage == 3 else 0.0
+    gathered = {c: _gathers(layout, c) for c in distinct} if once else {}
+    per_pass = (
+        sum(n * _gather(layout, held, 1) for n, held in blocks) if p.zero_stage == 3 and not once else 0.0
+    )
     last = sum(b.comm_s for b in first) + replica
     return Tail(
         reduce_s=sum(n * sum(b.total_s for b in reduced[c]) for c, n in distinct.items()) + replica,

@@ -1,0 +1,189 @@
+"""The planner against brute force: on small clusters everything is simulated, and nothing beats the answer."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plansim.costs.layout import Layout
+from plansim.errors import InfeasibleError
+from plansim.hardware.read import load_profile
+from plansim.plan.model import Job, Overlap, Parallel, Plan
+from plansim.plan.rules import Rejected, check_plan
+from plansim.planner import plan
+from plansim.planner.evaluate import Evaluator, peak_memory
+from plansim.planner.objective import OBJECTIVES
+from plansim.planner.plan import ask
+from plansim.planner.pool import Pool
+from plansim.workload.model import Model, MoE
+
+GPU, SLOW = "a100x8", "t4x4"
+FREE = {
+    "attention": "flash",
+    "overlap.parameters": True,
+    "overlap.gradients": True,
+    "aggregation": "all_reduce",
+}
+FREE |= {"compression.gradients": "none", "compression.parameters": "none", "zero_group": None}
+
+
+@st.composite
+def problems(draw):
+    """Return a small model, cluster and job."""
+    layers = draw(st.integers(2, 9))
+    heads = draw(st.sampled_from([4, 6, 8]))
+    hidden = heads * draw(st.sampled_from([32, 64, 128]))
+    moe = draw(st.booleans()) and MoE(
+        experts=draw(st.sampled_from([2, 4, 8])), top_k=2, ffn=hidden, dense_layers=draw(st.integers(0, 2))
+    )
+    model = Model(
+        name="small",
+        family="moe" if moe else draw(st.sampled_from(["gpt", "llama"])),
+        layers=layers,
+        hidden=hidden,
+        ffn=4 * hidden,
+        heads=heads,
+        kv_heads=heads,
+        vocab=draw(st.sampled_from([1000, 32000])),
+        seq_len=draw(st.sampled_from([256, 1024])),
+        gated=bool(moe),
+        positions="rotary",
+        tied_embeddings=draw(st.booleans()),
+        moe=moe or None,
+    )
+    nodes = draw(st.sampled_from([1, 2]))
+    name = draw(st.sampled_from([GPU, SLOW]))
+    size = draw(st.sampled_from([2, 4]))
+    profile = load_profile(
+        name, {"node.count": str(nodes), "node.devices": str(size), "fabric.0.group": str(size)}
+    )
+    job = Job(global_batch=draw(st.sampled_from([4, 6, 8, 16])), seq_len=model.seq_len, dtype="fp16")
+    return model, profile, job
+
+
+def every_plan(model, profile, job):
+    """Yield every plan of the space, written out with plain loops."""
+    world = profile.num_devices
+    base = Plan(model=model.name, profile=profile.name, job=job)
+    degrees = [d for d in range(1, world + 1) if world % d == 0]
+    experts = [e for e in range(1, world + 1) if model.moe and model.moe.experts % e == 0] or [1]
+    orders = [("1f1b", 1), ("zb-h1", 1), ("interleaved", 2)]
+    for tp, pp, cp, ep in product(degrees, degrees, degrees, experts):
+        if world % (tp * pp * cp):
+            continue
+        for mb, zero, sp, mode, (schedule, v) in product(
+            (1, 4), (0, 1, 3), (False, True), ("none", "full"), orders
+        ):
+            if (pp == 1 and (schedule, v) != ("1f1b", 1)) or (sp and tp == 1):
+                continue
+            parallel = Parallel(
+                dp=world // (tp * pp * cp),
+                tp=tp,
+                pp=pp,
+                cp=cp,
+                ep=ep,
+                zero_stage=zero,
+                sequence_parallel=sp,
+                microbatch=mb,
+                schedule=schedule,
+                virtual_stages=v,
+            )
+            if zero and parallel.dp * cp == 1:
+                continue
+            probe = replace(base, parallel=parallel, recompute=mode)
+            overlaps = Layout.of(model, profile, probe).stack.tp_overlap and tp > 1
+            yield replace(probe, overlap=Overlap(tensor_parallel=overlaps))
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    problem=problems(),
+    objective=st.sampled_from(["throughput", "cost", "memory"]),
+    shrink=st.sampled_from([1.0, 0.02, 0.05]),
+)
+def test_nothing_beats_the_answer(problem, objective, shrink):
+    model, profile, job = problem
+    profile = replace(
+        profile,
+        groups=tuple(
+            replace(g, device=replace(g.device, memory_bytes=g.device.memory_bytes * shrink))
+            for g in profile.groups
+        ),
+    )
+    fix = {
+        **FREE,
+        "recompute": ("none", "full"),
+        "schedule": ("1f1b", "interleaved", "zb-h1"),
+        "offload": False,
+    }
+    fix |= {
+        "placement": ("tp", "cp", "dp", "pp"),
+        "microbatch": (1, 4),
+        "zero_stage": (0, 1, 3),
+        "virtual_stages": (1, 2),
+    }
+    evaluate = Evaluator(model, profile)
+    score = OBJECTIVES[objective].score
+    best = float("inf")
+    for candidate in every_plan(model, profile, job):
+        if check_plan(candidate, model, profile):
+            continue
+        figures = evaluate(candidate)
+        if not isinstance(figures, Rejected):
+            best = min(best, score(figures))
+
+    try:
+        found = plan(model, profile, job, objective=objective, top=1, fix=fix)
+    except InfeasibleError:
+        assert best == float("inf")
+        return
+
+    assert found.best.score == pytest.approx(best, rel=1e-12)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problem=problems(), seed=st.randoms(use_true_random=False))
+def test_bounds_are_below_what_is_simulated_and_memory_floors_below_the_peak(problem, seed):
+    model, profile, job = problem
+    question = ask(model, profile, job)
+    pool = Pool(question, (profile.num_devices,))
+    evaluate = Evaluator(model, profile)
+    pairs = []
+    while pool.floor() < float("inf") and len(pairs) < 3000:
+        pairs += pool.take()
+
+    for bound, number in seed.sample(pairs, min(40, len(pairs))):
+        candidate = pool.plan(number)
+        assert not check_plan(candidate, model, profile), candidate
+        figures = evaluate(candidate)
+        if isinstance(figures, Rejected):
+            assert figures.rule in ("memory", "compression")
+        else:
+            assert figures.effective_step_s >= bound, candidate
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problem=problems(), seed=st.randoms(use_true_random=False))
+def test_what_memory_rejects_does_not_fit(problem, seed):
+    """The floor of memory is below the peak, so nothing that fits is dropped."""
+    model, profile, job = problem
+    pool = Pool(ask(model, profile, job, "memory"), (profile.num_devices,))
+    pairs = pool.take()
+
+    for floor, number in seed.sample(pairs, min(40, len(pairs))):
+        peak, _ = peak_memory(Layout.of(model, profile, pool.plan(number)))
+        assert floor <= peak
+
+
+def test_every_candidate_is_accounted_for():
+    model = Model(
+        name="m", family="gpt", layers=8, hidden=512, ffn=2048, heads=8, kv_heads=8, vocab=1000, seq_len=512
+    )
+    profile = load_profile(GPU)
+    found = plan(model, profile, Job(global_batch=16, seq_len=512))
+
+    stats = found.search
+    assert stats.candidates == sum(stats.infeasible_by_rule.values()) + stats.bounded_out + stats.simulated
+    assert stats.complete
