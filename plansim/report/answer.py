@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plansim.report.choose import Choice, usd_of, wall_of
+from plansim.report.conditions import words_of
 from plansim.report.option import Option
 from plansim.report.svg import esc
-from plansim.report.words import dollars, duration, plan_words, short
+from plansim.report.words import dollars, duration, energy, mass, plan_words, short
 from plansim.units import format_bytes, format_seconds
 
 
@@ -33,7 +34,7 @@ class Answer:
     rivals: list[tuple[str, str, str, str, str]]
 
 
-def answer_of(choice: Choice) -> Answer:
+def answer_of(choice: Choice, given: dict[str, str] | None = None) -> Answer:
     """Return the recommendation in words."""
     best = choice.best
     run = best.run
@@ -49,10 +50,14 @@ def answer_of(choice: Choice) -> Answer:
         lead=f"{emphasised}{esc(end)}.",
         plain=f"{lead}{end}.",
         plan=f"Plan: {plan_words(best.plan)}.",
-        why=f"Chosen as {choice.why}." + _tied(best),
+        why=f"Chosen as {choice.why}." + _given(given or {}) + _tied(best),
         numbers=_numbers(best),
         rivals=_rivals(choice),
     )
+
+
+def _given(given: dict[str, str]) -> str:
+    return f" It holds for the middle of what was assumed: {words_of(given)}." if given else ""
 
 
 def _tied(best: Option) -> str:
@@ -86,7 +91,7 @@ def _numbers(best: Option) -> list[tuple[str, str, str]]:
     if run:
         often = f"{run.failures:,.1f} interruptions, {run.spare_nodes:.0f} spare nodes"
         found.append(("Goodput", f"{run.goodput:.1%}", often))
-        found.append(("Energy", f"{run.kwh / 1e3:,.0f} MWh", f"{run.kg_co2 / 1e3:,.0f} t CO₂"))
+        found.append(("Energy", energy(run.kwh), f"{mass(run.kg_co2)} CO₂"))
     room = best.memory_limit_bytes - best.peak_memory_bytes
     found.append(("Memory of a device", format_bytes(best.peak_memory_bytes), f"{format_bytes(room)} free"))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plansim import __version__
+from plansim.report.conditions import words_of
 from plansim.report.option import Option
 from plansim.report.read import Results
 from plansim.report.words import dollars, duration
@@ -47,6 +48,9 @@ def _workload(best: Option) -> list[Assumption]:
             source="spread of measured over predicted steps of this software stack",
         ),
     ]
+    if best.changes:
+        words = words_of({k: str(v) for k, v in best.changes.items()})
+        rows.append(Assumption(what="Set in the sweep", value=words, source="given"))
     if best.run:
         how = (
             "assumed: 20 a parameter (Hoffmann et al., arXiv 2203.15556)"

@@ -16,6 +16,7 @@ from plansim.report.charts.scaling import scaling_charts
 from plansim.report.charts.tornado import tornado_chart
 from plansim.report.charts.waterfall import waterfall_chart
 from plansim.report.choose import Choice, choose, front, usd_of, wall_of
+from plansim.report.conditions import conditions, under, varying
 from plansim.report.option import Option
 from plansim.report.read import Results
 from plansim.report.sensitivity import Effect, effects, rebuilt, spans_of
@@ -47,6 +48,8 @@ class Content:
         Rows of the table of options, the recommendation first.
     left_out : int
         Options that the table has no room for.
+    given : dict
+        Conditions that the recommendation holds for; `varying` has all keys that options differ in.
     """
 
     title: str
@@ -55,6 +58,8 @@ class Content:
     on_front: set[str] = field(default_factory=set)
     listed: list[Option] = field(default_factory=list)
     left_out: int = 0
+    given: dict[str, str] = field(default_factory=dict)
+    varying: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
     assumptions: list[Assumption] = field(default_factory=list)
@@ -89,9 +94,12 @@ def _title(results: Results) -> str:
 
 def _options(content: Content) -> None:
     options = content.results.options
-    choice = content.choice = choose(options, content.results.wish)
+    content.given = conditions(options)
+    content.varying = varying(options)
+    candidates = under(options, content.given)
+    choice = content.choice = choose(candidates, content.results.wish)
     best = choice.best
-    content.on_front = {o.key for o in front(options)}
+    content.on_front = {o.key for o in front(candidates)}
     order = sorted(
         options,
         key=lambda o: (o.key != best.key, o.key not in content.on_front, o.rank, usd_of(o), wall_of(o)),
@@ -133,9 +141,9 @@ def _cost_figures(content: Content, drawn: Sequence[Option], best: Option, colou
             anchor=f"axis-{i}",
             title=f"Speed over {name}",
             svg=svg,
-            text="Each line changes nothing but this axis; the plan is chosen anew at every point.",
+            text=f"{winners} Each line changes this axis alone; the plan is chosen anew at every point.",
         )
-        for i, (name, svg) in enumerate(axis_charts(drawn))
+        for i, (name, svg, winners) in enumerate(axis_charts(drawn))
     ]
     content.figures += [f for f in figures if f.svg]
 

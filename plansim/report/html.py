@@ -55,20 +55,39 @@ def html(content: Content) -> str:
     return text
 
 
+def _alone(anchors: list[str]) -> set[str]:
+    """Return the narrow figures that have no neighbour."""
+    found: set[str] = set()
+    side: str | None = None
+    for anchor in (*anchors, *list(WIDE)[:1]):
+        if anchor in WIDE:
+            found |= {side} if side else set()
+            side = None
+        else:
+            side = None if side else anchor
+    return found
+
+
 def _values(content: Content) -> Mapping[str, Any]:
     options = content.results.options
-    answer: Answer | None = answer_of(content.choice) if content.choice else None
+    answer: Answer | None = answer_of(content.choice, content.given) if content.choice else None
     best = content.choice.best.key if content.choice else ""
     return {
         "c": content,
         "version": __version__,
         "answer": answer,
         "wide": WIDE,
+        "alone": _alone([f.anchor for f in content.figures]),
         "profiles": sorted({o.profile for o in options}),
         "models": sorted({o.model for o in options}),
         "headings": HEADINGS,
         "rows": [
-            {"o": o, "cells": cells(o), "best": o.key == best, "front": o.key in content.on_front}
+            {
+                "o": o,
+                "cells": cells(o, content.varying),
+                "best": o.key == best,
+                "front": o.key in content.on_front,
+            }
             for o in content.listed
         ],
         "refused": content.results.refused[:MOST_REFUSED],

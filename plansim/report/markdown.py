@@ -8,6 +8,7 @@ from plansim import __version__
 from plansim.report.answer import answer_of
 from plansim.report.content import Content
 from plansim.report.tables import HEADINGS, cells, measured_rows, summary_rows
+from plansim.report.words import change
 
 MOST_ROWS = 40
 
@@ -16,7 +17,7 @@ def markdown(content: Content) -> str:
     """Return the report as Markdown."""
     parts = [f"# {escape(content.title)}", f"Capacity plan by plansim {__version__}."]
     if content.choice:
-        answer = answer_of(content.choice)
+        answer = answer_of(content.choice, content.given)
         parts += ["## Recommendation", f"**{escape(answer.plain)}**", escape(answer.plan), escape(answer.why)]
         parts.append(table(("", "value", "remark"), answer.numbers))
         if answer.rivals:
@@ -24,10 +25,10 @@ def markdown(content: Content) -> str:
             parts.append(table(head, answer.rivals))
     if content.effects:
         parts += ["## Sensitivity", "One input at a time, the recommended plan held fast."]
-        parts.append(table(("change", "effect"), [(e.change, f"{e.relative:+.1%}") for e in content.effects]))
+        parts.append(table(("change", "effect"), [(e.change, change(e.relative)) for e in content.effects]))
     if content.listed:
         shown = content.listed[:MOST_ROWS]
-        rows = [[o.where, *(text for text, _ in cells(o))] for o in shown]
+        rows = [[o.where, *(text for text, _ in cells(o, content.varying))] for o in shown]
         left = len(content.results.options) - len(shown)
         parts += ["## Options", table([h for h, _ in HEADINGS], rows)]
         parts += [f"{left:,} more are in the results."] if left > 0 else []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plansim.errors import PlansimError
 from plansim.plan.read import plan_from_data
+from plansim.report.conditions import words_of
 from plansim.report.option import Data, Option
-from plansim.report.words import dollars, duration, plan_words, short
+from plansim.report.words import dollars, duration, energy, mass, plan_words, short
 from plansim.units import format_bytes, format_seconds
 
 HEADINGS: tuple[tuple[str, bool], ...] = (
@@ -32,12 +33,15 @@ HEADINGS: tuple[tuple[str, bool], ...] = (
 Cell = tuple[str, float | None]
 
 
-def cells(o: Option) -> list[Cell]:
-    """Return the cells of an option after its cluster: text and number (None where it is text)."""
+def cells(o: Option, keys: Sequence[str]) -> list[Cell]:
+    """Return the cells of an option after its cluster: text and number (None where it is text).
+
+    `keys` are the changes to show: those that differ between options.
+    """
     run, nothing = o.run, ("–", 0.0)
     job = o.plan.job
     setting = [f"batch {job.global_batch:,}", *([f"{job.seq_len:,} tokens"] if job.seq_len > 1 else [])]
-    setting += [f"{key.split('.')[-1]} {value}" for key, value in o.changes.items()]
+    setting += [words_of({key: str(o.changes[key])}) for key in keys if key in o.changes]
     money = run is not None and run.usd > 0
     return [
         (o.model, None),
@@ -50,8 +54,8 @@ def cells(o: Option) -> list[Cell]:
         (f"{run.goodput:.1%}", run.goodput) if run else nothing,
         (format_seconds(o.step_time_s), o.step_time_s),
         (format_bytes(o.peak_memory_bytes), o.peak_memory_bytes),
-        (f"{run.kwh / 1e3:,.1f} MWh", run.kwh) if run else nothing,
-        (f"{run.kg_co2 / 1e3:,.1f} t", run.kg_co2) if run else nothing,
+        (energy(run.kwh), run.kwh) if run else nothing,
+        (mass(run.kg_co2), run.kg_co2) if run else nothing,
         (plan_words(o.plan), None),
     ]
 

@@ -57,9 +57,34 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}"
 
 
-def percent(fraction: float) -> str:
-    """Return a share; one decimal where it is small."""
-    return f"{fraction:.0%}" if fraction >= 0.0995 or fraction == 0 else f"{fraction:.1%}"
+def energy(kwh: float) -> str:
+    """Return an energy.
+
+    Examples
+    --------
+    >>> energy(830), energy(20_700_000)
+    ('830 kWh', '20.7 GWh')
+    """
+    for limit, unit in ((1e6, "GWh"), (1e3, "MWh")):
+        if kwh >= limit:
+            return f"{kwh / limit:,.1f} {unit}"
+    return f"{kwh:,.0f} kWh"
+
+
+def mass(kg: float) -> str:
+    """Return a mass of CO2, in kilograms or tonnes."""
+    return f"{kg:,.0f} kg" if kg < 1000 else f"{kg / 1000:,.1f} t" if kg < 1e5 else f"{kg / 1000:,.0f} t"
+
+
+def change(relative: float) -> str:
+    """Return a relative change with its sign; what rounds to nothing is 0.
+
+    Examples
+    --------
+    >>> change(0.25), change(-0.0001)
+    ('+25.0%', '0.0%')
+    """
+    return f"{relative:+.1%}" if abs(relative) >= 0.0005 else "0.0%"
 
 
 def plan_words(plan: Plan) -> str:
@@ -91,7 +116,7 @@ def plan_words(plan: Plan) -> str:
 def tip(option: Option) -> str:
     """Return the tooltip of an option."""
     lines = [f"{option.model} on {option.where}"]
-    lines += [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in option.changes.items()]
+    lines += [f"{key.rsplit('.', 1)[-1].replace('_', ' ')} {value}" for key, value in option.changes.items()]
     if option.run:
         r = option.run
         lines.append(

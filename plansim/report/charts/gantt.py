@@ -10,7 +10,7 @@ from plansim.units import format_seconds
 
 ROW = 22.0
 LABELS = 66.0
-MOST_SPANS = 700
+MOST_SPANS = 900
 KINDS = {
     "F": ("s0", "forward"),
     "B": ("s2", "backward"),
@@ -28,7 +28,7 @@ OTHER = {
 def gantt_chart(spans: Sequence[Span], step_s: float) -> tuple[str, str]:
     """Return the timetable, and a note when only a part of the step is drawn."""
     ranks = sorted({s.rank for s in spans})
-    shown_ranks = _spread(ranks, 16)
+    shown_ranks = _spread(ranks, 16 if len(spans) < 2 * MOST_SPANS else 8)
     mine = sorted(
         (s for s in spans if s.rank in shown_ranks and s.stream == "compute" and s.duration_s > 0),
         key=lambda s: s.start_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from plansim.report.charts.facets import facets
+from plansim.report.conditions import name_of, varying
 from plansim.report.option import Option
 from plansim.report.svg import legend, padded, plane, series
 from plansim.report.words import short, tip
@@ -15,9 +16,10 @@ Series = dict[str, list[Option]]
 def series_of(options: Sequence[Option]) -> Series:
     """Return options that differ in nothing but their devices, the fastest of equals, by name."""
     groups: dict[str, dict[int, Option]] = {}
+    keys = varying(options)
     for o in options:
         words = [o.profile, *([o.model] if len({p.model for p in options}) > 1 else [])]
-        words += [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in o.changes.items()]
+        words += [f"{name_of(k)} {o.changes.get(k)}" for k in keys]
         batches = {(p.plan.job.global_batch, p.plan.job.seq_len) for p in options}
         words += [f"batch {o.plan.job.global_batch} × {o.plan.job.seq_len}"] if len(batches) > 1 else []
         mine = groups.setdefault(", ".join(words), {})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from plansim.report.sensitivity import Effect
 from plansim.report.svg import RIGHT, TOP, WIDE, Chart, Scale
+from plansim.report.words import change
 
 ROW = 28.0
 LABELS = 250.0
@@ -31,6 +32,6 @@ def tornado_chart(effects: Sequence[Effect], what: str) -> str:
             left, y + 5, right - left, ROW - 10, f"bar {'worse' if e.relative > 0 else 'better'}", e.words
         )
         side = "tick" if e.relative >= 0 else "tick end"
-        chart.text(x(e.relative) + (6 if e.relative >= 0 else -6), y + 18, f"{e.relative:+.1%}", side)
+        chart.text(x(e.relative) + (6 if e.relative >= 0 else -6), y + 18, change(e.relative), side)
     chart.rule(x(0), TOP, x(0), height - 34, "zero")
     return chart.svg()
