@@ -45,7 +45,8 @@ def _value(value: float, unit: str) -> str:
 def difference(found: Difference) -> list[RenderableType]:
     """Return what changed and which terms paid."""
     a, b = found.before, found.after
-    head = f"step time {format_seconds(a.step_time_s)} -> {format_seconds(b.step_time_s)} ({b.step_time_s / a.step_time_s - 1:+.2%})"
+    head = f"step time {format_seconds(a.step_time_s)} -> {format_seconds(b.step_time_s)}"
+    head += f" ({b.step_time_s / a.step_time_s - 1:+.2%})"
     head += f", peak memory {format_bytes(a.peak_memory_bytes)} -> {format_bytes(b.peak_memory_bytes)}"
     changed = table("\nWhat changed", key="", before="A~", after="B~")
     for choice in found.choices:

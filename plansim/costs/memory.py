@@ -71,7 +71,7 @@ def stage_memory(layout: Layout, stage: int) -> StageMemory:
 
 
 def with_frozen_weights(memory: StageMemory) -> StageMemory:
-    """Return the memory of training small adapters: frozen weights have neither gradients nor optimizer state."""
+    """Return the memory of training small adapters: frozen weights have no gradients, no optimizer state."""
     return replace(memory, gradients=0.0, optimizer=0.0)
 
 

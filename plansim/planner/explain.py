@@ -27,7 +27,7 @@ from plansim.workload.model import Model
 PART_SOURCES = {
     "compute_s": (
         "sum of kernels: tiles in waves over the compute units against the memory roofline",
-        "NVIDIA, Matrix Multiplication Background User's Guide",
+        "NVIDIA, Matrix Multiplication Background",
     ),
     "tp_s": (
         "exposed tensor-parallel collectives",

@@ -21,6 +21,7 @@ from plansim.planner.result import PlanningResult, Ranked, SearchStats
 from plansim.planner.search import Found, search
 from plansim.planner.space import Space, space_of
 from plansim.planner.ties import tied
+from plansim.planner.verdict import verdict
 from plansim.results import Prediction
 from plansim.results.compare import why_slower
 from plansim.simulate.predict import predict_layout
@@ -77,13 +78,18 @@ def plan(
     if not found.best:
         raise infeasible(question, pool, found)
     stats = stats_of(pool, found, time.process_time() - started)
+    plans = ranked(question, found)
+    used, there = plans[0].plan.parallel.world_size, profile.num_devices
+    idle = f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
     return PlanningResult(
         workload=workload_data(model, job),
         cluster=cluster_data(profile),
         objective=question.objective.name,
         unit=question.objective.unit,
         search=stats,
-        plans=ranked(question, found),
+        plans=plans,
+        notes=(idle,) if used < min(there, limits.devices or there) else (),
+        compression=verdict(Layout.of(model, profile, plans[0].plan), plans[0]),
         rejected=tuple(found.examples.values()),
     )
 
@@ -133,8 +139,6 @@ def best_first(
     question: Question, limits: Constraints, evaluator: Evaluator, top: int, progress: Progress | None = None
 ) -> tuple[Pool, Found[Plan, Figures]]:
     """Search the space; return the candidates and what was found."""
-    worlds = (min(question.profile.num_devices, limits.devices or question.profile.num_devices),)
-    pool = Pool(question, worlds)
 
     def evaluate(candidate: Plan) -> Figures | Rejected:
         outcome = evaluator(candidate)
@@ -143,8 +147,36 @@ def best_first(
         broken = limits.broken(outcome, question.job)
         return outcome if broken is None else Rejected(plan=candidate, rule=broken[0], detail=broken[1])
 
-    found = search(pool, evaluate, question.objective.score, top=top, key=dump_plan, progress=progress)
-    return pool, found
+    devices = min(question.profile.num_devices, limits.devices or question.profile.num_devices)
+    first: tuple[Pool, Found[Plan, Figures]] | None = None
+    for world in (devices, *subsets(devices, question.profile.devices_per_node)):
+        pool = Pool(question, (world,))
+        found = search(pool, evaluate, question.objective.score, top=top, key=dump_plan, progress=progress)
+        if found.best or not found.complete:
+            return pool, found
+        first = first or (pool, found)
+    assert first is not None  # noqa: S101  # the loop ran at least once
+    return first
+
+
+def subsets(devices: int, node: int, most: int = 6) -> list[int]:
+    """Return fewer devices to try when all of them cannot be used: whole nodes, numbers that divide well.
+
+    Examples
+    --------
+    >>> subsets(16000, 8, most=2)
+    [15552, 15360]
+    """
+    unit = node if devices > node else 1
+
+    def smooth(n: int) -> bool:
+        for prime in (2, 3, 5):
+            while n % prime == 0:
+                n //= prime
+        return n == 1
+
+    below = (n for n in range((devices - 1) // unit * unit, devices // 2, -unit) if smooth(n))
+    return [n for _, n in zip(range(most), below, strict=False)]
 
 
 def stats_of(pool: Pool, found: Found[Plan, Figures], seconds: float) -> SearchStats:
