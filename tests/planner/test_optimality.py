@@ -1,4 +1,4 @@
-"""The planner against brute force: on small clusters everything is simulated, and nothing beats the answer."""
+"""The planner against brute force: on small clusters everything is simulated; nothing beats the answer."""
 
 from dataclasses import replace
 from itertools import product
