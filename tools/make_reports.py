@@ -1,4 +1,4 @@
-"""Make the example reports anew: every sweep of reports/sweeps becomes a folder with page, text and results.
+"""Make the example reports anew: every sweep of reports/sweeps becomes a folder of page, text and results.
 
 python tools/make_reports.py [NAME ...]
 """
