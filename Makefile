@@ -52,9 +52,9 @@ imports: $(VENV)/.test
 pytest: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-accuracy: $(VENV)/.run ## Predict a table of measured runs: make accuracy TABLES="runs.csv more.csv"
-	@test -n "$(TABLES)" || { echo 'usage: make accuracy TABLES="runs.csv ..."' >&2; exit 2; }
-	for table in $(TABLES); do $(BIN)/plansim validate --table "$$table" || exit $$?; done
+accuracy: $(VENV)/.run ## Write reports/accuracy from a folder of published runs: make accuracy TABLES=folder
+	@test -n "$(TABLES)" || { echo 'usage: make accuracy TABLES=folder (with published_training*.csv)' >&2; exit 2; }
+	$(BIN)/python tools/accuracy.py "$(TABLES)" reports/accuracy
 
 validate: $(VENV)/.run ## Plan, run and compare on this machine with the profile that ships
 	$(BIN)/plansim validate --profile local-cpu --top 5
