@@ -20,8 +20,10 @@ def make(sweep: Path) -> None:
     grid = load_grid(sweep)
     folder = REPORTS / sweep.stem
     results = folder / "results.jsonl"
-    results.unlink(missing_ok=True)
-    summary = run_sweep(grid, results, executor=Processes())
+    fresh = folder / "results.jsonl.new"
+    fresh.unlink(missing_ok=True)
+    summary = run_sweep(grid, fresh, executor=Processes())
+    fresh.replace(results)  # what was there stays until all of it is answered
     found = read_results([results])
     found.files = [f"reports/{sweep.stem}/results.jsonl", f"reports/sweeps/{sweep.name}"]
     content = content_of(found, grid.name)

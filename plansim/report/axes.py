@@ -73,7 +73,7 @@ def _chart(
         for x, o in points:
             chart.dot(x, o.effective_tokens_per_s, series(i), tip(o), radius=4, facets=facets(o))
     drawing = chart.svg() + legend([(series(i), words) for i, words in enumerate(lines)])
-    return drawing, _winners(lines, text)
+    return drawing, _winners(lines, (lambda t: f"{text(t)} Gbit/s") if rate else text)
 
 
 def _winners(lines: dict[str, list[tuple[float, Option]]], text: Callable[[float], str]) -> str:

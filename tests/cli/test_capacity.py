@@ -1,0 +1,118 @@
+"""Sweep, merge, size and report as a user types them."""
+
+import json
+
+import pytest
+
+SWEEP = """\
+schema: 1
+name: two
+grid:
+  model: gpt2-small
+  profile: a100x8
+  devices: [8, 16]
+  price: [1, 2]
+job: {global_batch: 64, seq_len: 1024, target_tokens: "1 Gtokens"}
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text(SWEEP, encoding="utf-8")
+    return path
+
+
+def test_sweep_then_report(run, sweep_file, tmp_path):
+    out, page = tmp_path / "r.jsonl", tmp_path / "report.html"
+    swept = run("sweep", sweep_file, "--executor", "serial", "--out", out, "--json")
+    again = run("sweep", sweep_file, "--executor", "serial", "--out", out, "--json")
+    reported = run("report", out, "--out", page, "--json")
+
+    assert swept.code == again.code == reported.code == 0
+    assert (swept.json["ran"], swept.json["by_status"]) == (4, {"ok": 4})
+    assert (again.json["ran"], again.json["kept"]) == (0, 4)
+    assert reported.json["options"] == 4
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_shards_merge(run, sweep_file, tmp_path):
+    parts = [tmp_path / f"{i}.jsonl" for i in (1, 2)]
+    for i, part in enumerate(parts, start=1):
+        run("sweep", sweep_file, "--executor", "serial", "--shard", f"{i}/2", "--out", part)
+    merged = run("merge", *parts, "--out", tmp_path / "all.jsonl", "--json")
+
+    assert merged.json["scenarios"] == 4
+
+
+def test_sweep_prints_the_cheapest_first(run, sweep_file, tmp_path):
+    ran = run("sweep", sweep_file, "--executor", "serial", "--out", tmp_path / "r.jsonl")
+
+    assert ran.code == 0
+    assert "4 scenarios" in ran.out
+    assert "a100x8 x 8" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("sweep.grid.devices={from: 8, to: 8000000000, step: 8}", 3, "2,000,000,000 scenarios"),
+        ("sweep.grid.devices=[]", 3, "the grid is empty"),
+        ("sweep.gird=1", 3, "did you mean 'grid'"),
+        ("profile.name=x", 3, "kind of file"),
+    ],
+)
+def test_bad_grids(run, sweep_file, tmp_path, override, code, message):
+    ran = run("sweep", sweep_file, "--out", tmp_path / "r.jsonl", "-o", override)
+
+    assert ran.code == code
+    assert message in ran.err
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_an_unknown_executor_and_a_missing_one(run, sweep_file, tmp_path):
+    out = tmp_path / "r.jsonl"
+
+    assert "unknown executor 'slurm'" in run("sweep", sweep_file, "--executor", "slurm", "--out", out).err
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        assert "pip install 'plansim[ray]'" in run("sweep", sweep_file, "--executor", "ray", "--out", out).err
+
+
+def test_size_finds_clusters(run, tmp_path):
+    args = (
+        "size",
+        "-m",
+        "gpt2-small",
+        "--tokens",
+        "10G",
+        "-p",
+        "a100x8",
+        "--global-batch",
+        64,
+        "--max-devices",
+        16,
+    )
+    found = run(*args, "--target", "30 days", "--executor", "serial", "--json", "--out", tmp_path / "s.json")
+    shown = run(*args, "--target", "30 days", "--executor", "serial")
+
+    assert found.code == shown.code == 0
+    assert set(found.json["best"]) == {"smallest", "cheapest", "fastest"}
+    assert json.loads((tmp_path / "s.json").read_text()) == found.json
+    assert "cheapest" in shown.out
+    assert run("report", tmp_path / "s.json", "--out", tmp_path / "s.md").code == 0
+
+
+def test_size_says_what_is_short(run):
+    args = ("-m", "gpt2-small", "-p", "a100x8", "--max-devices", 8, "--executor", "serial", "--tokens", "1T")
+    ran = run("size", *args, "--target", "1 min")
+
+    assert ran.code == 4
+    assert "a100x8 x 8: takes" in ran.err
+
+
+def test_wrong_targets_and_outputs(run, tmp_path):
+    assert run("size", "-m", "gpt2-small", "--target", "soon").code == 3
+    assert run("report", tmp_path / "none.json").code == 3
+    assert run("report", tmp_path / "none.json", "--out", tmp_path / "x.pdf").code == 3
