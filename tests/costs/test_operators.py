@@ -1,0 +1,150 @@
+"""One block: the sum of its operators, communication where it stands, overlap that only ever helps."""
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import EXPERTS, GPT
+
+from plansim.costs.operators import Arithmetic, block_s, operator_s, passes_of
+from plansim.hardware.catalog import find_device
+from plansim.hardware.stack import find_stack
+from plansim.workload.families import find_family
+from plansim.workload.operators import Communication, Elementwise, Matmul, Shard
+
+PASSES = ("forward", "backward_input", "backward_weight")
+
+
+def arithmetic(device="a100-sxm4-80gb", dtype="bf16", **stack):
+    return Arithmetic(
+        device=find_device(device), dtype=dtype, stack=replace(find_stack("megatron-lm"), **stack)
+    )
+
+
+def block(model=GPT, **shard):
+    return find_family(model.family).blocks(model, Shard(microbatch=1, seq_len=model.seq_len, **shard))[1]
+
+
+def free(axis, collective, nbytes):
+    return 0.0
+
+
+def slow(axis, collective, nbytes):
+    return nbytes / 1e10
+
+
+def alone(axis):
+    return 1.0
+
+
+def total(time):
+    return sum(getattr(time, p).total_s for p in PASSES)
+
+
+@pytest.mark.parametrize("model", [GPT, EXPERTS])
+def test_a_block_is_the_sum_of_its_operators(model):
+    how = arithmetic(operator_host_s=0.0)
+    made = block(model)
+    times = [operator_s(op, how) for op in made.operators if not isinstance(op, Communication)]
+    found = block_s(made, how, free, alone)
+
+    assert found.forward.compute_s == pytest.approx(sum(t.forward_s for t in times))
+    assert found.backward_input.compute_s == pytest.approx(sum(t.input_s for t in times))
+    assert found.backward_weight.compute_s == pytest.approx(sum(t.weight_s for t in times))
+    assert found.forward.host_s == 0.0
+
+
+def test_what_is_recomputed_is_part_of_the_forward_pass():
+    found = block_s(block(flash=False), arithmetic(), slow, alone)
+
+    assert found.recompute_all == found.forward
+    assert 0 < found.recompute_core.total_s < found.forward.total_s
+    assert found.recompute_core.compute_s <= found.recompute_elementwise.compute_s
+
+
+@given(launch_s=st.floats(0, 1e-2))
+def test_a_pass_is_never_faster_than_its_launches(launch_s):
+    found = block_s(block(), arithmetic(operator_host_s=launch_s), free, alone)
+    kernels = found.launches / 3
+
+    assert found.forward.total_s >= kernels * launch_s * (1 - 1e-9)
+    assert found.forward.compute_s == block_s(block(), arithmetic(), free, alone).forward.compute_s
+
+
+@settings(max_examples=30)
+@given(
+    speed=st.floats(1e8, 1e13),
+    keeps=st.floats(0.3, 1.0),
+    tp=st.sampled_from([2, 4, 8]),
+    sequence_parallel=st.booleans(),
+)
+def test_overlap_never_costs_more_than_waiting(speed, keeps, tp, sequence_parallel):
+    made = block(tp=tp, sequence_parallel=sequence_parallel)
+
+    def wire(axis, collective, nbytes):
+        return nbytes / speed
+
+    waits = block_s(made, arithmetic(tp_backward_overlap=False), wire, lambda axis: keeps)
+    beside = block_s(made, arithmetic(), wire, lambda axis: keeps)
+    chunked = block_s(made, arithmetic(), wire, lambda axis: keeps, tp_overlap=True)
+
+    assert waits.forward.tp_s == beside.forward.tp_s
+    assert beside.backward_input.tp_s <= waits.backward_input.tp_s * (1 + 1e-9)
+    assert chunked.forward.tp_s <= beside.forward.tp_s * (1 + 1e-9)
+    assert chunked.forward.tp_s > 0
+
+
+def test_whole_collectives_show_where_nothing_hides_them():
+    made = block(tp=4)
+    waits = [op for op in made.operators if isinstance(op, Communication) and op.axis == "tp"]
+    nbytes = sum(op.repeat * op.nbytes for op in waits if op.collective != "none")
+    found = block_s(made, arithmetic(tp_backward_overlap=False), slow, alone)
+
+    assert found.forward.tp_s == pytest.approx(nbytes / 1e10)
+
+
+def test_expert_exchange_hides_its_share():
+    made = block(EXPERTS, ep=4)
+    shown, hidden = (
+        block_s(made, arithmetic(expert_overlap=share), slow, alone).forward.ep_s for share in (0.0, 0.75)
+    )
+
+    assert shown > 0
+    assert hidden == pytest.approx(0.25 * shown)
+
+
+def test_low_precision_is_for_weight_products_alone():
+    """Attention, norms and the head stay in 16 bits (Micikevicius et al., arXiv 2209.05433)."""
+    wide, narrow = arithmetic("h100-sxm5-80gb"), arithmetic("h100-sxm5-80gb", "fp8")
+    large = replace(GPT, hidden=8192, ffn=32768, heads=64, kv_heads=64)
+    for op in block(large).operators:
+        if isinstance(op, Communication):
+            continue
+        before, after = operator_s(op, wide), operator_s(op, narrow)
+        if isinstance(op, Matmul):
+            assert after.forward_s < before.forward_s
+        else:
+            assert after == before
+
+
+def test_a_less_efficient_stack_is_slower_in_proportion():
+    whole, half = (block_s(block(), arithmetic(matmul_efficiency=e), free, alone) for e in (1.0, 0.5))
+
+    assert half.backward_weight.compute_s == pytest.approx(2 * whole.backward_weight.compute_s)
+    assert total(half) > total(whole)
+
+
+def test_routing_has_passes_of_its_own():
+    stack = replace(find_stack("megatron-lm"), elementwise_passes=3.0, routing_passes=5.0)
+    passes = {op.name: passes_of(op, stack) for op in block(EXPERTS).operators if isinstance(op, Elementwise)}
+
+    assert passes["permute"] == passes["unpermute"] == 5.0
+    assert {v for k, v in passes.items() if "permute" not in k} == {3.0}
+
+
+def test_every_part_is_a_time():
+    found = block_s(block(EXPERTS, tp=2, ep=2), arithmetic(), slow, alone)
+    for name in PASSES:
+        parts = getattr(found, name)
+        assert all(getattr(parts, f.name) >= 0 for f in fields(parts))
