@@ -42,7 +42,7 @@ def report(
     write_atomic(out, makers[out.suffix.lower()](content))
     for problem in content.results.problems:
         console.say(f"warning: {problem}")
-    answer = answer_of(content.choice) if content.choice else None
+    answer = answer_of(content.choice, content.given) if content.choice else None
     if json:
         best = content.choice.best if content.choice else None
         console.emit_json(
