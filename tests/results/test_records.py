@@ -29,7 +29,8 @@ def prediction(peak=1.0, limit=2.0):
     return Prediction(
         step_time_s=2.0, step_time_low_s=1.5, step_time_high_s=2.6, tokens_per_s=8.0, samples_per_s=1.0,
         tokens_per_s_per_device=4.0, model_flop_per_s_per_device=1e12, mfu=0.4, hfu=0.5,
-        peak_memory_bytes=peak, memory_limit_bytes=limit, memory=(StageMemory(weights=peak),), breakdown=Breakdown(compute_s=2.0),
+        peak_memory_bytes=peak, memory_limit_bytes=limit, memory=(StageMemory(weights=peak),),
+        breakdown=Breakdown(compute_s=2.0),
     )  # fmt: skip
 
 
