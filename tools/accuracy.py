@@ -77,17 +77,17 @@ def line(name: str, target: str, rows: list[RowResult], table: TableResult) -> s
 
 def scatter(groups: dict[str, list[RowResult]]) -> str:
     """Return predicted against measured as SVG, log-log, one colour per group."""
-    low, high, size, margin = -2.0, 2.7, 640, 56
+    low, high, size, margin = -2.0, 3.0, 640, 56
 
     def at(seconds: float) -> float:
         return margin + (math.log10(seconds) - low) / (high - low) * (size - 2 * margin)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size + 250} {size}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size + 320} {size}" '
         'font-family="sans-serif" font-size="12">',
-        f'<rect width="{size + 250}" height="{size}" fill="white"/>',
+        f'<rect width="{size + 320}" height="{size}" fill="white"/>',
     ]
-    for decade in range(-2, 3):
+    for decade in range(-2, 4):
         x = at(10.0**decade)
         parts.append(
             f'<path d="M{x:.1f} {margin}V{size - margin}M{margin} {size - x:.1f}H{size - margin}" '

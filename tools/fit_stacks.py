@@ -23,6 +23,7 @@ import numpy as np
 
 from plansim.costs.layout import Layout
 from plansim.errors import PlansimError
+from plansim.hardware.catalog import find_device
 from plansim.hardware.stack import FOLDER as STACKS
 from plansim.hardware.stack import catalog_stacks
 from plansim.simulate.predict import predict_layout
@@ -36,7 +37,7 @@ STACK_PRIORS = {
     "matmul_efficiency": (0.95, 0.10, 0.4, 1.1),
     "attention_efficiency": (0.85, 0.30, 0.2, 1.3),
     "elementwise_passes": (1.3, 0.35, 0.5, 5.0),
-    "operator_host_s": (1.5e-5, 0.8, 1e-6, 2e-4),
+    "operator_host_s": (3e-5, 0.8, 1e-6, 2e-4),
     "straggler_fraction": (0.004, 0.7, 1e-4, 0.03),
     "routing_passes": (2.5, 0.5, 1.0, 12.0),
     "grouped_efficiency": (0.85, 0.2, 0.3, 1.1),
@@ -88,8 +89,8 @@ def family_of(source: str) -> str:
 class Fit:
     """Parameters as logs, by (stack, name) and (device, 'sustained_fraction')."""
 
-    def __init__(self, cases: list[Case]) -> None:
-        self.cases = cases
+    def __init__(self, cases: list[Case], *, clocks: bool = True) -> None:
+        self.cases, self.clocks = cases, clocks
         self.keys: list[tuple[str, str]] = sorted({(c.stack.name, p) for c in cases for p in STACK_PRIORS})
         self.keys += sorted({(c.profile.device.id, "sustained_fraction") for c in cases})
         self.prior = np.array([math.log(self._prior(k)[0]) for k in self.keys])
@@ -97,6 +98,9 @@ class Fit:
         self.low = np.array([math.log(self._prior(k)[2]) for k in self.keys])
         self.high = np.array([math.log(self._prior(k)[3]) for k in self.keys])
         self.x = self.prior.copy()
+        for i, (name, parameter) in enumerate(self.keys):
+            if parameter == "sustained_fraction":
+                self.x[i] = math.log(find_device(name).sustained_fraction)
         self.index = {k: i for i, k in enumerate(self.keys)}
 
     @staticmethod
@@ -111,7 +115,8 @@ class Fit:
     def decided(self, case: Case) -> list[int]:
         """Return the parameters that a case takes part in deciding."""
         moe = case.model.moe is not None
-        return [i for i in self.own(case) if (self.keys[i][1] in EXPERTS) == moe]
+        mine = [i for i in self.own(case) if (self.keys[i][1] in EXPERTS) == moe]
+        return [i for i in mine if self.clocks or self.keys[i][1] != "sustained_fraction"]
 
     def log_s(self, case: Case, x: np.ndarray) -> float:
         """Return the log of the predicted step."""
@@ -233,8 +238,11 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--every", type=int, default=6, help="use every n-th single-node row")
     parser.add_argument("--most", type=int, default=24, help="rows of one publisher on one device")
+    parser.add_argument("--only", help="fit this stack alone, clocks as they are")
     args = parser.parse_args()
     cases = cases_in(args.folder, args.every, args.most)
+    if args.only:
+        cases = [c for c in cases if c.stack.name == args.only]
     print(f"{len(cases)} runs", file=sys.stderr)
     if args.folds:
         families = sorted({family_of(c.row.source) for c in cases})
@@ -251,7 +259,7 @@ def main() -> None:
             ]
             print(f"left out {sorted(out)}: n {len(left)} median {statistics.median(errors):.3f}", flush=True)
         return
-    fit = Fit(cases)
+    fit = Fit(cases, clocks=not args.only)
     fit.run()
     report(fit)
     if args.write:

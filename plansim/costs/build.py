@@ -422,4 +422,6 @@ def state_bytes(layout: Layout) -> tuple[float, float, float, float]:
     state = ADAM_STATE_BYTES[layout.plan.job.optimizer]
     if layout.wide_bytes > 2:
         return state, 0.0, 4.0, 4.0
-    return state, layout.stack.master_bytes, layout.stack.gradient_bytes, layout.stack.weight_bytes
+    stack = layout.stack
+    accumulation = stack.bf16_accumulation_bytes if layout.plan.job.dtype == "bf16" else 0.0
+    return state, stack.master_bytes, stack.gradient_bytes + accumulation, stack.weight_bytes

@@ -52,6 +52,8 @@ class Stack:
     weight_bytes, gradient_bytes, master_bytes, reduce_bytes, gather_bytes : float
         Bytes per parameter of the 16-bit recipe: weights as stored, gradients, fp32 master copy, and what
         gradients and gathered parameters travel as.
+    bf16_accumulation_bytes : float
+        Bytes per parameter that gradients take beyond `gradient_bytes` when they are bf16: fp32 accumulation.
     bucket_bytes : float
         Size of one gradient bucket, bytes.
     gathered_layers : int
@@ -94,6 +96,7 @@ class Stack:
     master_bytes: float = 4.0
     reduce_bytes: float = 4.0
     gather_bytes: float = 2.0
+    bf16_accumulation_bytes: float = 0.0
     bucket_bytes: float = 160e6
     gathered_layers: int = 2
     loss_copies: float = 1.0

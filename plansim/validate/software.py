@@ -10,10 +10,11 @@ from plansim.validate.rows import Row
 PATTERNS: tuple[tuple[str, str], ...] = (
     (r"torchtitan", "torchtitan"),
     (r"simumax", "megatron-core-plain"),
+    (r"internevo|internlm", "internevo"),
     (r"maxtext|paxml|jax|tpu-recipes|palm|levanter|mesh.?tf", "jax"),
     (r"automodel|fsdp|llm-foundry|mosaic|foundation-model-stack", "fsdp"),
     (r"vtrain|bigscience|bloom|megatron-deepspeed|mt-nlg|gpt-neox|pythia|glm-130b", "megatron-deepspeed"),
-    (r"amp \(neurips|deepspeed|bmtrain|internevo|zero-infinity", "deepspeed"),
+    (r"amp \(neurips|deepspeed|bmtrain|zero-infinity", "deepspeed"),
     (r"zero-3|zero3|deepspeed zero", "deepspeed"),
     (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale", "megatron-lm"),
     (r"deeplearningexamples|nanogpt|horovod|pytorch ddp", "pytorch-ddp"),
