@@ -1,0 +1,65 @@
+"""Published training steps, predicted through the same door as a user's own table."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from plansim.validate.table import validate_table
+
+A100 = {
+    "family": "gpt", "vocab": 51200, "seq": 2048, "device": "a100-80g-sxm", "devices_per_node": 8,
+    "intra_link": "nvlink3 600GB/s", "inter_link": "8x HDR 200Gb IB per node (Selene)", "dtype": "fp16", "zero_stage": 0,
+    "flash_attention": 0, "cp": 1, "source": "Korthikanti et al. 2022 (arXiv 2205.05198) table 5",
+}  # fmt: skip
+H100 = {
+    "family": "llama", "vocab": 128256, "seq": 8192, "device": "h100-sxm", "devices_per_node": 8,
+    "intra_link": "nvlink4 900GB/s", "inter_link": "8x400Gb NDR IB per node", "dtype": "bf16", "zero_stage": 1,
+    "flash_attention": 1, "recompute": "none", "source": "NVIDIA dgxc-benchmarking v24.11.1 llama3.1 (printed step times)",
+}  # fmt: skip
+G22 = {
+    "model": "gpt-22b",
+    "layers": 48,
+    "hidden": 6144,
+    "ffn": 24576,
+    "heads": 64,
+    "n_devices": 8,
+    "tp": 8,
+    "pp": 1,
+    "gbs": 4,
+    "mbs": 4,
+}
+G175 = {
+    "model": "gpt-175b", "layers": 96, "hidden": 12288, "ffn": 49152, "heads": 96, "n_devices": 64, "tp": 8, "pp": 8, "vp": 3,
+    "gbs": 64, "mbs": 1, "schedule": "1f1b-interleaved",
+}  # fmt: skip
+L70 = {
+    "model": "llama3-70b", "layers": 80, "hidden": 8192, "ffn": 28672, "heads": 64, "kv_heads": 8, "n_devices": 64, "tp": 4,
+    "pp": 4, "vp": 5, "cp": 2, "gbs": 128, "mbs": 1, "schedule": "1f1b-interleaved",
+}  # fmt: skip
+
+RUNS = {
+    "22B full recomputation": A100 | G22 | {"recompute": "full", "sp": 0, "step_time_derived": 1.42},
+    "22B selective": A100 | G22 | {"recompute": "selective", "sp": 1, "step_time_derived": 1.10},
+    "175B full recomputation": A100 | G175 | {"recompute": "full", "sp": 0, "step_time_derived": 18.13},
+    "175B selective": A100 | G175 | {"recompute": "selective", "sp": 1, "step_time_derived": 13.75},
+    "Llama 3 70B on 64 H100": H100 | L70 | {"sp": 1, "step_time_derived": 14.72},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_published_step_lies_in_its_interval_and_within_a_tenth(name, tmp_path):
+    """A tenth is what the accuracy page reports as typical for these groups."""
+    path = tmp_path / "run.csv"
+    with path.open("w", newline="") as out:
+        writer = csv.DictWriter(out, fieldnames=list(RUNS[name]))
+        writer.writeheader()
+        writer.writerow(RUNS[name])
+
+    row = validate_table(path).to_json()["rows"][0]
+
+    assert row["skipped"] is None
+    assert row["low_s"] < row["measured_step_time_s"] < row["high_s"]
+    assert abs(row["error"]) < 0.10
+    assert row["feasible"]
