@@ -27,7 +27,7 @@ def calibrate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure compute, memory, collectives and overheads of this machine and write a profile.
+    """Measure this machine and write a profile.
 
     With --nccl-tests or --topo the fabric comes from those files.
     """

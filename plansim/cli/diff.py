@@ -19,7 +19,7 @@ def diff(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Show what changed from plan A to plan B, and which terms of time and memory paid for it.
+    """Show what changed between two plans, and which term paid.
 
     Both are predicted on A's profile and model unless others are given.
     """

@@ -18,7 +18,7 @@ def explain(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Show every term of a plan's prediction with its formula, its inputs and its source."""
+    """Show every term of a plan: formula, inputs, source."""
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     from plansim.cli import console, show, show_terms
     from plansim.planner.explain import explain as explained

@@ -60,7 +60,7 @@ def plan(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Choose the parallel plan and compression for a model on a cluster.
+    """Choose the best plan for a model on a cluster.
 
     Searches the whole space and proves the answer: what is not listed is not better. With only a profile it
     plans pre-training of Llama 3.1 8B on sequences of 8,192 tokens; batches not given follow GPT-3's table by

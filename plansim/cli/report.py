@@ -24,7 +24,9 @@ def report(
     title: Annotated[str | None, typer.Option("--title", help="Heading; by default what is trained.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a capacity-planning report: the recommendation first, then what it rests on.
+    """Write a capacity-planning report.
+
+    The recommendation first, then what it rests on.
 
     One self-contained file that works offline, light and dark, and prints well; Markdown when FILE ends in
     ``.md``.

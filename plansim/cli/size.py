@@ -50,7 +50,9 @@ def size(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Find the smallest, the cheapest and the fastest cluster that meets a target, with the plan for each.
+    """Find the cluster that meets a target.
+
+    The smallest, the cheapest and the fastest of the catalogue, with the plan for each.
 
     Time and money count failures, checkpoints and restarts. When no cluster meets the target it says what is
     short and ends with 4.

@@ -45,7 +45,9 @@ def sweep(
     override: SweepOverride = None,
     json: Json = False,
 ) -> None:
-    """Plan every scenario of a grid; a sweep that was interrupted goes on where it stopped.
+    """Plan every scenario of a grid.
+
+    A sweep that was interrupted goes on where it stopped.
 
     A sweep file has a grid of axes, each one value, a list, or {from: 8, to: 4096, factor: 2}:
     model, profile, devices, global_batch, seq_len, dtype, target_tokens, price, bandwidth, compression,
@@ -83,7 +85,10 @@ def merge(
     out: Annotated[Path, typer.Option("--out", metavar="JSONL", help="Where all of them go.")],
     json: Json = False,
 ) -> None:
-    """Join the results of several sweeps, each scenario once; unreadable lines are named and skipped."""
+    """Join the results of several sweeps.
+
+    Each scenario is kept once; unreadable lines are named and skipped.
+    """
     from plansim.capacity.sweep import merge_files
     from plansim.cli import console
 

@@ -53,7 +53,9 @@ def validate(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Compare predictions with measured runs: of a table, or of plans run here and now.
+    """Compare predictions with measured runs.
+
+    The runs are those of a table, or of plans run here and now.
 
     With --profile, plans are chosen (or read), predicted, run in turns and compared; the predictions are
     written before the first run. Rows that cannot be predicted are listed with their reason; what a blank
