@@ -10,13 +10,14 @@ from plansim.validate.table import validate_table
 
 A100 = {
     "family": "gpt", "vocab": 51200, "seq": 2048, "device": "a100-80g-sxm", "devices_per_node": 8,
-    "intra_link": "nvlink3 600GB/s", "inter_link": "8x HDR 200Gb IB per node (Selene)", "dtype": "fp16", "zero_stage": 0,
-    "flash_attention": 0, "cp": 1, "source": "Korthikanti et al. 2022 (arXiv 2205.05198) table 5",
+    "intra_link": "nvlink3 600GB/s", "inter_link": "8x HDR 200Gb IB per node (Selene)", "dtype": "fp16",
+    "zero_stage": 0, "flash_attention": 0, "cp": 1, "source": "Korthikanti et al. 2022 (arXiv 2205.05198) table 5",
 }  # fmt: skip
 H100 = {
     "family": "llama", "vocab": 128256, "seq": 8192, "device": "h100-sxm", "devices_per_node": 8,
-    "intra_link": "nvlink4 900GB/s", "inter_link": "8x400Gb NDR IB per node", "dtype": "bf16", "zero_stage": 1,
-    "flash_attention": 1, "recompute": "none", "source": "NVIDIA dgxc-benchmarking v24.11.1 llama3.1 (printed step times)",
+    "intra_link": "nvlink4 900GB/s", "inter_link": "8x400Gb NDR IB per node", "dtype": "bf16",
+    "zero_stage": 1, "flash_attention": 1, "recompute": "none",
+    "source": "NVIDIA dgxc-benchmarking v24.11.1 llama3.1 (printed step times)",
 }  # fmt: skip
 G22 = {
     "model": "gpt-22b",
@@ -31,12 +32,12 @@ G22 = {
     "mbs": 4,
 }
 G175 = {
-    "model": "gpt-175b", "layers": 96, "hidden": 12288, "ffn": 49152, "heads": 96, "n_devices": 64, "tp": 8, "pp": 8, "vp": 3,
-    "gbs": 64, "mbs": 1, "schedule": "1f1b-interleaved",
+    "model": "gpt-175b", "layers": 96, "hidden": 12288, "ffn": 49152, "heads": 96, "n_devices": 64,
+    "tp": 8, "pp": 8, "vp": 3, "gbs": 64, "mbs": 1, "schedule": "1f1b-interleaved",
 }  # fmt: skip
 L70 = {
-    "model": "llama3-70b", "layers": 80, "hidden": 8192, "ffn": 28672, "heads": 64, "kv_heads": 8, "n_devices": 64, "tp": 4,
-    "pp": 4, "vp": 5, "cp": 2, "gbs": 128, "mbs": 1, "schedule": "1f1b-interleaved",
+    "model": "llama3-70b", "layers": 80, "hidden": 8192, "ffn": 28672, "heads": 64, "kv_heads": 8,
+    "n_devices": 64, "tp": 4, "pp": 4, "vp": 5, "cp": 2, "gbs": 128, "mbs": 1, "schedule": "1f1b-interleaved",
 }  # fmt: skip
 
 RUNS = {
