@@ -11,7 +11,8 @@ from plansim.validate.table import validate_table
 A100 = {
     "family": "gpt", "vocab": 51200, "seq": 2048, "device": "a100-80g-sxm", "devices_per_node": 8,
     "intra_link": "nvlink3 600GB/s", "inter_link": "8x HDR 200Gb IB per node (Selene)", "dtype": "fp16",
-    "zero_stage": 0, "flash_attention": 0, "cp": 1, "source": "Korthikanti et al. 2022 (arXiv 2205.05198) table 5",
+    "zero_stage": 0, "flash_attention": 0, "cp": 1,
+    "source": "Korthikanti et al. 2022 (arXiv 2205.05198) table 5",
 }  # fmt: skip
 H100 = {
     "family": "llama", "vocab": 128256, "seq": 8192, "device": "h100-sxm", "devices_per_node": 8,
