@@ -51,6 +51,9 @@ def plan(
             "quality=1.1 (most steps to the same loss, as a factor).",
         ),
     ] = None,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Search also what seldom wins (slower).")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the best plan here.")
     ] = None,
@@ -62,7 +65,8 @@ def plan(
 ) -> None:
     """Choose the best plan for a model on a cluster.
 
-    Searches the whole space and proves the answer: what is not listed is not better. With only a profile it
+    Searches the space and proves the answer: what is not listed is not better. What seldom wins is left out
+    unless fixed (the output says what). With only a profile it
     plans pre-training of Llama 3.1 8B on sequences of 8,192 tokens; batches not given follow GPT-3's table by
     model size.
     """
@@ -81,6 +85,7 @@ def plan(
         forbid=parse_choices(forbid or ""),
         backend=backend,
         constraints=_constraints(limit),
+        exhaustive=exhaustive,
         progress=show_plan.progress(),
     )
     found = found.renamed(model=model or shape.name, profile=profile)

@@ -99,7 +99,7 @@ def plan_short(plan: Plan) -> str:
     """
     p = plan.parallel
     words = [f"{name}{degree}" for name in ("dp", "tp", "pp", "cp", "ep") if (degree := getattr(p, name)) > 1]
-    words += [f"zero{p.zero_stage}"] if p.zero_stage else []
+    words += [f"zero{p.zero_stage}" + (f"/{p.zero_group}" if p.zero_group else "")] if p.zero_stage else []
     words += ["sp"] if p.sequence_parallel and p.tp > 1 else []
     words += [f"mb{p.microbatch}"]
     words += [p.schedule + (f"x{p.virtual_stages}" if p.virtual_stages > 1 else "")] if p.pp > 1 else []
@@ -108,6 +108,11 @@ def plan_short(plan: Plan) -> str:
     words += ["unfused"] if plan.attention != "flash" else []
     words += ["ps"] if plan.aggregation == "parameter_server" else []
     words += ["offload"] if plan.offload else []
+    words += [f"{name} apart" for name in ("gradients", "parameters") if not getattr(plan.overlap, name)]
+    if tuple(plan.placement) != ("tp", "cp", "dp", "pp") and p.pp > 1:
+        words.append(
+            "pp before dp" if tuple(plan.placement) == ("tp", "cp", "pp", "dp") else "-".join(plan.placement)
+        )
     words += [f"{edge[:4]}:{m.method}" for edge, m in plan.compression.items() if m.method != "none"]
     return " ".join(words)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -71,6 +71,13 @@ class End:
         return self.zero_stage, self.zero_group, self.overlap_gradients, self.offload, exchange
 
     @property
+    def faster(self) -> tuple[End, ...]:
+        """Ends that take no longer and hold more: this one is needed only where those do not fit."""
+        found = [replace(self, offload=False)] if self.offload else []
+        found += [replace(self, zero_stage=1)] if self.zero_stage == 2 else []
+        return tuple(found)
+
+    @property
     def memory_class(self) -> tuple[Any, ...]:
         """What its memory depends on."""
         return self.zero_stage, self.zero_group, self.offload, self.gradients
@@ -109,7 +116,7 @@ def _distinct(end: End, space: Space, stack: Stack) -> bool:
     def chosen(name: str) -> bool:
         return space.fixed(name)
 
-    if end.zero_group is not None and end.zero_stage == 0:
+    if end.zero_group is not None and end.zero_stage < (3 if space.cut("zero_group") else 1):
         return False
     if not end.overlap_gradients and not stack.gradient_overlap and not chosen("overlap.gradients"):
         return False

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from plansim.plan.backends.base import Degrees
 from plansim.plan.model import Job
 from plansim.planner.ends import End
-from plansim.planner.space import MICROBATCHES, VIRTUAL_STAGES, Space
+from plansim.planner.space import (
+    MICROBATCHES,
+    SHORTEST_PIECE,
+    USUAL_MICROBATCHES,
+    VIRTUAL_STAGES,
+    Space,
+)
 from plansim.planner.tables import RECOMPUTE
 from plansim.schedules import find_schedule
 from plansim.workload.model import ATTENTION_FAMILIES, Model
@@ -49,7 +55,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Options:
-    """The lists that columns index, and how many ends belong to every pipeline."""
+    """The lists that columns index; `dividing`: only virtual stages that divide a rank's layers."""
 
     structures: tuple[tuple[str, int], ...]
     placements: tuple[tuple[str, ...], ...]
@@ -59,6 +65,7 @@ class Options:
     tp_overlap: tuple[int, ...]
     microbatches: tuple[int, ...]
     ends: tuple[End, ...]
+    dividing: bool = False
 
 
 def distinct(*columns: Ints) -> tuple[Ints, Ints]:
@@ -98,6 +105,7 @@ def options_of(space: Space, model: Model, job: Job, ends: tuple[End, ...], *, t
     overlap = space.of("overlap.tensor_parallel")
     if len(overlap) > 1:  # where the stack can, pipelining is never slower: it only takes exposed time away
         overlap = (tp_overlaps,)
+    sizes = USUAL_MICROBATCHES if space.cut("microbatch") else MICROBATCHES
     return Options(
         structures=_structures(space),
         placements=space.of("placement"),
@@ -105,8 +113,9 @@ def options_of(space: Space, model: Model, job: Job, ends: tuple[End, ...], *, t
         unfused=tuple(int(v == "unfused") for v in space.of("attention")) if attention else (0,),
         recompute=tuple(RECOMPUTE.index(v) for v in space.of("recompute")),
         tp_overlap=tuple(int(v) for v in overlap),
-        microbatches=space.of("microbatch", [m for m in MICROBATCHES if m <= job.global_batch]),
+        microbatches=space.of("microbatch", [m for m in sizes if m <= job.global_batch]),
         ends=ends,
+        dividing=space.cut("virtual_stages"),
     )
 
 
@@ -123,13 +132,15 @@ def _structures(space: Space) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def degree_grid(world: int, space: Space, model: Model) -> dict[str, Ints]:
+def degree_grid(world: int, space: Space, model: Model, job: Job) -> dict[str, Ints]:
     """Return every (dp, tp, pp, cp, ep) whose product is the number of devices, in a fixed order."""
     divisors = [d for d in range(1, int(world**0.5) + 1) if world % d == 0]
     divisors = sorted({*divisors, *(world // d for d in divisors)})
     experts = model.moe.experts if model.moe else 1
     eps = space.of("ep", [d for d in divisors if experts % d == 0])
     allowed = {name: set(space.of(name, divisors)) for name in ("dp", "tp", "pp", "cp")}
+    if space.cut("cp"):
+        allowed["cp"] = {d for d in allowed["cp"] if d == 1 or job.seq_len >= d * SHORTEST_PIECE}
     rows = []
     for tp in divisors:
         if tp not in allowed["tp"]:
@@ -266,6 +277,10 @@ def with_structures(
         here = np.flatnonzero((pp > 1) == (i > 0))
         if not len(here):
             continue
+        if options.dividing and v > 1 and name == "interleaved":
+            odd = -(-model.layers // pp[here]) % v != 0
+            tally.candidates -= int(counts.below_structure[at[here[odd]]].sum())
+            here = here[~odd]
         deep = pp[here] * v > model.layers
         tally.reject("pipeline depth", counts.below_structure[at[here[deep]]].sum())
         here = here[~deep]

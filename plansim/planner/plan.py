@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from plansim.costs.layout import Layout
 from plansim.errors import InfeasibleError, InputError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
-from plansim.plan.read import dump_plan
 from plansim.plan.rules import Rejected
 from plansim.planner.evaluate import Evaluator
 from plansim.planner.objective import Constraints, Figures, Objective, find_objective
@@ -19,9 +19,9 @@ from plansim.planner.pool import Pool, Question
 from plansim.planner.reasons import with_remedy
 from plansim.planner.result import PlanningResult, Ranked, SearchStats
 from plansim.planner.search import Found, search
-from plansim.planner.space import Space, space_of
+from plansim.planner.space import LEFT_OUT, Space, space_of, with_compression
 from plansim.planner.ties import tied
-from plansim.planner.verdict import verdict
+from plansim.planner.verdict import compressed, verdict
 from plansim.results import Prediction
 from plansim.results.compare import why_slower
 from plansim.simulate.predict import predict_layout
@@ -42,6 +42,7 @@ def plan(
     forbid: Mapping[str, Iterable[Any]] | None = None,
     backend: str | None = None,
     constraints: Constraints | None = None,
+    exhaustive: bool = False,
     progress: Progress | None = None,
 ) -> PlanningResult:
     """Return the best plans for a model on a cluster, and how the rest lost.
@@ -56,8 +57,14 @@ def plan(
         Choices to fix or values to leave out, by their names in a plan file.
     backend : str, optional
         Keep to what this runtime can run.
+    exhaustive : bool
+        Search the whole space, not only the part that may win in practice (`plansim.planner.space.LEFT_OUT`).
     progress : callable, optional
         Told from time to time how many plans were simulated and the best score so far.
+
+    Notes
+    -----
+    Compressed gradients and parameters enter the space when compressing speeds up the best plan without.
 
     Raises
     ------
@@ -67,7 +74,15 @@ def plan(
         When no plan keeps all rules and fits: names the nearest miss and what would make it fit.
     """
     question = ask(
-        model, profile, job, objective, fix=fix, forbid=forbid, backend=backend, constraints=constraints
+        model,
+        profile,
+        job,
+        objective,
+        fix=fix,
+        forbid=forbid,
+        backend=backend,
+        constraints=constraints,
+        exhaustive=exhaustive,
     )
     if top < 1:
         raise InputError(f"top must be at least 1, got {top}")
@@ -75,11 +90,15 @@ def plan(
     limits = (constraints or Constraints()).checked(job)
     evaluator = Evaluator(model, profile, question.memory_limit_bytes)
     pool, found = best_first(question, limits, evaluator, top, progress)
+    if _compression_helps(question, evaluator, found):
+        question = replace(question, space=with_compression(question.space))
+        pool, found = best_first(question, limits, evaluator, top, progress)
     if not found.best:
         raise infeasible(question, pool, found)
     stats = stats_of(pool, found, time.process_time() - started)
     plans = ranked(question, found)
     used, there = plans[0].plan.parallel.world_size, profile.num_devices
+    notes = () if exhaustive else (f"Left out unless fixed (--fix) or --exhaustive: {LEFT_OUT}.",)
     idle = f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
     return PlanningResult(
         workload=workload_data(model, job),
@@ -88,8 +107,11 @@ def plan(
         unit=question.objective.unit,
         search=stats,
         plans=plans,
-        notes=(idle,) if used < min(there, limits.devices or there) else (),
-        compression=verdict(Layout.of(model, profile, plans[0].plan), plans[0]),
+        notes=((idle,) if used < min(there, limits.devices or there) else ()) + notes,
+        compression=verdict(
+            Layout.of(model, profile, plans[0].plan),
+            lambda other: Evaluator(model, other, question.memory_limit_bytes),
+        ),
         rejected=tuple(found.examples.values()),
     )
 
@@ -104,9 +126,10 @@ def ask(
     forbid: Mapping[str, Iterable[Any]] | None = None,
     backend: str | None = None,
     constraints: Constraints | None = None,
+    exhaustive: bool = False,
 ) -> Question:
     """Return the question, checked."""
-    space = space_of(model, profile, job, fix=fix, forbid=forbid, backend=backend)
+    space = space_of(model, profile, job, fix=fix, forbid=forbid, backend=backend, exhaustive=exhaustive)
     _check_runtime(space, model, job)
     limit = min(group.device.memory_bytes for group in profile.groups)
     given = constraints.memory_bytes if constraints else None
@@ -118,6 +141,21 @@ def ask(
         objective=find_objective(objective, job),
         memory_limit_bytes=min(limit, given or limit),
     )
+
+
+def _compression_helps(question: Question, evaluator: Evaluator, found: Found[Plan, Figures]) -> bool:
+    """Whether compressed plans were left out and compressing speeds up the best plan."""
+    space = question.space
+    if not found.best or not found.complete or not space.cut("compression.gradients"):
+        return False
+    if space.of("compression.gradients") != ("none",) or question.objective.by_memory:
+        return False
+    _, _, best, figures = found.best[0]
+    allowed = with_compression(space).of("compression.gradients")
+    methods = tuple(m for m in allowed if m != "none")
+    if best.parallel.dp * best.parallel.cp == 1:
+        return False
+    return any(s < figures.effective_step_s for s, _ in compressed(best, evaluator, methods))
 
 
 def _check_runtime(space: Space, model: Model, job: Job) -> None:
@@ -151,7 +189,7 @@ def best_first(
     first: tuple[Pool, Found[Plan, Figures]] | None = None
     for world in (devices, *subsets(devices, question.profile.devices_per_node)):
         pool = Pool(question, (world,))
-        found = search(pool, evaluate, question.objective.score, top=top, key=dump_plan, progress=progress)
+        found = search(pool, evaluate, question.objective.score, top=top, key=repr, progress=progress)
         if found.best or not found.complete:
             return pool, found
         first = first or (pool, found)

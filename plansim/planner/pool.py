@@ -24,6 +24,7 @@ from plansim.planner.frames import (
     Tally,
     backend_degrees,
     degree_grid,
+    distinct,
     end_mask,
     options_of,
     placement_mask,
@@ -40,6 +41,12 @@ from plansim.workload.model import Model
 Array = NDArray[np.float64]
 FIRST_BLOCK, GROWTH, LARGEST_BLOCK = 32, 2, 8192
 """Pipelines timed at once: the first block, how it grows, and the largest."""
+
+ROOM = 0.9
+"""Fraction of the memory limit below which a plan fits well: memory floors are not exact."""
+
+DOMINATED = "memory saved in vain"
+"""The rule under which plans are counted that save memory the same plan does not need, for time."""
 
 OPEN_BLOCK = 16
 """Pipelines joined with their ends at once."""
@@ -250,7 +257,7 @@ class Pool:
     ) -> tuple[Columns, Mask, Array, Array, Times, Ints]:
         """Return the pipelines of one part that keep the rules with some end that fits."""
         q, tally = self.question, self.tally
-        grid = degree_grid(world, q.space, q.model)
+        grid = degree_grid(world, q.space, q.model, q.job)
         counts = Counts(grid, options, self.node)
         whole = counts.below_microbatch * len(options.microbatches)
         tally.candidates += int(whole.sum())
@@ -327,22 +334,50 @@ class Pool:
         classes: dict[tuple[object, ...], list[int]] = {}
         for i, end in enumerate(options.ends):
             classes.setdefault(end.memory_class, []).append(i)
-        keep_bytes = self.question.objective.by_memory
+        keep_bytes, limit = self.question.objective.by_memory, self.question.memory_limit_bytes
         memory = np.zeros(allowed.shape if keep_bytes else (0, 0))
+        roomy = np.zeros_like(allowed)
         probe = bench.layout(Parallel())
         for numbers in classes.values():
             end = options.ends[numbers[0]]
             peak = memory_bytes(bench, columns, parts, end, probe, self.node)
-            fits = peak <= self.question.memory_limit_bytes
+            fits = peak <= limit
             dropped = allowed[:, numbers] & ~fits[:, None]
             self.tally.reject("memory", (dropped.sum(axis=1) * leaves).sum())
             self._remember(columns, options, end, np.where(dropped.any(axis=1), peak, np.inf))
             allowed[:, numbers] &= fits[:, None]
+            roomy[:, numbers] = allowed[:, numbers] & (peak <= ROOM * limit)[:, None]
             least = optimizer_s(bench, columns, parts, end, probe, self.node)
             finish = np.minimum(finish, np.where(allowed[:, numbers].any(axis=1), least, np.inf))
             if keep_bytes:
                 memory[:, numbers] = peak[:, None]
+        if not keep_bytes:
+            self._without_dominated(columns, options, allowed, roomy, leaves)
         return allowed, memory, finish
+
+    def _without_dominated(
+        self, columns: Columns, options: Options, allowed: Mask, roomy: Mask, leaves: Ints
+    ) -> None:
+        """Take out what saves memory at the cost of time where the same plan fits well without."""
+        space, number = self.question.space, {end: i for i, end in enumerate(options.ends)}
+        needless = np.zeros_like(allowed)
+        for i, end in enumerate(options.ends):
+            for other in end.faster:
+                if other in number and space.cut("offload" if end.offload != other.offload else "zero_stage"):
+                    needless[:, i] |= roomy[:, number[other]]
+        if space.cut("recompute"):
+            c = columns
+            _, row = distinct(
+                c.dp, c.tp, c.pp, c.cp, c.ep, c.microbatch, c.structure, c.sequence_parallel, c.unfused
+            )
+            fits_with_less = np.zeros((int(row.max(initial=-1)) + 1, allowed.shape[1]), dtype=bool)
+            for mode in range(len(RECOMPUTE)):
+                here = np.flatnonzero(c.recompute == mode)
+                needless[here] |= fits_with_less[row[here]]
+                fits_with_less[row[here]] |= roomy[here]
+        needless &= allowed
+        self.tally.reject(DOMINATED, (needless.sum(axis=1) * leaves).sum())
+        allowed &= ~needless
 
     def _remember(self, columns: Columns, options: Options, end: End, peak: Array) -> None:
         """Keep the candidate that misses the memory limit by least, in case nothing fits."""
@@ -352,13 +387,13 @@ class Pool:
 
     def _with_leaves(self, columns: Columns, options: Options, allowed: Mask) -> tuple[Ints, Columns]:
         """Return the pipelines once for each tensor overlap and distinct placement."""
-        distinct = placement_mask(options.placements, columns.dp, columns.tp, columns.pp, columns.cp)
+        differ = placement_mask(options.placements, columns.dp, columns.tp, columns.pp, columns.cp)
         if self.question.space.backend is not None:
-            distinct &= self._placeable(self.question.space.backend, columns, options, distinct, allowed)
+            differ &= self._placeable(self.question.space.backend, columns, options, differ, allowed)
         taken, placement, overlap = [], [], []
         for o, value in enumerate(options.tp_overlap):
             for p in range(len(options.placements)):
-                here = np.flatnonzero(distinct[:, p] & ((columns.tp > 1) | (o == 0)))
+                here = np.flatnonzero(differ[:, p] & ((columns.tp > 1) | (o == 0)))
                 taken.append(here)
                 placement.append(np.full(len(here), p))
                 overlap.append(np.where(columns.tp[here] > 1, value, 0))
@@ -367,10 +402,10 @@ class Pool:
         return index, replace(columns.take(index), **leaves)
 
     def _placeable(
-        self, backend: Backend, columns: Columns, options: Options, distinct: Mask, allowed: Mask
+        self, backend: Backend, columns: Columns, options: Options, differ: Mask, allowed: Mask
     ) -> Mask:
         orders = backend.allows.get("placement")
-        ok = np.ones_like(distinct)
+        ok = np.ones_like(differ)
         if orders is None:
             return ok
         for p, placement in enumerate(options.placements):
@@ -380,7 +415,7 @@ class Pool:
                 order = tuple(axis for i, axis in enumerate(placement) if bits >> i & 1)
                 fine[bits] = len(order) < 2 or order in orders
             ok[:, p] = fine[code]
-            refused = distinct[:, p] & ~ok[:, p]
+            refused = differ[:, p] & ~ok[:, p]
             overlaps = np.where(columns.tp > 1, len(options.tp_overlap), 1)
             self.tally.reject(f"{backend.name}: placement", (allowed.sum(axis=1) * overlaps)[refused].sum())
         return ok

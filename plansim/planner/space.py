@@ -1,9 +1,14 @@
-"""The space of plans: which values every choice may take, after what is fixed, forbidden or refused."""
+"""The space of plans: which values every choice may take, after what is fixed, forbidden or refused.
+
+The whole space is what `CHOICES`, `MICROBATCHES`, `VIRTUAL_STAGES` and the divisors of the number of devices
+span. Searched by default is the part that may win in practice (`LEFT_OUT` says what is not and why); naming a
+choice in `fix`, or `exhaustive`, brings all its values back.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plansim.errors import InputError, UnknownNameError
@@ -25,6 +30,9 @@ PLACEMENTS = (
 
 VIRTUAL_STAGES = (2, 3, 4, 6, 8, 12)
 MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+USUAL_MICROBATCHES = (1, 2, 4, 8, 16)
+SHORTEST_PIECE = 1024
+"""Tokens of a sequence that context parallelism leaves on a rank, at least, unless `cp` is fixed."""
 
 BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core", "deepspeed": "deepspeed"}
 """The software stack whose costs a runtime has; the others follow from the plan."""
@@ -50,6 +58,26 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 """Choices taken from a list, in the words of the plan file, with what the search tries."""
 
+USUAL: dict[str, tuple[Any, ...]] = {
+    "schedule": tuple(name for name in SCHEDULES if name != "gpipe"),
+    "attention": ("flash",),
+    "aggregation": ("all_reduce",),
+    "overlap.gradients": (True,),
+    "overlap.parameters": (True,),
+    "compression.gradients": ("none",),
+    "compression.parameters": ("none",),
+}
+"""What is searched by default of the choices that have a value which seldom or never wins."""
+
+LEFT_OUT = (
+    "gpipe (1f1b takes as long and holds less), unfused attention, parameter servers, overlap switched off, "
+    "sharding within nodes below ZeRO-3, microbatches other than 1, 2, 4, 8 and 16, virtual stages that do "
+    "not divide a rank's layers, context parallelism below 1,024 tokens a rank; offload, recomputation and "
+    "ZeRO-2 where the same plan fits well without (10 % of memory to spare); compression unless it speeds up "
+    "the best plan"
+)
+"""The cut, in words."""
+
 SHORT = {
     "sp": "sequence_parallel",
     "zero": "zero_stage",
@@ -74,12 +102,22 @@ class Space:
         Allowed values by choice; degrees, `microbatch` and `virtual_stages` are free where they are missing.
     forbidden : mapping of str to tuple
         Values that are taken out of free numbers.
+    given : frozenset of str
+        Choices that someone named: nothing of them is left out.
+    exhaustive : bool
+        Search the whole space: nothing is left out because it seldom wins.
     """
 
     values: Mapping[str, tuple[Any, ...]]
     forbidden: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     backend: Backend | None = None
     stack: str | None = None
+    given: frozenset[str] = frozenset()
+    exhaustive: bool = False
+
+    def cut(self, name: str) -> bool:
+        """Whether values of `name` that seldom win are left out."""
+        return not self.exhaustive and name not in self.given
 
     def allows(self, name: str, value: object) -> bool:
         """Whether `value` may be chosen for `name`."""
@@ -105,6 +143,7 @@ def space_of(
     fix: Mapping[str, Any] | None = None,
     forbid: Mapping[str, Iterable[Any]] | None = None,
     backend: str | None = None,
+    exhaustive: bool = False,
 ) -> Space:
     """Return the space for a model on a cluster.
 
@@ -116,6 +155,8 @@ def space_of(
         Values to leave out.
     backend : str, optional
         A name in `plansim.plan.backends.BACKENDS`, whose rules the plans keep.
+    exhaustive : bool
+        Leave nothing out of the whole space.
 
     Raises
     ------
@@ -128,12 +169,28 @@ def space_of(
     values = {name: _sensible(name, listed, model, profile) for name, listed in CHOICES.items()}
     if runtime is not None:
         values = {name: _allowed(runtime, name, listed) for name, listed in values.items()}
+    if not exhaustive:
+        values = {name: _usual(name, listed, forbidden.get(name, ())) for name, listed in values.items()}
     values.update(fixed)
     values["schedule"] = tuple(schedule_key(str(name)) for name in values["schedule"])
     stack = BACKEND_STACKS.get(backend or "")
-    space = Space(values=values, forbidden=forbidden, backend=runtime, stack=stack)
+    space = Space(
+        values=values,
+        forbidden=forbidden,
+        backend=runtime,
+        stack=stack,
+        given=frozenset(fixed),
+        exhaustive=exhaustive,
+    )
     _check(space, fixed, profile)
     return space
+
+
+def with_compression(space: Space) -> Space:
+    """Return the space with every method of compression that was neither named nor refused."""
+    names = [n for n in ("compression.gradients", "compression.parameters") if n not in space.given]
+    listed = {n: _allowed(space.backend, n, CHOICES[n]) if space.backend else CHOICES[n] for n in names}
+    return replace(space, values={**space.values, **listed})
 
 
 def full_name(name: str) -> str:
@@ -171,6 +228,12 @@ def _allowed(runtime: Backend, name: str, listed: tuple[Any, ...]) -> tuple[Any,
     if allowed is None or name == "placement":
         return listed
     return tuple(v for v in listed if v in allowed)
+
+
+def _usual(name: str, listed: tuple[Any, ...], forbidden: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values searched by default; all of them where none of those may be chosen."""
+    usual = tuple(v for v in listed if v in USUAL.get(name, listed))
+    return usual if any(v not in forbidden for v in usual) else listed
 
 
 def _sensible(name: str, listed: tuple[Any, ...], model: Model, profile: Profile) -> tuple[Any, ...]:
