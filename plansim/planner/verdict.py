@@ -76,7 +76,7 @@ def verdict(
             text = (
                 f"Compressing gradients is not worth it: with {method} this plan takes {1 / gain - 1:.1%} "
                 f"longer to the same loss. It pays at {format_rate(between[0])} a link of {level.name}, not "
-                f"yet at {format_rate(between[1])}; here a link has {format_rate(level.bandwidth_bytes_per_s)}."
+                f"yet at {format_rate(between[1])}; here it has {format_rate(level.bandwidth_bytes_per_s)}."
             )
         else:
             lowest = level.bandwidth_bytes_per_s / RANGE
