@@ -111,7 +111,7 @@ def test_a_plan_runs_over_slow_links_and_pays_for_them():
         sent > 5 * gradient
     )  # checked, warm-up and timed steps each send one gradient (2 ranks: 2 (n-1)/n = 1)
     assert measured[5e6].step_time_s > 0.8 * gradient / 5e6
-    assert measured[5e6].step_time_s > 2 * measured[None].step_time_s
+    assert measured[5e6].step_time_s > 2 * min(measured[None].step_times_s)  # the least disturbed one
     assert measured[5e6].ranks[0].losses == measured[None].ranks[0].losses
 
 
