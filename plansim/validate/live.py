@@ -277,8 +277,9 @@ def plan_id(model: Model, plan: Plan) -> str:
     --------
     >>> from plansim.plan.model import Job, Parallel
     >>> model = Model(name="gpt-mini", family="gpt", layers=4, hidden=256)
-    >>> plan_id(model, Plan(model="m", profile="p", job=Job(global_batch=16, seq_len=8),
-    parallel=Parallel(dp=2))) 'gpt-mini dp2 mb1'
+    >>> job = Job(global_batch=16, seq_len=8)
+    >>> plan_id(model, Plan(model="m", profile="p", job=job, parallel=Parallel(dp=2)))
+    'gpt-mini dp2 mb1'
     """
     p = plan.parallel
     parts = [model.name]
