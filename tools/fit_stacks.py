@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections import defaultdict
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -130,17 +131,14 @@ class Fit:
         layout = Layout.of(case.model, case.profile, case.plan, stack)
         return math.log(predict_layout(layout, work=case.work or "pretrain").step_time_s * scale)
 
-    def jacobian(self, x: np.ndarray, base: np.ndarray) -> list[dict[int, float]]:
-        """Return d log(step) / d log(parameter) of every case."""
-        rows = []
-        for case, b in zip(self.cases, base, strict=True):
-            row = {}
-            for i in self.decided(case):
-                moved = x.copy()
-                moved[i] += 0.2
-                row[i] = (self.log_s(case, moved) - b) / 0.2
-            rows.append(row)
-        return rows
+    def slopes(self, n: int, x: np.ndarray, base: float) -> dict[int, float]:
+        """Return d log(step) / d log(parameter) of one case."""
+        row = {}
+        for i in self.decided(self.cases[n]):
+            moved = x.copy()
+            moved[i] += 0.2
+            row[i] = (self.log_s(self.cases[n], moved) - base) / 0.2
+        return row
 
     def run(self, rounds: int = 3, inner: int = 4) -> None:
         """Fit: a fresh Jacobian each round, a few damped steps with it."""
@@ -148,21 +146,23 @@ class Fit:
         many = {s: sources.count(s) for s in set(sources)}
         weight = np.array([1 / math.sqrt(math.sqrt(many[s])) for s in sources])
         measured = np.array([math.log(c.row.step_time_derived or 1) for c in self.cases])
-        for round_ in range(rounds):
-            base = np.array([self.log_s(c, self.x) for c in self.cases])
-            jac = self.jacobian(self.x, base)
-            for step in range(inner):
-                if step:
-                    base = np.array([self.log_s(c, self.x) for c in self.cases])
-                residual = measured - base
-                self._step(residual, jac, weight)
-                print(
-                    f"round {round_} step {step}: median |log error| {np.median(abs(residual)):.4f}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        self.residual = measured - np.array([self.log_s(c, self.x) for c in self.cases])
-        self.jac = jac
+        numbers = range(len(self.cases))
+        _FITS.append(self)
+        with get_context("fork").Pool() as pool:
+            for round_ in range(rounds):
+                base = np.array(pool.map(_logs, [(n, self.x) for n in numbers], 8))
+                jac = pool.map(_slopes, [(n, self.x, base[n]) for n in numbers], 4)
+                for step in range(inner):
+                    if step:
+                        base = np.array(pool.map(_logs, [(n, self.x) for n in numbers], 8))
+                    residual = measured - base
+                    self._step(residual, jac, weight)
+                    print(
+                        f"round {round_} step {step}: median |log error| {np.median(abs(residual)):.4f}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+            self.residual = measured - np.array(pool.map(_logs, [(n, self.x) for n in numbers], 8))
 
     def _step(self, residual: np.ndarray, jac: list[dict[int, float]], weight: np.ndarray) -> None:
         huber = np.minimum(1.0, 1.5 * NOISE / np.maximum(1e-9, abs(residual)))
@@ -175,7 +175,22 @@ class Fit:
                 for j, gj in row.items():
                     a[i, j] += wi * gi * gj
         move = np.clip(np.linalg.solve(a, b), -0.35, 0.35)
+        if not self.clocks:  # clocks stay what the catalogue says
+            move[[i for i, k in enumerate(self.keys) if k[1] == "sustained_fraction"]] = 0.0
         self.x = np.clip(self.x + move, self.low, self.high)
+
+
+_FITS: list[Fit] = []
+"""The fit that worker processes inherit; the last one is running."""
+
+
+def _logs(task: tuple[int, np.ndarray]) -> float:
+    fit = _FITS[-1]
+    return fit.log_s(fit.cases[task[0]], task[1])
+
+
+def _slopes(task: tuple[int, np.ndarray, float]) -> dict[int, float]:
+    return _FITS[-1].slopes(*task)
 
 
 def report(fit: Fit) -> None:

@@ -54,6 +54,15 @@ def plan(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Search also what seldom wins (slower).")
     ] = False,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Rank by the pessimistic end of the intervals.")
+    ] = False,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Also the front of time, $ a token, memory and devices.")
+    ] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Also what a better cluster or a larger batch would buy.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the best plan here.")
     ] = None,
@@ -86,6 +95,9 @@ def plan(
         backend=backend,
         constraints=_constraints(limit),
         exhaustive=exhaustive,
+        robust=robust,
+        pareto=pareto,
+        sensitivity=sensitivity,
         progress=show_plan.progress(),
     )
     found = found.renamed(model=model or shape.name, profile=profile)

@@ -31,6 +31,8 @@ def answer(found: PlanningResult, model: Model, profile: Profile) -> list[Render
         show.breakdown(best.prediction),
         show.memory(best.prediction),
         plans(found),
+        *([pareto(found)] if found.pareto else []),
+        *([sensitivity(found)] if found.sensitivity else []),
         account(found.search),
     ]
     if found.compression is not None:
@@ -45,7 +47,7 @@ def plans(found: PlanningResult) -> RenderableType:
         "\nBest plans",
         rank=">",
         plan="plan~",
-        score=f"{found.objective}>",
+        score=f"{found.objective}{', at worst' if found.robust else ''}>",
         mfu="MFU>",
         memory="memory>",
         behind="behind>",
@@ -68,13 +70,60 @@ def plans(found: PlanningResult) -> RenderableType:
     return made
 
 
+def pareto(found: PlanningResult) -> RenderableType:
+    """Return the front."""
+    made = table(
+        "\nFront: each is the fastest plan under its limit",
+        limit="limit",
+        devices="devices>",
+        time="step time>",
+        usd="$/10^9 tokens>",
+        memory="memory>",
+        free="free>",
+        plan="plan~",
+    )
+    for p in found.pareto:
+        made.add_row(
+            p.limit,
+            f"{p.devices:,}",
+            format_seconds(p.prediction.step_time_s),
+            f"{p.usd_per_token * 1e9:,.4g}" if p.usd_per_token else "no price",
+            format_bytes(p.prediction.peak_memory_bytes),
+            format_bytes(p.headroom_bytes),
+            show.plan_short(p.plan),
+        )
+    return made
+
+
+def sensitivity(found: PlanningResult) -> RenderableType:
+    """Return what every change would buy."""
+    made = table(
+        "\nWhat a change would buy (planned again under each)",
+        change="change",
+        score=f"{found.objective}>",
+        difference="difference>",
+        moved="the best plan then has~",
+    )
+    for s in found.sensitivity:
+        gain = f"{s.difference:+.2%}" if abs(s.difference) >= 5e-5 else "none"
+        made.add_row(s.change, amount(s.score, found.unit), gain, ", ".join(s.moved) or "the same choices")
+    made.caption = "for the work of one step as it is; negative is better"
+    made.caption_justify = "left"
+    return made
+
+
 def score(r: Ranked, found: PlanningResult) -> str:
     """Return a score in its unit."""
-    if found.unit == "s":
-        return format_seconds(r.score)
-    if found.unit == "bytes":
-        return format_bytes(r.score)
-    return f"{r.score:,.4g} {found.unit}"
+    return amount(r.score, found.unit)
+
+
+def amount(value: float, unit: str) -> str:
+    """Return a figure of an objective in its unit."""
+    if unit == "s":
+        return format_seconds(value)
+    if unit == "bytes":
+        return format_bytes(value)
+    return f"{value:,.4g} {unit}"
 
 
 def account(search: SearchStats) -> Text:

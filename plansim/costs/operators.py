@@ -11,6 +11,7 @@ from plansim.costs.compute import (
     grouped_matmul_s,
     matmul_s,
     memory_bound_s,
+    portable_fraction,
     recurrent_s,
 )
 from plansim.costs.step import Parts
@@ -69,7 +70,8 @@ class Arithmetic:
     @property
     def attention_fraction(self) -> float:
         """Speed of attention in training over that of the benchmarked kernels."""
-        return self.stack.attention_efficiency * self.device.sustained_fraction
+        own = portable_fraction(self.device) if self.stack.attention_kernel == "portable" else 1.0
+        return own * self.stack.attention_efficiency * self.device.sustained_fraction
 
     @property
     def wide(self) -> str:
@@ -147,6 +149,8 @@ def _attention(op: Attention, how: Arithmetic) -> OperatorTime:
 
 def passes_of(op: Elementwise, stack: Stack) -> float:
     """Return the bytes a memory-bound operator really moves over what perfect fusion would move."""
+    if op.name == "loss":
+        return stack.loss_passes
     return stack.routing_passes if op.name in ROUTING else stack.elementwise_passes
 
 

@@ -22,7 +22,7 @@ from plansim.execute.outer import OuterSync
 from plansim.execute.parallel.pipeline import Pipeline
 from plansim.execute.parallel.replicas import FlatReducer, ParameterServer
 from plansim.execute.parallel.sharded import sharded_optimizer
-from plansim.execute.parallel.tensor import partial_parameters, sum_gradients
+from plansim.execute.parallel.tensor import keep_local_parameters, partial_parameters, sum_gradients
 from plansim.plan.model import Plan
 
 COMPUTE_DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -125,10 +125,9 @@ class Trainer:
             or self.mesh.size("replicas") == 1
         ):
             return chunk
-        mesh = self.mesh.meshes["replicas"]
-        where: dict[str, Any] = (
-            {"device_mesh": mesh} if self.mesh.size("tp") > 1 else {"process_group": mesh.get_group()}
-        )
+        if self.mesh.size("tp") > 1:
+            keep_local_parameters(chunk)
+        where: dict[str, Any] = {"process_group": self.mesh.groups["replicas"]}
         if self.mesh.device.type == "cuda":
             where["device_ids"] = [self.mesh.device.index]
         model = DistributedDataParallel(chunk, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True, **where)

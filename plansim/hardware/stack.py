@@ -25,6 +25,8 @@ class Stack:
         power, layouts, kernels that are not the best ones).
     attention_efficiency : float
         The same for attention kernels.
+    attention_kernel : str
+        ``tuned`` for the device (cuDNN, FlashAttention-3, Pallas) or ``portable`` (FlashAttention-2).
     grouped_efficiency : float
         The same for grouped products of experts, beyond what their padded shapes cost.
     elementwise_passes : float
@@ -61,6 +63,9 @@ class Stack:
     loss_copies : float
         fp32 arrays of logits alive at the loss: 1 with a fused cross entropy, about 4 in plain PyTorch
         (logits widened, log-softmax, and their gradients).
+    loss_passes : float
+        Bytes that the loss moves per logit over those of a fused cross entropy: 2.4 in Megatron before it
+        was fused (widen, maximum, subtract, exponential, sum, divide, gradient, narrow: 52 bytes).
     selective : str
         What selective recomputation drops: ``core`` (attention core, Megatron) or ``elementwise`` (everything
         but matrix products and attention, torchtitan).
@@ -100,6 +105,8 @@ class Stack:
     bucket_bytes: float = 160e6
     gathered_layers: int = 2
     loss_copies: float = 1.0
+    loss_passes: float = 1.3
+    attention_kernel: str = "tuned"
     selective: str = "core"
     context_bytes: float = 1.5e9
     fragmentation: float = 0.05

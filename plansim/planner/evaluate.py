@@ -14,6 +14,7 @@ from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan
 from plansim.plan.rules import Rejected, check_plan
 from plansim.planner.objective import Figures
+from plansim.simulate.predict import interval_factor
 from plansim.simulate.relax import relax
 from plansim.simulate.step import finish_rank
 from plansim.units import format_bytes
@@ -63,6 +64,7 @@ class Evaluator:
             world_size=plan.parallel.world_size,
             usd_per_device_s=economics.usd_per_device_hour / 3600,
             watts=economics.power_watts * economics.pue,
+            spread=interval_factor(layout.stack),
         )
 
 

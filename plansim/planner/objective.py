@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plansim.errors import InputError, UnknownNameError
 from plansim.plan.model import Job
@@ -19,6 +19,8 @@ class Figures:
         Factor on the steps to the same loss, at best and at worst.
     watts : float
         Power of one device with its share of cooling.
+    spread : float
+        The slow end of the step time's 80 % interval over the step time.
     """
 
     step_time_s: float
@@ -27,6 +29,12 @@ class Figures:
     world_size: int = 1
     usd_per_device_s: float = 0.0
     watts: float = 0.0
+    spread: float = 1.0
+
+    def at_worst(self) -> Figures:
+        """Return the figures at the pessimistic end: the slow end of the interval, most steps."""
+        worst = self.inflation[1]
+        return replace(self, step_time_s=self.step_time_s * self.spread, inflation=(worst, worst), spread=1.0)
 
     @property
     def effective_step_s(self) -> float:
@@ -93,6 +101,20 @@ def find_objective(name: str, job: Job) -> Objective:
     if name == "time-to-target" and not job.target_tokens:
         raise InputError("objective time-to-target needs job.target_tokens, e.g. -o job.target_tokens=1e12")
     return OBJECTIVES[name]
+
+
+def robust(objective: Objective) -> Objective:
+    """Return the objective that looks at the pessimistic end of every figure.
+
+    Examples
+    --------
+    >>> figures = Figures(step_time_s=1.0, inflation=(1.0, 1.5), spread=1.2)
+    >>> round(robust(OBJECTIVES["throughput"]).score(figures), 6)
+    1.8
+    """
+    return replace(
+        objective, about=f"{objective.about}, at worst", score=lambda f: objective.score(f.at_worst())
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

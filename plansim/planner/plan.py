@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,20 +15,22 @@ from plansim.plan.model import Job, Plan
 from plansim.plan.rules import Rejected
 from plansim.planner.evaluate import Evaluator
 from plansim.planner.objective import Constraints, Figures, Objective, find_objective
-from plansim.planner.pool import Pool, Question
+from plansim.planner.objective import robust as at_worst
+from plansim.planner.pareto import front
+from plansim.planner.pool import Question
 from plansim.planner.reasons import with_remedy
-from plansim.planner.result import PlanningResult, Ranked, SearchStats
-from plansim.planner.search import Found, search
-from plansim.planner.space import LEFT_OUT, Space, space_of, with_compression
+from plansim.planner.replan import sensitivities
+from plansim.planner.result import PlanningResult, Ranked
+from plansim.planner.search import Found
+from plansim.planner.solve import Progress, Solved, solve, stats_of
+from plansim.planner.space import LEFT_OUT, Space, space_of
 from plansim.planner.ties import tied
-from plansim.planner.verdict import compressed, verdict
+from plansim.planner.verdict import verdict
 from plansim.results import Prediction
 from plansim.results.compare import why_slower
 from plansim.simulate.predict import predict_layout
 from plansim.workload.model import Model
 from plansim.workload.totals import parameter_count
-
-Progress = Callable[[int, float], None]
 
 
 def plan(
@@ -43,6 +45,9 @@ def plan(
     backend: str | None = None,
     constraints: Constraints | None = None,
     exhaustive: bool = False,
+    robust: bool = False,
+    pareto: bool = False,
+    sensitivity: bool = False,
     progress: Progress | None = None,
 ) -> PlanningResult:
     """Return the best plans for a model on a cluster, and how the rest lost.
@@ -59,6 +64,12 @@ def plan(
         Keep to what this runtime can run.
     exhaustive : bool
         Search the whole space, not only the part that may win in practice (`plansim.planner.space.LEFT_OUT`).
+    robust : bool
+        Rank by the pessimistic end of the intervals, of step time and of compression's effect.
+    pareto : bool
+        Also the front of time against $ a token, memory and devices (`plansim.planner.pareto`).
+    sensitivity : bool
+        Also what a faster network, more memory, faster compute and a larger batch would buy.
     progress : callable, optional
         Told from time to time how many plans were simulated and the best score so far.
 
@@ -73,47 +84,71 @@ def plan(
     InfeasibleError
         When no plan keeps all rules and fits: names the nearest miss and what would make it fit.
     """
-    question = ask(
-        model,
-        profile,
-        job,
-        objective,
-        fix=fix,
-        forbid=forbid,
-        backend=backend,
-        constraints=constraints,
-        exhaustive=exhaustive,
-    )
     if top < 1:
         raise InputError(f"top must be at least 1, got {top}")
+
+    def ask_again(cluster: Profile, work: Job) -> Question:
+        return ask(
+            model,
+            cluster,
+            work,
+            objective,
+            fix=fix,
+            forbid=forbid,
+            backend=backend,
+            constraints=constraints,
+            exhaustive=exhaustive,
+            robust=robust,
+        )
+
     started = time.process_time()
     limits = (constraints or Constraints()).checked(job)
-    evaluator = Evaluator(model, profile, question.memory_limit_bytes)
-    pool, found = best_first(question, limits, evaluator, top, progress)
-    if _compression_helps(question, evaluator, found):
-        question = replace(question, space=with_compression(question.space))
-        pool, found = best_first(question, limits, evaluator, top, progress)
+    solved = solve(ask_again(profile, job), limits, top, progress)
+    question, found = solved.question, solved.found
     if not found.best:
-        raise infeasible(question, pool, found)
-    stats = stats_of(pool, found, time.process_time() - started)
+        raise infeasible(solved)
+    stats = stats_of(solved.pool, found, time.process_time() - started)
     plans = ranked(question, found)
-    used, there = plans[0].plan.parallel.world_size, profile.num_devices
-    notes = () if exhaustive else (f"Left out unless fixed (--fix) or --exhaustive: {LEFT_OUT}.",)
-    idle = f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
-    return PlanningResult(
+    answer = PlanningResult(
         workload=workload_data(model, job),
         cluster=cluster_data(profile),
         objective=question.objective.name,
         unit=question.objective.unit,
         search=stats,
         plans=plans,
-        notes=((idle,) if used < min(there, limits.devices or there) else ()) + notes,
+        notes=_notes(question, limits, plans[0].plan),
         compression=verdict(
             Layout.of(model, profile, plans[0].plan),
             lambda other: Evaluator(model, other, question.memory_limit_bytes),
         ),
         rejected=tuple(found.examples.values()),
+        robust=robust,
     )
+    if not stats.complete:
+        return answer
+    try:
+        if pareto:
+            answer = replace(answer, pareto=front(ask_again(profile, job), limits, progress))
+        if sensitivity:
+            effects = sensitivities(question, ask_again, limits, plans[0].plan, plans[0].score)
+            answer = replace(answer, sensitivity=effects)
+    except KeyboardInterrupt:
+        stopped = "Interrupted: the best plans are proved; the front or the sensitivity is left out."
+        answer = replace(answer, search=replace(stats, complete=False), notes=(*answer.notes, stopped))
+    return answer
+
+
+def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ...]:
+    """Return what a reader must know: devices left idle, choices left out."""
+    used, there = best.parallel.world_size, question.profile.num_devices
+    notes = []
+    if used < min(there, limits.devices or there):
+        notes.append(
+            f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
+        )
+    if not question.space.exhaustive:
+        notes.append(f"Left out unless fixed (--fix) or --exhaustive: {LEFT_OUT}.")
+    return tuple(notes)
 
 
 def ask(
@@ -127,35 +162,23 @@ def ask(
     backend: str | None = None,
     constraints: Constraints | None = None,
     exhaustive: bool = False,
+    robust: bool = False,
 ) -> Question:
     """Return the question, checked."""
     space = space_of(model, profile, job, fix=fix, forbid=forbid, backend=backend, exhaustive=exhaustive)
     _check_runtime(space, model, job)
     limit = min(group.device.memory_bytes for group in profile.groups)
     given = constraints.memory_bytes if constraints else None
+    judged_by = find_objective(objective, job)
     return Question(
         model=model,
         profile=profile,
         job=job,
         space=space,
-        objective=find_objective(objective, job),
+        objective=at_worst(judged_by) if robust else judged_by,
         memory_limit_bytes=min(limit, given or limit),
+        robust=robust,
     )
-
-
-def _compression_helps(question: Question, evaluator: Evaluator, found: Found[Plan, Figures]) -> bool:
-    """Whether compressed plans were left out and compressing speeds up the best plan."""
-    space = question.space
-    if not found.best or not found.complete or not space.cut("compression.gradients"):
-        return False
-    if space.of("compression.gradients") != ("none",) or question.objective.by_memory:
-        return False
-    _, _, best, figures = found.best[0]
-    allowed = with_compression(space).of("compression.gradients")
-    methods = tuple(m for m in allowed if m != "none")
-    if best.parallel.dp * best.parallel.cp == 1:
-        return False
-    return any(s < figures.effective_step_s for s, _ in compressed(best, evaluator, methods))
 
 
 def _check_runtime(space: Space, model: Model, job: Job) -> None:
@@ -171,67 +194,6 @@ def _check_runtime(space: Space, model: Model, job: Job) -> None:
         allowed = runtime.allows.get(name)
         if allowed is not None and getattr(job, name) not in allowed:
             raise InputError(f"{runtime.name} has no {name} {getattr(job, name)}; use {' or '.join(allowed)}")
-
-
-def best_first(
-    question: Question, limits: Constraints, evaluator: Evaluator, top: int, progress: Progress | None = None
-) -> tuple[Pool, Found[Plan, Figures]]:
-    """Search the space; return the candidates and what was found."""
-
-    def evaluate(candidate: Plan) -> Figures | Rejected:
-        outcome = evaluator(candidate)
-        if isinstance(outcome, Rejected):
-            return outcome
-        broken = limits.broken(outcome, question.job)
-        return outcome if broken is None else Rejected(plan=candidate, rule=broken[0], detail=broken[1])
-
-    devices = min(question.profile.num_devices, limits.devices or question.profile.num_devices)
-    first: tuple[Pool, Found[Plan, Figures]] | None = None
-    for world in (devices, *subsets(devices, question.profile.devices_per_node)):
-        pool = Pool(question, (world,))
-        found = search(pool, evaluate, question.objective.score, top=top, key=repr, progress=progress)
-        if found.best or not found.complete:
-            return pool, found
-        first = first or (pool, found)
-    assert first is not None  # noqa: S101  # the loop ran at least once
-    return first
-
-
-def subsets(devices: int, node: int, most: int = 6) -> list[int]:
-    """Return fewer devices to try when all of them cannot be used: whole nodes, numbers that divide well.
-
-    Examples
-    --------
-    >>> subsets(16000, 8, most=2)
-    [15552, 15360]
-    """
-    unit = node if devices > node else 1
-
-    def smooth(n: int) -> bool:
-        for prime in (2, 3, 5):
-            while n % prime == 0:
-                n //= prime
-        return n == 1
-
-    below = (n for n in range((devices - 1) // unit * unit, devices // 2, -unit) if smooth(n))
-    return [n for _, n in zip(range(most), below, strict=False)]
-
-
-def stats_of(pool: Pool, found: Found[Plan, Figures], seconds: float) -> SearchStats:
-    """Return the account of a search: every candidate is rejected, bounded out or simulated."""
-    rejected = Counter(pool.tally.rejected)
-    rejected.update(found.rejected)
-    refused = sum(found.rejected.values())
-    simulated = found.evaluated - refused
-    return SearchStats(
-        candidates=pool.tally.candidates,
-        infeasible_by_rule=dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
-        bounded_out=pool.tally.candidates - sum(rejected.values()) - simulated,
-        simulated=simulated,
-        seconds=seconds,
-        complete=found.complete,
-        lowest_open=found.lowest_open,
-    )
 
 
 def ranked(question: Question, found: Found[Plan, Figures]) -> tuple[Ranked, ...]:
@@ -259,8 +221,9 @@ def _is_tied(objective: Objective, layouts: list[Layout], predictions: list[Pred
     return tied(layouts[0], predictions[0], layouts[i], predictions[i])
 
 
-def infeasible(question: Question, pool: Pool, found: Found[Plan, Figures]) -> InfeasibleError:
+def infeasible(solved: Solved) -> InfeasibleError:
     """Return the error for a space without an answer, with the nearest miss and what would repair it."""
+    question, pool, found = solved.question, solved.pool, solved.found
     rejected = Counter(pool.tally.rejected)
     rejected.update(found.rejected)
     name = f"{question.model.name} on {question.profile.name} ({question.profile.num_devices} devices)"
@@ -271,7 +234,7 @@ def infeasible(question: Question, pool: Pool, found: Found[Plan, Figures]) -> I
     misses = [r for rule, r in found.examples.items() if rule != "memory"]
     nearest = found.examples.get("memory")
     if nearest is None and pool.nearest is not None:
-        outcome = Evaluator(question.model, question.profile, question.memory_limit_bytes)(pool.nearest[1])
+        outcome = solved.evaluator(pool.nearest[1])
         nearest = outcome if isinstance(outcome, Rejected) else None
     if nearest is not None:
         misses.insert(0, with_remedy(question, nearest))

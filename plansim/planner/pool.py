@@ -36,6 +36,7 @@ from plansim.planner.frames import (
 from plansim.planner.objective import Figures, Objective
 from plansim.planner.space import Space
 from plansim.planner.tables import RECOMPUTE, Shares, Times, Workbench
+from plansim.simulate.predict import interval_factor
 from plansim.workload.model import Model
 
 Array = NDArray[np.float64]
@@ -54,7 +55,10 @@ OPEN_BLOCK = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked: a model and a job on a cluster, and how answers are judged."""
+    """What is asked: a model and a job on a cluster, and how answers are judged.
+
+    `robust` asks for the best plan at the pessimistic end of every figure; the objective is one that does.
+    """
 
     model: Model
     profile: Profile
@@ -62,6 +66,7 @@ class Question:
     space: Space
     objective: Objective
     memory_limit_bytes: float
+    robust: bool = False
 
     @property
     def base(self) -> Plan:
@@ -200,7 +205,7 @@ class Pool:
         part, frame, end = self._pairs[number]
         return plan_of(self.question, part.options, part.columns, frame, part.options.ends[end], self.node)
 
-    def _factor(self, end: End, world: int) -> float:
+    def _factor(self, end: End, world: int, stack: Stack) -> float:
         """Return the score of one second of step time."""
         economics = self.question.profile.economics
         figures = Figures(
@@ -209,6 +214,7 @@ class Pool:
             world_size=world,
             usd_per_device_s=economics.usd_per_device_hour / 3600,
             watts=economics.power_watts * economics.pue,
+            spread=interval_factor(stack),
         )
         return self.question.objective.score(figures)
 
@@ -231,7 +237,7 @@ class Pool:
         columns, allowed, memory, finish, ideal, row = self._survivors(world, options, bench)
         if not len(columns):
             return None
-        factor = np.array([self._factor(e, world) for e in ends])
+        factor = np.array([self._factor(e, world, stack) for e in ends])
         if q.objective.by_memory:
             first = np.where(allowed, memory, np.inf).min(axis=1)
         else:

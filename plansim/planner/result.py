@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from plansim.plan.model import Plan
 from plansim.plan.read import plan_data
@@ -72,12 +72,70 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """What a change of the cluster or the job would do to the best plan's score (negative: better)."""
+    """What the best plan would be on a changed cluster or with a changed batch.
+
+    Attributes
+    ----------
+    score : float
+        Of the best plan there, for as much work as one step does now.
+    difference : float
+        That over the present best score, minus one; negative is better.
+    moved : tuple of str
+        Keys of the plan file in which the best plan there differs from the best plan here.
+    """
 
     change: str
     score: float
     difference: float
-    plan: Plan | None = None
+    plan: Plan
+    moved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A plan that no other beats in time, memory, devices and $ at once.
+
+    Attributes
+    ----------
+    limit : str
+        The limit under which it is the fastest plan of the space.
+    usd_per_token : float
+        Price of one token, $.
+    headroom_bytes : float
+        Memory that the largest device has left.
+    """
+
+    limit: str
+    plan: Plan
+    prediction: Prediction
+    usd_per_token: float
+    headroom_bytes: float
+
+    @property
+    def devices(self) -> int:
+        """Devices it uses."""
+        return self.plan.parallel.world_size
+
+    @property
+    def merits(self) -> tuple[float, float, float, float]:
+        """What is weighed, less is better: time for the same progress, $ a token, peak memory, devices."""
+        low, high = self.prediction.step_inflation
+        progress_s = self.prediction.step_time_s * (low + high) / 2
+        return progress_s, self.usd_per_token, self.prediction.peak_memory_bytes, self.devices
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "limit": self.limit,
+            "devices": self.devices,
+            "usd_per_token": self.usd_per_token,
+            "headroom_bytes": self.headroom_bytes,
+            "plan": plan_data(self.plan),
+            "prediction": self.prediction.to_json(),
+        }
+
+
+R = TypeVar("R", Ranked, Point, Sensitivity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +175,8 @@ class PlanningResult:
     notes: tuple[str, ...] = ()
     compression: CompressionVerdict | None = None
     sensitivity: tuple[Sensitivity, ...] = ()
-    pareto: tuple[Ranked, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    pareto: tuple[Point, ...] = ()
+    robust: bool = False
 
     @property
     def best(self) -> Ranked:
@@ -127,8 +185,16 @@ class PlanningResult:
 
     def renamed(self, *, model: str, profile: str) -> PlanningResult:
         """Return the answer with plans that name model and profile as the user did."""
-        plans = tuple(replace(r, plan=replace(r.plan, model=model, profile=profile)) for r in self.plans)
-        return replace(self, plans=plans)
+
+        def named(record: R) -> R:
+            return replace(record, plan=replace(record.plan, model=model, profile=profile))
+
+        return replace(
+            self,
+            plans=tuple(map(named, self.plans)),
+            pareto=tuple(map(named, self.pareto)),
+            sensitivity=tuple(map(named, self.sensitivity)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data with the names of the file contract."""
@@ -141,6 +207,7 @@ class PlanningResult:
             "cluster": dict(self.cluster),
             "objective": self.objective,
             "unit": self.unit,
+            "robust": self.robust,
             "search": search,
             "plans": [_ranked(r) for r in self.plans],
             "rejected": [
@@ -149,9 +216,16 @@ class PlanningResult:
             ],
             "compression": _finite(asdict(self.compression)) if self.compression else None,
             "sensitivity": [
-                {"change": s.change, "score": s.score, "difference": s.difference} for s in self.sensitivity
+                {
+                    "change": s.change,
+                    "score": s.score,
+                    "difference": s.difference,
+                    "moved": list(s.moved),
+                    "plan": plan_data(s.plan),
+                }
+                for s in self.sensitivity
             ],
-            "pareto": [_ranked(r) for r in self.pareto],
+            "pareto": [p.to_json() for p in self.pareto],
             "notes": list(self.notes),
         }
 

@@ -4,7 +4,7 @@ Each formula reads a fitted curve of the device (`plansim.hardware.curves`); a d
 datasheet uses the pooled curves of its family.
 """
 
-from plansim.costs.compute.attention import attention_s, unfused_attention_s
+from plansim.costs.compute.attention import attention_s, portable_fraction, unfused_attention_s
 from plansim.costs.compute.dtypes import ARITHMETIC, arithmetic_class, peak_flop_per_s
 from plansim.costs.compute.layers import conv2d_s, recurrent_s
 from plansim.costs.compute.matmul import grouped_matmul_s, matmul_s
@@ -19,6 +19,7 @@ __all__ = [
     "matmul_s",
     "memory_bound_s",
     "peak_flop_per_s",
+    "portable_fraction",
     "recurrent_s",
     "unfused_attention_s",
 ]

@@ -39,6 +39,13 @@ BACKWARD_FLOP_RATIO: Final = 2.5
 REFERENCE_HEAD_DIM: Final = 128
 """Head size at which curves are fitted."""
 
+PORTABLE_FRACTION: Final = {"hopper": 0.55, "blackwell": 0.33}
+"""Speed of FlashAttention-2 over the device's own kernels, by architecture; 1 elsewhere.
+
+FlashAttention-2 uses Ampere's instructions. On H100 it reaches 350 to 400 TFLOP/s forward where kernels written
+for Hopper reach 640 to 740 (Shah et al., FlashAttention-3, figure 5); Blackwell widens the gap.
+"""
+
 SCORE_BYTES: Final = 2.0
 """Bytes of one attention score in 16-bit training."""
 
@@ -154,6 +161,11 @@ def fused_s(
     nbytes = 2 * rows * (curve.query_passes * heads * seq_q + curve.key_passes * kv_heads * seq_kv)
     memory_s = nbytes / kernel.bytes_per_s
     return curve.launch_s + compute_s + memory_s * (2 if direction == "backward" else 1)
+
+
+def portable_fraction(device: Device) -> float:
+    """Return the speed of FlashAttention-2 over the kernels that the device's curve was measured with."""
+    return PORTABLE_FRACTION.get(device.architecture.lower(), 1.0)
 
 
 def visible_keys(

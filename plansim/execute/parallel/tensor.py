@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import parallelize_module
 
 from plansim.errors import PlanError
@@ -42,6 +43,43 @@ def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.
     if sequence_parallel and isinstance(block, TokenEmbedding):
         block.slice = SequenceShare(mesh.index("tp"), mesh.size("tp"), mesh.groups["tp"])
     return block
+
+
+def keep_local_parameters(module: nn.Module) -> None:
+    """Hold the local parts of cut parameters, and put whole DTensors in their place only during a forward.
+
+    DDP reduces plain tensors. Its own transform (`DDP(device_mesh=)`) visits a shared parameter once, so that
+    a head tied to its embedding keeps the DTensor; here every place gets the same local parameter.
+    """
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                places.setdefault(parameter, []).append((part, name))
+    held = [(p, nn.Parameter(p.to_local().detach()), where) for p, where in places.items()]
+
+    def localise(*_: Any) -> None:
+        for _, mine, where in held:
+            _put(mine, where)
+
+    def whole(*_: Any) -> None:
+        for cut, mine, where in held:
+            _put(
+                DTensor.from_local(
+                    mine, cut.device_mesh, cut.placements, run_check=False, shape=cut.shape, stride=cut.stride()
+                ),
+                where,
+            )
+
+    localise()
+    module.register_forward_pre_hook(whole)
+    module.register_forward_hook(localise)
+
+
+def _put(tensor: torch.Tensor, where: list[tuple[nn.Module, str]]) -> None:
+    for part, name in where:
+        delattr(part, name)
+        setattr(part, name, tensor)
 
 
 def partial_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -12,6 +12,9 @@ from plansim.workload.operators import Attention, Communication, Elementwise, Ma
 
 FP32 = 4.0
 
+FUSED_SOFTMAX_BATCH = 4
+"""Megatron's fused softmax handles this many rows of a block of threads at once: sequences x heads must divide."""
+
 
 def sharded_tokens(shard: Shard) -> float:
     """Return the tokens of one rank in the regions that sequence parallelism divides."""
@@ -192,13 +195,7 @@ def _unfused_core(model: Model, shard: Shard, width: int, v_width: int) -> tuple
     batch = shard.microbatch * heads
     ops: list[Operator] = [
         Matmul(name="scores", m=seq, n=shard.seq_len, k=width, batch=batch, weight=False, core=True),
-        Elementwise(
-            name="softmax",
-            forward_bytes=2 * e * scores,
-            backward_bytes=3 * e * scores,
-            saved_bytes=e * scores,
-            core=True,
-        ),
+        _softmax(e, scores, fused=batch % FUSED_SOFTMAX_BATCH == 0),
     ]
     if model.dropout:
         moved = (2 * e + 1) * scores
@@ -215,6 +212,25 @@ def _unfused_core(model: Model, shard: Shard, width: int, v_width: int) -> tuple
         Matmul(name="context", m=seq, n=v_width, k=shard.seq_len, batch=batch, weight=False, core=True)
     )
     return tuple(ops)
+
+
+def _softmax(e: float, scores: float, *, fused: bool) -> Elementwise:
+    """Return the masked softmax over scores that are written out.
+
+    Unfused it widens to fp32, masks, normalises and narrows again, each in a kernel of its own.
+    """
+    if fused:
+        forward, backward, launches = 2 * e, 3 * e, 1
+    else:
+        forward, backward, launches = 2 * e + 6 * FP32, 2 * e + 7 * FP32, 5
+    return Elementwise(
+        name="softmax",
+        forward_bytes=forward * scores,
+        backward_bytes=backward * scores,
+        saved_bytes=e * scores,
+        launches=launches,
+        core=True,
+    )
 
 
 def mlp(model: Model, shard: Shard, *, ffn: int | None = None, normed: bool = True) -> tuple[Operator, ...]:
