@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from plansim.errors import PlanError
 from plansim.execute.mesh import Mesh
 from plansim.execute.models.attention import Attention, SequenceShare
 from plansim.execute.models.base import Blueprint, Chunk, DataShape
@@ -50,10 +49,6 @@ def build_chunks(
     sharded = plan.parallel.zero_stage > 1 and mesh.size("replicas") > 1
     layout = (tuple(range(len(kinds))),) if plan.parallel.pp == 1 else blocks_of_chunks(kinds, plan)
     mine = (0,) if plan.parallel.pp == 1 else chunks_of_rank(plan, stage)
-    if blueprint.tied and sharded and plan.parallel.pp > 1:
-        raise PlanError(
-            "tied embeddings with zero_stage 2 or 3 and pp > 1 cannot be run: use zero_stage 0 or 1"
-        )
     chunks: dict[int, Chunk] = {}
     tables: dict[str, nn.Parameter] = {}
     for number in mine:

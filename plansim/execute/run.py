@@ -105,6 +105,11 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
             f"zero_stage 3 with schedule '{p.schedule}' gives slightly wrong gradients in torch; use "
             "zero_stage 2 or another schedule"
         )
+    if p.pp > 1 and p.zero_stage > 1 and model.tied_embeddings:
+        raise PlanError(
+            f"tied embeddings with zero_stage {p.zero_stage} and pp > 1 cannot be run: the table of both "
+            "ends cannot be divided over the replicas; use zero_stage 0 or 1"
+        )
     if plan.aggregation == "parameter_server" and (
         p.pp > 1 or p.tp > 1 or p.cp > 1 or p.zero_stage or plan.servers > p.dp
     ):

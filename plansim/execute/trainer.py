@@ -22,7 +22,12 @@ from plansim.execute.outer import OuterSync
 from plansim.execute.parallel.pipeline import Pipeline
 from plansim.execute.parallel.replicas import FlatReducer, ParameterServer
 from plansim.execute.parallel.sharded import sharded_optimizer
-from plansim.execute.parallel.tensor import keep_local_parameters, partial_parameters, sum_gradients
+from plansim.execute.parallel.tensor import (
+    cut_gradients,
+    keep_local_parameters,
+    partial_parameters,
+    sum_gradients,
+)
 from plansim.plan.model import Plan
 
 COMPUTE_DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,6 +88,8 @@ class Trainer:
         return total
 
     def _finish_gradients(self) -> None:
+        if self.mesh.size("tp") > 1 and (self.tied is not None or isinstance(self.reducer, FlatReducer)):
+            cut_gradients(self.parameters)
         if self.tied is not None:
             sum_gradients([self.tied], self.mesh.groups["ends"])
         if self.partial:

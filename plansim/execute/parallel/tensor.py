@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -66,7 +67,12 @@ def keep_local_parameters(module: nn.Module) -> None:
         for cut, mine, where in held:
             _put(
                 DTensor.from_local(
-                    mine, cut.device_mesh, cut.placements, run_check=False, shape=cut.shape, stride=cut.stride()
+                    mine,
+                    cut.device_mesh,
+                    cut.placements,
+                    run_check=False,
+                    shape=cut.shape,
+                    stride=cut.stride(),
                 ),
                 where,
             )
@@ -80,6 +86,14 @@ def _put(tensor: torch.Tensor, where: list[tuple[nn.Module, str]]) -> None:
     for part, name in where:
         delattr(part, name)
         setattr(part, name, tensor)
+
+
+def cut_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Cut every gradient as its parameter is: an embedding's comes as a partial sum of the whole table."""
+    for parameter in parameters:
+        grad = parameter.grad
+        if isinstance(grad, DTensor) and grad.placements != parameter.placements:
+            parameter.grad = grad.redistribute(placements=parameter.placements)
 
 
 def partial_parameters(model: nn.Module) -> list[nn.Parameter]:

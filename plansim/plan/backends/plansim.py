@@ -3,7 +3,7 @@
 The pairs are those that torch 2.13 runs and computes wrongly, found by comparing losses with one process.
 """
 
-from plansim.plan.backends.base import Backend, Pair
+from plansim.plan.backends.base import Backend, Pair, Relation
 from plansim.plan.backends.relations import (
     EP_DIVIDES_EXPERTS,
     EVERY_CHUNK_HAS_A_LAYER,
@@ -17,6 +17,13 @@ HOOKS = ("bf16", "fp16", "fp8", "int8", "int4", "qsgd", "onebit", "topk", "randk
 """Gradient methods with a communication hook."""
 SHARDED = ("fp8", "int8", "int4")
 """Methods of the sharded collectives of ZeRO-2 and 3."""
+
+STAGES_OF_CUT_LAYERS = Relation(
+    name="tp with pp needs attention",
+    broken=lambda d: (d["heads"] == 0) & (d["tp"] > 1) & (d["pp"] > 1),
+    message="tp {tp} with pp {pp}: only transformer layers are cut so that a stage may end behind each",
+    remedy="use tp 1 or pp 1",
+)
 
 PLANSIM = Backend(
     name="plansim",
@@ -53,8 +60,17 @@ PLANSIM = Backend(
         SEQUENCE_SPLITS_OVER_TP,
         EP_DIVIDES_EXPERTS,
         EVERY_CHUNK_HAS_A_LAYER,
+        STAGES_OF_CUT_LAYERS,
     ),
     pairs=(
+        *(
+            Pair(
+                features=(f"zero {stage}", "pp", "tied embeddings"),
+                reason="the table of both ends cannot be divided over the replicas",
+                remedy="use zero_stage 0 or 1",
+            )
+            for stage in (2, 3)
+        ),
         Pair(
             features=("zero 3", "pp"),
             schedules=("zb-h1", "zbv", "dualpipev"),
