@@ -46,7 +46,7 @@ def _modelled_costs(layout: Layout) -> StepCosts:
         "compute+comm", inter_node=layout.group("dp_cp").inter_unit, device=layout.profile.device
     )
     return StepCosts(
-        chunks=tuple(_chunk(layout, i) for i in range(len(layout.chunks))),
+        chunks=_chunks(layout),
         stages=tuple(_stage_end(layout, s) for s in range(p.pp)),
         schedule=p.schedule,
         pp=p.pp,
@@ -154,10 +154,24 @@ def straggler_factor(layout: Layout) -> float:
     return 1.0 + layout.stack.straggler_fraction * math.log2(layout.num_nodes)
 
 
-def _chunk(layout: Layout, index: int) -> ChunkCosts:
+def _chunks(layout: Layout) -> tuple[ChunkCosts, ...]:
+    """Return the costs of every chunk; equal chunks between equal neighbours are worked out once."""
+    owner = {c: s for s, chunks in enumerate(layout.chunks_of_stage) for c in chunks}
+    last = len(layout.chunks) - 1
+    known: dict[tuple[object, ...], ChunkCosts] = {}
+    found = []
+    for index, blocks in enumerate(layout.chunks):
+        mode = layout.plan.recompute_of(owner[index])
+        before = id(layout.chunks[index - 1][-1]) if index else 0
+        key = (tuple(map(id, blocks)), mode, before, index == last)
+        if key not in known:
+            known[key] = _chunk(layout, index, mode)
+        found.append(known[key])
+    return tuple(found)
+
+
+def _chunk(layout: Layout, index: int, mode: str) -> ChunkCosts:
     blocks = Counter(layout.chunks[index])
-    stage = next(s for s, chunks in enumerate(layout.chunks_of_stage) if index in chunks)
-    mode = layout.plan.recompute_of(stage)
     times = [(block_time(layout, b), b, n) for b, n in blocks.items()]
     factor = straggler_factor(layout)
     sharded = shards_each_pass(layout)
@@ -233,8 +247,8 @@ def _send_s(layout: Layout, index: int) -> float:
 
 
 def _parameters(layout: Layout, chunks: Sequence[int]) -> tuple[int, int]:
-    blocks = [b for c in chunks for b in layout.chunks[c]]
-    return sum(b.parameters for b in blocks), sum(b.expert_parameters for b in blocks)
+    held = layout.chunk_parameters
+    return sum(held[c][0] for c in chunks), sum(held[c][1] for c in chunks)
 
 
 def reduce_bytes(layout: Layout) -> float:
@@ -288,21 +302,41 @@ def _reductions(layout: Layout, chunks: Sequence[int]) -> tuple[Bucket, ...]:
     collective = "reduce_scatter" if p.zero_stage >= 1 else "all_reduce"
     made: list[Bucket] = []
     for chunk in reversed(chunks):
-        dense, expert = _parameters(layout, (chunk,))
-        made += _split(layout, "shard", collective, dense * reduce_bytes(layout), chunk)
-        made += _split(layout, "edp", collective, expert * reduce_bytes(layout), chunk)
+        made += _exchange(layout, collective, reduce_bytes(layout), chunk)
     if p.zero_group and p.zero_group < p.dp * p.cp:
         share = sum(b.nbytes for b in made) / p.zero_group
         made.append(_bucket(layout, "replica", "all_reduce", share, 1.0, chunks[0]))
     return tuple(b for b in made if b.comm_s + b.blocking_s > 0)
 
 
-def _split(layout: Layout, axis: str, collective: str, nbytes: float, chunk: int) -> list[Bucket]:
+def _exchange(layout: Layout, collective: str, per_parameter: float, chunk: int) -> list[Bucket]:
+    """Return one collective over a chunk's parameters in buckets: dense ones, then experts."""
+    dense, expert = layout.chunk_parameters[chunk]
+    key = (collective, dense, expert)
+    if key not in layout.memo:
+        layout.memo[key] = [
+            *_split(layout, "shard", collective, dense * per_parameter),
+            *_split(layout, "edp", collective, expert * per_parameter),
+        ]
+    return [
+        Bucket(
+            nbytes=b.nbytes,
+            comm_s=b.comm_s,
+            ready_fraction=b.ready_fraction,
+            chunk=chunk,
+            blocking_s=b.blocking_s,
+            what=b.what,
+        )
+        for b in layout.memo[key]
+    ]
+
+
+def _split(layout: Layout, axis: str, collective: str, nbytes: float) -> list[Bucket]:
     if not nbytes or layout.group(axis).size == 1:
         return []
     overlaps = layout.plan.overlap.gradients and layout.stack.gradient_overlap
     count = min(MAX_BUCKETS, max(1, math.ceil(nbytes / layout.stack.bucket_bytes))) if overlaps else 1
-    one = _bucket(layout, axis, collective, nbytes / count, 1.0, chunk)
+    one = _bucket(layout, axis, collective, nbytes / count, 1.0, 0)
     return [*(replace(one, ready_fraction=(i + 1) / count) for i in range(count - 1)), one]
 
 
@@ -372,9 +406,7 @@ def _stage_end(layout: Layout, stage: int) -> StageEnd:
     gathers: list[Bucket] = []
     if p.zero_stage in (1, 2) or (p.zero_stage == 3 and p.pp > 1):
         for chunk in chunks:
-            dense, expert = _parameters(layout, (chunk,))
-            gathers += _split(layout, "shard", "all_gather", dense * gather_bytes(layout), chunk)
-            gathers += _split(layout, "edp", "all_gather", expert * gather_bytes(layout), chunk)
+            gathers += _exchange(layout, "all_gather", gather_bytes(layout), chunk)
     return StageEnd(
         reductions=() if shards_each_pass(layout) else _reductions(layout, chunks),
         gathers=tuple(gathers),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 from plansim.hardware.device import DTYPE_BYTES
 from plansim.hardware.fabric import Fabric, GroupShape, fabric_of, group_shape
@@ -97,6 +98,21 @@ class Layout:
         schedule = find_schedule(p.schedule)
         owner = [schedule.rank_of_chunk(c, p.pp, p.virtual_stages) for c in range(p.pp * p.virtual_stages)]
         return tuple(tuple(c for c, rank in enumerate(owner) if rank == stage) for stage in range(p.pp))
+
+    @cached_property
+    def chunk_parameters(self) -> tuple[tuple[int, int], ...]:
+        """Dense and expert parameters of every chunk on one rank."""
+        known: dict[tuple[int, ...], tuple[int, int]] = {}
+        for blocks in self.chunks:
+            key = tuple(map(id, blocks))
+            if key not in known:
+                known[key] = sum(b.parameters for b in blocks), sum(b.expert_parameters for b in blocks)
+        return tuple(known[tuple(map(id, blocks))] for blocks in self.chunks)
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What functions have worked out for this layout, by what it depends on."""
+        return {}
 
     @cached_property
     def num_nodes(self) -> int:

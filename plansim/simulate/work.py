@@ -54,29 +54,29 @@ def build_work(costs: StepCosts, order: Order) -> Work:
     seconds, sends = [0.0] * size, [0.0] * size
     steps: list[tuple[Step, ...]] = [()] * size
     first_gather: list[tuple[float, str] | None] = [None] * size
+    traffic = _by_chunk(costs, order)
     for kind in KINDS:
         for chunk, cost in enumerate(costs.chunks):
             base = action_seconds(cost, kind)
             send = {"F": cost.send_forward_s, "W": 0.0}.get(kind, cost.send_backward_s)
-            gathers = _pass_gathers(cost, kind)
+            v = variant_of(kind, chunk, chunks, first=False, last=False)
+            seconds[v : v + 4] = [base] * 4
+            sends[v : v + 4] = [send] * 4
+            plain[v : v + 4] = [base] * 4
             if not _has_traffic(costs, order, chunk):
-                v = variant_of(kind, chunk, chunks, first=False, last=False)
-                seconds[v : v + 4] = [base] * 4
-                plain[v : v + 4] = [base] * 4
-                sends[v : v + 4] = [send] * 4
                 continue
-            for first in (False, True):
-                for last in (False, True):
+            gathers = _pass_gathers(cost, kind)
+            for own_end in (False, True):  # the first forward, or the last backward, of the step
+                events = _events(costs, traffic[chunk], kind, chunk, own_end)
+                made = _steps(base, events, costs.overlap_parameters) if events else ()
+                for other in (False, True):
+                    first, last = (own_end, other) if kind == "F" else (other, own_end)
                     v = variant_of(kind, chunk, chunks, first=first, last=last)
-                    events = _events(costs, order, kind, chunk, first, last)
-                    seconds[v], sends[v] = base, send
                     if events:
-                        steps[v] = _steps(base, events, costs.overlap_parameters)
-                    else:
-                        plain[v] = base
+                        steps[v], plain[v] = made, None
                     if gathers and costs.overlap_parameters:
                         first_gather[v] = (gathers[0][1].comm_s, gathers[0][1].what)
-    at_start = tuple(_at_start(costs, order, rank) for rank in range(order.pp))
+    at_start = tuple(_at_start(costs, order, rank, traffic) for rank in range(order.pp))
     return Work(plain, seconds, steps, sends, first_gather, at_start)
 
 
@@ -135,28 +135,42 @@ Event = tuple[float, int, str, Bucket | None]
 """(fraction of the action, rank among equals, what, bucket)."""
 
 
-def _events(costs: StepCosts, order: Order, kind: str, chunk: int, first: bool, last: bool) -> list[Event]:
-    """Return what happens within an action, by the fraction of it that is done."""
+def _by_chunk(costs: StepCosts, order: Order) -> list[tuple[list[Bucket], list[Bucket]]]:
+    """Return the gathers and the reductions of every chunk, in order of their fraction."""
+    found: list[tuple[list[Bucket], list[Bucket]]] = [([], []) for _ in costs.chunks]
+    for end in costs.stages:
+        for which, buckets in enumerate((end.gathers, end.reductions)):
+            for bucket in sorted(buckets, key=_fraction):
+                found[bucket.chunk][which].append(bucket)
+    return found
+
+
+def _fraction(bucket: Bucket) -> float:
+    return bucket.ready_fraction
+
+
+def _events(
+    costs: StepCosts, traffic: tuple[list[Bucket], list[Bucket]], kind: str, chunk: int, own_end: bool
+) -> list[Event]:
+    """Return what happens within an action, by the fraction of it that is done.
+
+    `own_end` says whether it is the chunk's first forward or last backward of the step.
+    """
     cost = costs.chunks[chunk]
-    end = costs.stages[order.rank_of_chunk[chunk]]
+    gathers, reductions = traffic
     events: list[Event] = []
     for fraction, bucket in _pass_gathers(cost, kind):
         events.append((fraction, 1, "gather", bucket))
-    if kind == "F" and first and costs.overlap_parameters:
-        events += [(b.ready_fraction, 1, "stage gather", b) for b in _of_chunk(end.gathers, chunk)]
+    if kind == "F" and own_end and costs.overlap_parameters:
+        events += [(b.ready_fraction, 1, "stage gather", b) for b in gathers]
     if kind in "BW":
         at: Callable[[Bucket], float] = lambda b: b.ready_fraction if costs.overlap_gradients else 1.0  # noqa: E731
         events += [(at(b), 0, "reduce", b) for b in cost.reductions_per_pass]
         if cost.reductions_per_pass and not costs.overlap_gradients:
             events.append((1.0, 2, "drain", None))
-        if last and costs.overlap_gradients:
-            events += [(b.ready_fraction, 0, "reduce", b) for b in _of_chunk(end.reductions, chunk)]
+        if own_end and costs.overlap_gradients:
+            events += [(b.ready_fraction, 0, "reduce", b) for b in reductions]
     return sorted(events, key=lambda e: (e[0], e[1]))
-
-
-def _of_chunk(buckets: tuple[Bucket, ...], chunk: int) -> list[Bucket]:
-    """Return the chunk's buckets, in order of their fraction."""
-    return sorted((b for b in buckets if b.chunk == chunk), key=lambda b: b.ready_fraction)
 
 
 def _pass_gathers(cost: ChunkCosts, kind: str) -> list[tuple[float, Bucket]]:
@@ -208,12 +222,14 @@ def _block(bucket: Bucket) -> list[Step]:
     return [(RUN, bucket.blocking_s, "")] if bucket.blocking_s > 0 else []
 
 
-def _at_start(costs: StepCosts, order: Order, rank: int) -> tuple[Step, ...]:
+def _at_start(
+    costs: StepCosts, order: Order, rank: int, traffic: list[tuple[list[Bucket], list[Bucket]]]
+) -> tuple[Step, ...]:
     """Return what the rank's communication stream is handed at time 0."""
     steps: list[Step] = []
     if costs.overlap_parameters:
         for chunk in order.uses[rank]:
-            steps += [(ISSUE_STAGE, b.comm_s, b.what) for b in _of_chunk(costs.stages[rank].gathers, chunk)]
+            steps += [(ISSUE_STAGE, b.comm_s, b.what) for b in traffic[chunk][0]]
         gathers = _pass_gathers(costs.chunks[order.uses[rank][0]], "F")
         steps += [(ISSUE, b.comm_s, b.what) for _, b in gathers[:1]]
     return tuple(steps)
