@@ -6,7 +6,12 @@ through them; then come what is left of the gradient traffic, the optimizer and 
 
     T >= before(r) + m (f + b)(r) + back(r -> 0) + end(0)    and    T >= before(r) + m (f + b)(r) + end(r)
 
-for every rank. Where weight gradients stand apart, only input gradients travel back. Compute ``W`` and
+for every rank. One microbatch after the other passes the last chunk, so with ``F`` and ``B`` of the whole
+model and ``f``, ``b`` of its last chunk also (where a pipeline is longer than it has microbatches)
+
+    T >= F + B + (m - 1)(f + b)(last chunk) + end(0).
+
+Where weight gradients stand apart, only input gradients travel back. Compute ``W`` and
 communication ``C`` beside each other, slowed by ``ks`` and ``kc`` while both run, take at least
 ``W + C - x (1/ks + 1/kc - 1)`` with ``x = min(W ks, C kc)``, the longest they can run together.
 No term is ever above what the engines find; a property test compares the two.
@@ -53,6 +58,8 @@ class Core:
         From the rank's last backward to the end of the first rank's.
     first_forward, last_backward : array
         One pass of the rank's first chunk; that of its backward that nothing follows.
+    path : array
+        Until the last microbatch that leaves the last chunk is back at the first, the same for every rank.
     bound : array (entries,)
         The least step time, whatever the end.
     """
@@ -63,6 +70,7 @@ class Core:
     back: Array
     first_forward: Array
     last_backward: Array
+    path: Array
     bound: Array
 
     def take(self, index: Ints) -> Core:
@@ -189,10 +197,10 @@ def _assemble(
     if not bench.stack.pipeline_overlap:
         _block_sends(core, columns, options, bench, send)
     if scale is not None:
-        for name in ("before", "work", "chained", "back", "first_forward", "last_backward"):
+        for name in ("before", "work", "chained", "back", "first_forward", "last_backward", "path"):
             getattr(core, name)[:] *= scale[:, None]
     chained = (core.before + core.chained + core.back).max(axis=1)
-    core.bound[:] = np.maximum(chained, (core.before + core.work).max(axis=1))
+    core.bound[:] = np.maximum.reduce([chained, (core.before + core.work).max(axis=1), core.path[:, 0]])
     return core
 
 
@@ -226,8 +234,14 @@ def _stage_times(
     core.back[where] = (i if stages.splits_backward else i + w) + hops
     f, i, w = of(stages.first_chunk)
     core.first_forward[where], core.last_backward[where] = f, i + w
+    weights = np.zeros_like(send[:, None])
     if stages.splits_backward:  # the first rank's last weight gradient follows its last input gradient
         core.back[where] += w[:, :1]
+        weights = w[:, :1]
+    f, i, w = of(stages.whole)
+    one = f + (i + weights if stages.splits_backward else i + w) + 2.0 * stages.all_hops * send[:, None]
+    f, i, w = of(stages.last_chunk)
+    core.path[where] = one + (m - 1.0) * (f + i if stages.splits_backward else f + i + w)
 
 
 def _block_sends(core: Core, columns: Columns, options: Options, bench: Workbench, send: Array) -> None:
@@ -403,7 +417,9 @@ def pair_bounds(core: Core, columns: Columns, ends: Ints, tails: Tails, overlaps
     exposed = np.where(
         beside_g, early + rest - core.last_backward + t["last_s"], np.where(every, 0.0, reduces)
     )
-    chained = (before + core.chained + core.back).max(axis=1) + (exposed + finish)[:, 0]
+    late = before[:, 0] - core.before[:, 0]  # what the first forward waits for
+    chained = np.maximum((before + core.chained + core.back).max(axis=1), late + core.path[:, 0])
+    chained += (exposed + finish)[:, 0]
     direct = (before + core.work + exposed + finish).max(axis=1)
     found: Array = np.maximum.reduce([own.max(axis=1), whole[:, 0], chained, direct]) * SAFETY
     return found

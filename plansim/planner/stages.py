@@ -39,6 +39,10 @@ class Stages:
         Messages one microbatch makes the representative send, both directions.
     splits_backward : bool
         Whether weight gradients stand apart.
+    whole, last_chunk : array (1, kinds)
+        The blocks of the whole model, and of its last chunk.
+    all_hops : float
+        Messages of one microbatch from the first chunk to the last.
     """
 
     schedule: str
@@ -52,6 +56,9 @@ class Stages:
     hops: Array
     crossings: Array
     splits_backward: bool
+    whole: Array
+    last_chunk: Array
+    all_hops: float
 
     def in_flight(self, num_microbatches: NDArray[np.int64]) -> Array:
         """Return microbatches in flight by chunk at one moment: (n, representatives, v).
@@ -111,6 +118,9 @@ def stages_of(
         hops=np.array([float(np.sum(owner[1 : c + 1] != owner[:c])) for c in first]),
         crossings=np.array([_crossings(owner, r) for r in ranks]),
         splits_backward=found.splits_backward,
+        whole=counts.sum(axis=0, keepdims=True),
+        last_chunk=counts[-1:],
+        all_hops=float(np.sum(owner[1:] != owner[:-1])),
     )
 
 
