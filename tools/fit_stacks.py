@@ -3,7 +3,8 @@
 Usage: fit_stacks.py FOLDER [--write] [--folds N]
 FOLDER holds published_training*.csv (columns as `plansim validate --table` documents). Few parameters, each
 with a meaning (plansim/hardware/stack.py): per stack the efficiency of products and attention, passes of
-memory-bound operators, host time per kernel, stragglers, collectives; per device the sustained clock.
+memory-bound operators, host time per kernel, stragglers, collectives; per device the sustained clock and the
+speed of its host.
 Gauss-Newton on log(measured / predicted) with Huber weights and priors; sources weigh by the square root of
 their rows. `--folds` reports errors on left-out sources.
 """
@@ -26,7 +27,6 @@ from plansim.costs.layout import Layout
 from plansim.errors import PlansimError
 from plansim.hardware.catalog import find_device
 from plansim.hardware.stack import FOLDER as STACKS
-from plansim.hardware.stack import catalog_stacks
 from plansim.simulate.predict import predict_layout
 from plansim.validate.assume import Case, case_of
 from plansim.validate.rows import read_rows
@@ -45,9 +45,12 @@ STACK_PRIORS = {
     "expert_overlap": (0.3, 0.5, 0.01, 0.95),
     "collective_efficiency": (0.9, 0.15, 0.3, 1.0),
 }
-DEVICE_PRIOR = (0.88, 0.08, 0.45, 1.1)
+DEVICE_PRIORS = {"sustained_fraction": (0.88, 0.08, 0.45, 1.1), "host_speed": (1.0, 0.3, 0.2, 5.0)}
 EXPERTS = ("routing_passes", "grouped_efficiency", "expert_overlap")
 """Parameters that mixtures of experts alone decide; dense runs decide the others."""
+
+HOST = ("operator_host_s", "host_speed")
+"""Parameters that both decide: small experts wait for launches most."""
 
 NOISE = 0.06
 """Spread that one run is worth: its own noise and what no parameter here explains."""
@@ -88,44 +91,48 @@ def family_of(source: str) -> str:
 
 
 class Fit:
-    """Parameters as logs, by (stack, name) and (device, 'sustained_fraction')."""
+    """Parameters as logs, by (stack, name) and (device, name)."""
 
     def __init__(self, cases: list[Case], *, clocks: bool = True) -> None:
         self.cases, self.clocks = cases, clocks
         self.keys: list[tuple[str, str]] = sorted({(c.stack.name, p) for c in cases for p in STACK_PRIORS})
-        self.keys += sorted({(c.profile.device.id, "sustained_fraction") for c in cases})
+        self.keys += sorted({(c.profile.device.id, p) for c in cases for p in DEVICE_PRIORS})
         self.prior = np.array([math.log(self._prior(k)[0]) for k in self.keys])
         self.sigma = np.array([self._prior(k)[1] for k in self.keys])
         self.low = np.array([math.log(self._prior(k)[2]) for k in self.keys])
         self.high = np.array([math.log(self._prior(k)[3]) for k in self.keys])
         self.x = self.prior.copy()
         for i, (name, parameter) in enumerate(self.keys):
-            if parameter == "sustained_fraction":
-                self.x[i] = math.log(find_device(name).sustained_fraction)
+            if parameter in DEVICE_PRIORS:
+                self.x[i] = math.log(getattr(find_device(name), parameter))
         self.index = {k: i for i, k in enumerate(self.keys)}
 
     @staticmethod
     def _prior(key: tuple[str, str]) -> tuple[float, float, float, float]:
-        return DEVICE_PRIOR if key[1] == "sustained_fraction" else STACK_PRIORS[key[1]]
+        return DEVICE_PRIORS.get(key[1]) or STACK_PRIORS[key[1]]
 
     def own(self, case: Case) -> list[int]:
         """Return the parameters that a case depends on."""
-        keys = [(case.stack.name, p) for p in STACK_PRIORS] + [(case.profile.device.id, "sustained_fraction")]
+        keys = [(case.stack.name, p) for p in STACK_PRIORS] + [
+            (case.profile.device.id, p) for p in DEVICE_PRIORS
+        ]
         return [self.index[k] for k in keys]
 
     def decided(self, case: Case) -> list[int]:
         """Return the parameters that a case takes part in deciding."""
         moe = case.model.moe is not None
-        mine = [i for i in self.own(case) if (self.keys[i][1] in EXPERTS) == moe]
-        return [i for i in mine if self.clocks or self.keys[i][1] != "sustained_fraction"]
+        mine = [i for i in self.own(case) if (self.keys[i][1] in EXPERTS) == moe or self.keys[i][1] in HOST]
+        return [i for i in mine if self.clocks or self.keys[i][1] not in DEVICE_PRIORS]
 
     def log_s(self, case: Case, x: np.ndarray) -> float:
         """Return the log of the predicted step."""
         values = {self.keys[i][1]: math.exp(x[i]) for i in self.own(case)}
-        # sustained clock and product efficiency multiply, so the fraction is folded into the stack's copies
-        clock = values.pop("sustained_fraction") / case.profile.device.sustained_fraction
+        # figures of a device multiply those of a stack, so they are folded into the stack's copies
+        device = case.profile.device
+        clock = values.pop("sustained_fraction") / device.sustained_fraction
         values["matmul_efficiency"] *= clock
         values["attention_efficiency"] *= clock
+        values["operator_host_s"] *= device.host_speed / values.pop("host_speed")
         stack = replace(case.stack, **values)
         scale = (case.row.gbs or 1) / case.plan.job.global_batch
         layout = Layout.of(case.model, case.profile, case.plan, stack)
@@ -175,8 +182,8 @@ class Fit:
                 for j, gj in row.items():
                     a[i, j] += wi * gi * gj
         move = np.clip(np.linalg.solve(a, b), -0.35, 0.35)
-        if not self.clocks:  # clocks stay what the catalogue says
-            move[[i for i, k in enumerate(self.keys) if k[1] == "sustained_fraction"]] = 0.0
+        if not self.clocks:  # devices stay what the catalogue says
+            move[[i for i, k in enumerate(self.keys) if k[1] in DEVICE_PRIORS]] = 0.0
         self.x = np.clip(self.x + move, self.low, self.high)
 
 
@@ -210,40 +217,35 @@ def report(fit: Fit) -> None:
 
 def write(fit: Fit) -> None:
     """Write the fitted figures into the catalogue."""
-    stacks = catalog_stacks()
     spread = defaultdict(list)
     for c, r in zip(fit.cases, fit.residual, strict=True):
         spread[c.stack.name].append(r)
-    for name in stacks:
-        values = {k[1]: math.exp(x) for k, x in zip(fit.keys, fit.x, strict=True) if k[0] == name}
-        if not values:
-            continue
-        scale = np.quantile(np.abs(spread[name]), 0.8) / 1.2816
-        values["residual_log_std"] = max(0.03, float(scale))
-        path = STACKS / f"{name}.yaml"
-        lines = [
-            ln
-            for ln in path.read_text().splitlines()
-            if ln.split(":")[0] not in values and not ln.startswith(("sources:", "  fit:"))
-        ]
-        lines += [f"{k}: {v:.4g}" for k, v in values.items()]
-        lines += ["sources:", f'  fit: "fitted: {len(spread[name])} published steps, tools/fit_stacks.py"']
-        path.write_text("\n".join(lines) + "\n")
-    for k, x in zip(fit.keys, fit.x, strict=True):
-        if k[1] != "sustained_fraction":
-            continue
-        path = DEVICES / f"{k[0]}.yaml"
-        text = re.sub(r"^sustained_fraction:.*\n", "", path.read_text(), flags=re.M)
-        text = re.sub(
-            r"^(power:.*\n)", rf"\1sustained_fraction: {math.exp(x):.4g}\n", text, count=1, flags=re.M
-        )
-        if "  sustained_fraction:" not in text:
-            text = text.replace(
-                "sources:\n",
-                'sources:\n  sustained_fraction: "fitted: published training steps, tools/fit_stacks.py"\n',
-                1,
-            )
-        path.write_text(text)
+    figures: dict[Path, dict[str, float]] = defaultdict(dict)
+    for (name, parameter), x in zip(fit.keys, fit.x, strict=True):
+        folder = DEVICES if parameter in DEVICE_PRIORS else STACKS
+        figures[folder / f"{name}.yaml"][parameter] = math.exp(x)
+    for name, residuals in spread.items():
+        scale = float(np.quantile(np.abs(residuals), 0.8)) / 1.2816
+        figures[STACKS / f"{name}.yaml"]["residual_log_std"] = max(0.04, scale)
+    for path, values in figures.items():
+        set_figures(path, values, before="curves:" if path.parent == DEVICES else "sources:")
+
+
+def set_figures(path: Path, values: dict[str, float], before: str) -> None:
+    """Replace top-level figures of a catalogue file in their places; new ones go before the key `before`."""
+    lines = path.read_text().splitlines()
+    new = dict(values)
+    for i, line in enumerate(lines):
+        key = line.split(":")[0]
+        if key in new:
+            lines[i] = f"{key}: {new.pop(key):.4g}"
+    at = next((i for i, line in enumerate(lines) if line.startswith((before, "sources:"))), len(lines))
+    lines[at:at] = [f"{k}: {v:.4g}" for k, v in new.items()]
+    if before != "sources:" and new:
+        at = next(i for i, line in enumerate(lines) if line.startswith("sources:")) + 1
+        source = "fitted: published training steps, tools/fit_stacks.py"
+        lines[at:at] = [f'  {k}: "{source}"' for k in new]
+    path.write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:

@@ -11,7 +11,10 @@ from plansim.cli.options import Json, ModelName, Override, read_case, warn_witho
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from plansim.hardware.profile import Profile
+    from plansim.plan.model import Plan
     from plansim.results import Measurement
+    from plansim.workload.model import Model
 
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Timed steps of each repeat.")]
 Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Untimed steps before them.")]
@@ -33,6 +36,12 @@ def run(
     ] = True,
     port: Annotated[int, typer.Option("--port", help="Port to meet at; 0 chooses a free one.")] = 0,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds after which to give up.")] = 600.0,
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            "--trace", metavar="FILE", help="Write one step, predicted and measured, for ui.perfetto.dev."
+        ),
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write the measurement.")] = None,
     override: Override = None,
     json: Json = False,
@@ -48,7 +57,7 @@ def run(
     from plansim.errors import MissingExtraError
 
     try:
-        from plansim.execute import RunOptions, run_plan
+        from plansim.execute import RunOptions, first_process, run_plan
     except ImportError:
         raise MissingExtraError("running a plan", "torch", "execute") from None
 
@@ -59,10 +68,22 @@ def run(
     measured = run_plan(
         given, shape, steps=steps, warmup=warmup, repeats=repeats, out=out, options=options, port=port
     )
+    if trace is not None and first_process():
+        _write_trace(trace, measured, given, shape, cluster)
+        console.say(f"wrote {trace}; open it in ui.perfetto.dev")
     if json:
         console.emit_json(measured.to_json())
         return
     console.show(*tables(measured))
+
+
+def _write_trace(path: str, measured: Measurement, plan: Plan, model: Model, profile: Profile) -> None:
+    """Write the predicted and the measured step side by side."""
+    from plansim.results import Span
+    from plansim.results.trace import merge, write_trace
+    from plansim.simulate.timeline import step_spans
+
+    write_trace(path, merge(step_spans(model, profile, plan), [Span(**span) for span in measured.spans]))
 
 
 def tables(measured: Measurement) -> list[RenderableType]:

@@ -5,6 +5,6 @@ then measures.
 """
 
 from plansim.execute.rank import RunOptions
-from plansim.execute.run import check_plan_runs, run_plan
+from plansim.execute.run import check_plan_runs, first_process, run_plan
 
-__all__ = ["RunOptions", "check_plan_runs", "run_plan"]
+__all__ = ["RunOptions", "check_plan_runs", "first_process", "run_plan"]

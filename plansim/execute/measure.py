@@ -1,9 +1,11 @@
-"""Clocks and memory of one rank: every step kept, allocator peaks, and the phases of a traced step."""
+"""Clocks and memory of one rank: every step kept, allocator peaks, and the spans of a traced step."""
 
 from __future__ import annotations
 
 import itertools
+import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +14,17 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from plansim.execute.phases import PhaseClock
 from plansim.results.span import Span
 
-PHASES = {"plansim::forward": "forward", "plansim::backward": "backward", "plansim::optimizer": "optimizer"}
-"""Phase by the label of a recorded region."""
+PASSES = {"forward": "F", "backward": "B"}
+"""Recorded regions that run once a microbatch, and the simulator's letter for them."""
+
+ACTION = re.compile(r"([FBIW])(\d+) of chunk (\d+)")
+"""The label of a pipeline's action: its letter, microbatch and chunk."""
+
+AFTER = {"gradients": ("synchronise", "dp_exposed"), "optimizer": ("optimizer", "optimizer")}
+"""Recorded regions after the last backward pass: the simulator's name and category."""
 
 
 @dataclass
@@ -55,11 +64,17 @@ class Timed:
 
 
 def timed_steps(
-    step: Callable[[int], torch.Tensor | None], first: int, count: int, device: torch.device
+    step: Callable[[int], torch.Tensor | None],
+    first: int,
+    count: int,
+    device: torch.device,
+    clock: PhaseClock | None = None,
 ) -> Timed:
     """Run `count` steps from number `first` on and return their times; nothing is read back in between."""
     timed = Timed()
     _finish(device)
+    if clock is not None:
+        clock.restart()
     wall, cpu = time.perf_counter(), time.process_time()
     for number in range(first, first + count):
         timed.losses.append(step(number))
@@ -67,6 +82,8 @@ def timed_steps(
         now, used = time.perf_counter(), time.process_time()
         timed.wall_s.append(now - wall)
         timed.cpu_s.append(used - cpu)
+        if clock is not None:
+            clock.close(now - wall, used - cpu)
         wall, cpu = now, used
     return timed
 
@@ -76,74 +93,59 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def traced_step(
-    step: Callable[[], Any], rank: int, device: torch.device
-) -> tuple[dict[str, float], list[Span]]:
-    """Return the phases of one step (seconds) and its spans; tracing slows it, so it is not timed.
-
-    ``communication`` is the union of the times when a collective or a send was under way, whether or not
-    compute went on beside it; ``idle`` is the time when the rank's CPU did nothing (CPU runs only).
-    """
+def traced_step(step: Callable[[], Any], rank: int, device: torch.device) -> list[Span]:
+    """Return the spans of one step; tracing slows it, so it is not timed."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as prof:
-        wall, cpu = time.perf_counter(), time.process_time()
         step()
         _finish(device)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    spans = _spans(prof.profiler.kineto_results.events(), rank)
-    phases = {name: sum(s.duration_s for s in spans if s.name == name) for name in PHASES.values()}
-    for kind, name in (("F", "forward"), ("B", "backward")):
-        phases[name] += sum(
-            s.duration_s
-            for s in spans
-            if s.category == "compute" and s.name.startswith(kind) and s.name[1:].isdigit()
-        )
-    phases["communication"] = _union_s([(s.start_s, s.end_s) for s in spans if s.stream == "comm"])
-    if device.type == "cpu":
-        phases["idle"] = max(0.0, wall - cpu)
-    return phases, spans
+    return _spans(prof.profiler.kineto_results.events(), rank)
 
 
 def _spans(events: Any, rank: int) -> list[Span]:
-    """Return recorded regions, pipeline actions and collectives as spans that start at the first of them."""
+    """Return recorded regions, pipeline actions and collectives as spans that start at the first of them.
+
+    Names and streams are the simulator's: ``F0`` and ``B0`` are the passes of microbatch 0.
+    """
     found = []
     for event in events:
         named = _named(event.name())
         if named:
             start = event.start_ns() * 1e-9
-            found.append((start, start + event.duration_ns() * 1e-9, *named))
+            found.append((start, start + event.duration_ns() * 1e-9, named))
     origin = min((f[0] for f in found), default=0.0)
-    return [
-        Span(
-            rank=rank, stream=stream, name=name, category=category, start_s=start - origin, end_s=end - origin
+    count: dict[str, int] = defaultdict(int)
+    spans = []
+    for start, end, (stream, name, category) in sorted(found):
+        action = ACTION.fullmatch(name)
+        microbatch = int(action[2]) if action else None
+        if name in PASSES:
+            microbatch = count[name]
+            count[name] += 1
+        letter = PASSES.get(name) or (action[1] if action else "")
+        spans.append(
+            Span(
+                rank=rank,
+                stream=stream,
+                name=name if microbatch is None else f"{letter}{microbatch}",
+                category=category,
+                start_s=start - origin,
+                end_s=end - origin,
+                microbatch=microbatch,
+                chunk=int(action[3]) if action else None,
+            )
         )
-        for start, end, stream, name, category in sorted(found)
-    ]
+    return spans
 
 
 def _named(name: str) -> tuple[str, str, str] | None:
     """Return (stream, name, category) of a profiler event worth showing."""
-    if name in PHASES:
-        return "compute", PHASES[name], "optimizer" if name.endswith("optimizer") else "compute"
+    label = name.removeprefix("plansim::")
+    if label in PASSES or (label != name and ACTION.fullmatch(label)):
+        return "compute", label, "compute"
+    if label in AFTER:
+        return "compute", *AFTER[label]
     if name.startswith(("gloo:", "nccl:")):
-        return "comm", name, "dp_exposed"
-    action = _pipeline_action(name)
-    return ("compute", action, "compute") if action else None
-
-
-def _pipeline_action(name: str) -> str | None:
-    """Return ``F3`` for torch's label ``PP:1F3``; None for sends and receives, shown as collectives."""
-    for kind, label in (("Forward", "F"), ("BackwardWeight", "W"), ("BackwardInput", "I"), ("Backward", "B")):
-        if name.startswith(f"PP:{kind}"):
-            return label + "".join(c for c in name.rpartition(":")[2] if c.isdigit())
-    parts = name.removeprefix("PP:") if name.startswith("PP:") else ""
-    digits = parts.lstrip("0123456789")
-    return digits if digits[:1] in ("F", "B", "I", "W") and digits[1:].isdigit() else None
-
-
-def _union_s(intervals: list[tuple[float, float]]) -> float:
-    total, end = 0.0, float("-inf")
-    for start, stop in sorted(intervals):
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total
+        collective = name.partition(":")[2]
+        return "comm", collective, "pp_exposed" if collective in ("send", "recv") else "dp_exposed"
+    return None

@@ -20,11 +20,13 @@ from plansim.execute.measure import timed_steps, traced_step, watching_memory
 from plansim.execute.mesh import Mesh, process_mesh
 from plansim.execute.models import blueprint
 from plansim.execute.models.base import Blueprint
+from plansim.execute.phases import PhaseClock
 from plansim.execute.reference import compare_losses, reference_losses
 from plansim.execute.trainer import COMPUTE_DTYPES, Trainer
 from plansim.plan.grid import grid_of
 from plansim.plan.model import Plan
 from plansim.results.measurement import RankMeasurement
+from plansim.results.span import Span
 from plansim.schedules import find_schedule
 from plansim.workload.model import Model
 
@@ -47,7 +49,7 @@ class RunOptions:
     bucket_mb : float
         Size of DDP's gradient buckets, MiB.
     trace : bool
-        Trace one more step for phases and spans.
+        Trace one more step for its spans.
     shielded : bool
         Outrank other login sessions' jobs where the system allows it, and keep each rank on a core of its
         own (CPU).
@@ -123,9 +125,12 @@ class _Run:
     def measure(self) -> RankResult:
         options, mesh = self.options, self.mesh
         expected = self._reference()
+        clock = PhaseClock(mesh.device)
         dist.barrier()
         with watching_memory(mesh.device) as peak:
-            trainer = Trainer(self.print, self.plan, mesh, seed=options.seed, bucket_mb=options.bucket_mb)
+            trainer = Trainer(
+                self.print, self.plan, mesh, seed=options.seed, bucket_mb=options.bucket_mb, clock=clock
+            )
             first = [self._collected_step(trainer, number) for number in range(CHECK_STEPS)]
         self._check(self._global_losses(first), expected)
         warmup = self._warmup()
@@ -134,13 +139,14 @@ class _Run:
         dist.barrier()
         before, sent = system.read_clock(pids), self._interface()
         timed = timed_steps(
-            lambda n: self._step(trainer, n), CHECK_STEPS + warmup, options.steps, mesh.device
+            lambda n: self._step(trainer, n), CHECK_STEPS + warmup, options.steps, mesh.device, clock
         )
+        phases = clock.medians()
         dist.barrier()
         after = system.read_clock(pids)
         sent = None if sent is None else (self._interface() or 0) - sent
         losses = self._global_losses([*first, *timed.losses])
-        phases, spans = self._trace(trainer, CHECK_STEPS + warmup + options.steps)
+        spans = self._trace(trainer, CHECK_STEPS + warmup + options.steps)
         foreign = after.foreign_fraction(before, os.cpu_count() or 1)
         if foreign > 0.05:
             self.notes.append(f"other processes used {foreign:.0%} of the machine while the steps were timed")
@@ -219,8 +225,8 @@ class _Run:
             else None
         )
 
-    def _trace(self, trainer: Trainer, number: int) -> tuple[dict[str, float], list[Any]]:
+    def _trace(self, trainer: Trainer, number: int) -> list[Span]:
         if not self.options.trace:
-            return {}, []
+            return []
         dist.barrier()
         return traced_step(lambda: self._step(trainer, number), self.mesh.rank, self.mesh.device)

@@ -76,7 +76,7 @@ def run_plan(
     check_plan_runs(plan, model)
     runs = [_run_once(plan, model, options, port, place) for _ in range(repeats)]
     measurement = _measurement(plan, runs, options)
-    if out is not None and measurement.ranks[0].rank == 0 and _first_process():
+    if out is not None and measurement.ranks[0].rank == 0 and first_process():
         write_atomic(Path(out), dump_json(measurement.to_json()))
     return measurement
 
@@ -186,7 +186,8 @@ def _join(worker: Callable[[Rendezvous], RankResult], world: int) -> list[RankRe
         dist.destroy_process_group()
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
+    """Return whether this process is the one to write files: alone, or rank 0 of a launcher's."""
     return not under_torchrun() or rendezvous_from_environment().rank == 0
 
 

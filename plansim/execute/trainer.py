@@ -28,6 +28,7 @@ from plansim.execute.parallel.tensor import (
     partial_parameters,
     sum_gradients,
 )
+from plansim.execute.phases import PhaseClock
 from plansim.plan.model import Plan
 
 COMPUTE_DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,18 +44,26 @@ class Trainer:
     """
 
     def __init__(
-        self, blueprint: Blueprint, plan: Plan, mesh: Mesh, *, seed: int = 0, bucket_mb: float = 25.0
+        self,
+        blueprint: Blueprint,
+        plan: Plan,
+        mesh: Mesh,
+        *,
+        seed: int = 0,
+        bucket_mb: float = 25.0,
+        clock: PhaseClock | None = None,
     ) -> None:
         if plan.job.dtype not in COMPUTE_DTYPES:
             raise PlanError(f"dtype '{plan.job.dtype}' cannot be run; use one of {', '.join(COMPUTE_DTYPES)}")
         self.blueprint, self.plan, self.mesh = blueprint, plan, mesh
+        self.clock = clock or PhaseClock(mesh.device)
         self.dtype = COMPUTE_DTYPES[plan.job.dtype]
         chunks = build_chunks(blueprint, plan, mesh, seed=seed, compute_dtype=self.dtype)
         self.model = nn.ModuleList(chunks.values())
         self.partial = (
             partial_parameters(self.model) if plan.parallel.sequence_parallel and mesh.size("tp") > 1 else []
         )
-        self.pipeline = Pipeline(chunks, mesh, plan, blueprint.loss) if plan.parallel.pp > 1 else None
+        self.pipeline = self._pipeline(chunks) if plan.parallel.pp > 1 else None
         self.tied = self._tied_table(chunks)
         self.reducer = self._reducer()
         self.step_model = self._step_model(next(iter(chunks.values())), bucket_mb)
@@ -69,9 +78,9 @@ class Trainer:
         x, y = place_batch(inputs, targets, self.plan, self.mesh, self.blueprint.data)
         with self._arithmetic():
             loss = self.pipeline.step(x, y) if self.pipeline else self._accumulate(x, y)
-        with record_function("plansim::gradients"):
+        with record_function("plansim::gradients"), self.clock.phase("communication"):
             self._finish_gradients()
-        with record_function("plansim::optimizer"):
+        with record_function("plansim::optimizer"), self.clock.phase("optimizer"):
             self._update()
         return loss
 
@@ -80,12 +89,15 @@ class Trainer:
         total = torch.zeros((), device=self.mesh.device)
         for i, (inputs, targets) in enumerate(zip(x.chunk(count), y.chunk(count), strict=True)):
             with self._without_sync(last=i == count - 1):
-                with record_function("plansim::forward"):
+                with record_function("plansim::forward"), self.clock.phase("forward"):
                     loss = self.blueprint.loss(self.step_model(inputs), targets)
-                with record_function("plansim::backward"):
+                with record_function("plansim::backward"), self.clock.phase("backward"):
                     (loss / count).backward()
             total += _plain(loss) / count
         return total
+
+    def _pipeline(self, chunks: dict[int, nn.Module]) -> Pipeline:
+        return Pipeline(chunks, self.mesh, self.plan, self.blueprint.loss, self.clock)
 
     def _finish_gradients(self) -> None:
         if self.mesh.size("tp") > 1 and (self.tied is not None or isinstance(self.reducer, FlatReducer)):

@@ -134,6 +134,7 @@ class DeviceSchema(files.Schema):
     peak_flop_per_s: dict[str, files.FlopPerSecond]
     power: files.Watts = 0.0
     sustained_fraction: Annotated[float, Field(gt=0, le=1.2)] = 1.0
+    host_speed: Annotated[float, Field(gt=0, le=10)] = 1.0
     compute_units: int = 1
     l2: files.Bytes = 0.0
     scaleup_bandwidth_per_direction: files.BytesPerSecond = 0.0
@@ -160,6 +161,7 @@ class DeviceSchema(files.Schema):
             l2_bytes=self.l2,
             power_watts=self.power,
             sustained_fraction=self.sustained_fraction,
+            host_speed=self.host_speed,
             pcie_bytes_per_s=self.pcie_per_direction,
             scaleup_bytes_per_s=self.scaleup_bandwidth_per_direction,
             usd_per_hour=(price.low, price.high) if price else None,

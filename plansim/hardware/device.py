@@ -47,6 +47,9 @@ class Device:
     sustained_fraction : float
         Speed of compute-bound kernels in hours of training over their speed in a short benchmark: the clock
         that the power limit leaves under continuous load.
+    host_speed : float
+        How fast the host that this device usually comes with launches operators, relative to the x86 hosts
+        that stacks are fitted on.
     compute_units : int
         SMs, CUs or cores that a wave of tiles fills.
     """
@@ -64,6 +67,7 @@ class Device:
     l2_bytes: float = 0.0
     power_watts: float = 0.0
     sustained_fraction: float = 1.0
+    host_speed: float = 1.0
     pcie_bytes_per_s: float = 0.0
     scaleup_bytes_per_s: float = 0.0
     usd_per_hour: tuple[float, float] | None = None

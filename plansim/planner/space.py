@@ -28,9 +28,9 @@ PLACEMENTS = (
 )
 """Orders of the axes, innermost first, that the search tries."""
 
-VIRTUAL_STAGES = (2, 3, 4, 6, 8, 12)
+VIRTUAL_STAGES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
-USUAL_MICROBATCHES = (1, 2, 4, 8, 16)
+USUAL_MICROBATCHES = (1, 2, 3, 4, 6, 8, 16)
 SHORTEST_PIECE = 1024
 """Tokens of a sequence that context parallelism leaves on a rank, at least, unless `cp` is fixed."""
 
@@ -71,7 +71,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
 
 LEFT_OUT = (
     "gpipe (1f1b takes as long and holds less), unfused attention, parameter servers, overlap switched off, "
-    "sharding within nodes below ZeRO-3, microbatches other than 1, 2, 4, 8 and 16, virtual stages that do "
+    "sharding within nodes below ZeRO-3, microbatches other than 1, 2, 3, 4, 6, 8 and 16, virtual stages that do "
     "not divide a rank's layers, context parallelism below 1,024 tokens a rank; offload, recomputation and "
     "ZeRO-2 where the same plan fits well without (10 % of memory to spare); compression unless it speeds up "
     "the best plan"

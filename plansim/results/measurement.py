@@ -18,7 +18,8 @@ class RankMeasurement:
     step_times_s, cpu_times_s : tuple of float
         One entry per measured step, seconds.
     phases_s : dict
-        Median seconds by phase (forward, backward, communication, optimizer, idle) where they could be timed.
+        Median seconds by phase: forward, backward, optimizer, communication that computing did not hide,
+        queued (ready, but without a core) and idle. The phases of one step sum to its time.
     peak_memory_bytes : float
         Allocator peak, bytes.
     """

@@ -9,7 +9,7 @@ from plansim.costs.build import step_costs
 from plansim.costs.layout import Layout
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan
-from plansim.results import Prediction
+from plansim.results import Prediction, Span
 from plansim.results.trace import memory_samples, trace_events, use_samples
 from plansim.simulate.predict import predict_layout
 from plansim.simulate.step import simulate_step
@@ -43,3 +43,14 @@ def predict_traced(
     counters = memory_samples(traced.spans, kept) | use_samples(traced.spans)
     events = trace_events(traced.spans, label="predicted", counters=counters)
     return replace(prediction, critical_path=traced.critical_path), events
+
+
+def step_spans(model: Model, profile: Profile, plan: Plan) -> tuple[Span, ...]:
+    """Return the spans of one predicted step; ranks stand for their pipeline stage.
+
+    Raises
+    ------
+    PlanError
+        When the plan does not lay out.
+    """
+    return simulate_step(step_costs(Layout.of(model, profile, plan)), spans=True).spans

@@ -10,6 +10,7 @@ from plansim.files import dump_json, write_atomic
 from plansim.hardware.profile import Profile
 from plansim.hardware.write import profile_data
 from plansim.units import format_bytes, format_seconds
+from plansim.validate.live import phases
 
 if TYPE_CHECKING:
     from plansim.validate.live import LivePlan, LiveResult
@@ -53,6 +54,7 @@ def report(result: LiveResult) -> str:
     ]
     lines += [f"- {line}" for line in findings(result)]
     lines += _refit(result.refit)
+    lines += _phase_table(result)
     return "\n".join(lines) + "\n"
 
 
@@ -84,6 +86,33 @@ def _line(row: LivePlan) -> str:
         f"{row.pair.error:+.1%} | {format_bytes(p.peak_memory_bytes)} | "
         f"{format_bytes(row.peak_memory_bytes)} | {error:+.1%} |"
     )
+
+
+def _phase_table(result: LiveResult) -> list[str]:
+    """Return what each phase of each plan was predicted to take and took, per cent of the measured step."""
+    rows = []
+    for row in result.compared:
+        cells = [
+            f"{format_seconds(p['predicted_s'])} | {format_seconds(p['measured_s'])} | "
+            f"{(p['predicted_s'] - p['measured_s']) / row.measured_s:+.1%}"
+            for p in phases(row).values()
+        ]
+        rows += [f"| {row.id} | {' | '.join(cells)} |"] if cells else []
+    if not rows:
+        return []
+    return [
+        "",
+        "## Error by phase",
+        "",
+        "Computing is forward and backward; waiting is communication that computing does not hide, for peers "
+        "too. Each error is given as a share of the measured step, so that the three add up to its error. "
+        "Measured phases are means over the ranks.",
+        "",
+        "| plan | computing: predicted | measured | error | optimizer: predicted | measured | error "
+        "| waiting: predicted | measured | error |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *rows,
+    ]
 
 
 def _ranking(s: dict[str, Any]) -> list[str]:

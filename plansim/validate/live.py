@@ -98,21 +98,43 @@ class LivePlan:
             "error": self.pair.error,
             "spread": self.noise,
             "measured_peak_mem_gib": self.peak_memory_bytes / gib,
-            "phases": _phases(self),
+            "phases": phases(self),
         }
 
 
-def _phases(row: LivePlan) -> dict[str, dict[str, float]]:
-    """Return predicted and measured seconds side by side for the phases that both sides tell apart."""
-    b, r = row.prediction.breakdown, row.runs[-1].ranks[0].phases_s
+def phases(row: LivePlan) -> dict[str, dict[str, float]]:
+    """Return predicted and measured seconds side by side for the phases that both sides tell apart.
+
+    Measured phases are the mean over ranks, the median over runs. Time in the queue of a shared core counts
+    as computing, as it does in a prediction; where communication threads and computing take turns on one
+    core, what they overlap is not told apart: ``waiting`` is all that is not computing.
+    """
+    b = row.prediction.breakdown
     exposed = b.tp_exposed_s + b.pp_exposed_s + b.dp_exposed_s + b.cp_exposed_s + b.ep_exposed_s
-    predicted = {"compute": b.compute_s + b.recompute_s, "optimizer": b.optimizer_s, "communication": exposed}
-    measured = {
-        "compute": r.get("forward", 0.0) + r.get("backward", 0.0),
-        "optimizer": r.get("optimizer", 0.0),
-        "communication": r.get("communication", 0.0),
+    predicted = {
+        "compute": b.compute_s + b.recompute_s + b.host_s,
+        "optimizer": b.optimizer_s,
+        "waiting": exposed + b.bubble_s + b.compression_s,
     }
-    return {name: {"predicted_s": predicted[name], "measured_s": measured[name]} for name in predicted}
+    sides = [_measured_phases(run) for run in row.runs]
+    return {
+        name: {"predicted_s": predicted[name], "measured_s": statistics.median(side[name] for side in sides)}
+        for name in predicted
+        if any(sum(side.values()) for side in sides)
+    }
+
+
+def _measured_phases(run: Measurement) -> dict[str, float]:
+    """Return the mean over ranks of the phases that a prediction has too, seconds."""
+
+    def mean(*names: str) -> float:
+        return statistics.fmean(sum(rank.phases_s.get(name, 0.0) for name in names) for rank in run.ranks)
+
+    return {
+        "compute": mean("forward", "backward", "queued"),
+        "optimizer": mean("optimizer"),
+        "waiting": mean("communication", "idle"),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

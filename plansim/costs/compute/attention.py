@@ -42,8 +42,8 @@ REFERENCE_HEAD_DIM: Final = 128
 PORTABLE_FRACTION: Final = {"hopper": 0.55, "blackwell": 0.33}
 """Speed of FlashAttention-2 over the device's own kernels, by architecture; 1 elsewhere.
 
-FlashAttention-2 uses Ampere's instructions. On H100 it reaches 350 to 400 TFLOP/s forward where kernels written
-for Hopper reach 640 to 740 (Shah et al., FlashAttention-3, figure 5); Blackwell widens the gap.
+FlashAttention-2 uses Ampere's instructions. On H100 it reaches 350 to 400 TFLOP/s forward where kernels
+written for Hopper reach 640 to 740 (Shah et al., FlashAttention-3, figure 5); Blackwell widens the gap.
 """
 
 SCORE_BYTES: Final = 2.0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import _Action, _PipelineScheduleRuntime
+from torch.profiler import record_function
 
 from plansim.errors import PlanError
 from plansim.execute.mesh import Mesh
 from plansim.execute.models.base import Loss
+from plansim.execute.phases import PhaseClock
 from plansim.plan.model import Plan
 from plansim.schedules import Schedule, find_schedule
 
@@ -32,7 +35,9 @@ class Pipeline:
     are found out in the first step.
     """
 
-    def __init__(self, chunks: dict[int, nn.Module], mesh: Mesh, plan: Plan, loss: Loss) -> None:
+    def __init__(
+        self, chunks: dict[int, nn.Module], mesh: Mesh, plan: Plan, loss: Loss, clock: PhaseClock
+    ) -> None:
         p = plan.parallel
         schedule = find_schedule(p.schedule)
         actions = schedule.actions(p.pp, plan.num_microbatches, p.virtual_stages)
@@ -41,13 +46,15 @@ class Pipeline:
             PipelineStage(chunk, index, num_chunks, mesh.device, group=group)
             for index, chunk in chunks.items()
         ]
+        for stage in self.stages:
+            _watch(stage, clock)
         self.has_first = any(stage.is_first for stage in self.stages)
         self.has_last = any(stage.is_last for stage in self.stages)
         count = plan.num_microbatches
         self.runtime = _PipelineScheduleRuntime(
             self.stages,
             n_microbatches=count,
-            loss_fn=lambda output, target: loss(output, target) / count,
+            loss_fn=clock.timed("forward", lambda output, target: loss(output, target) / count),
             scale_grads=False,
         )
         self.runtime._prepare_schedule_with_comms(torch_actions(actions, schedule, plan))
@@ -60,6 +67,27 @@ class Pipeline:
             *given, target=targets if self.has_last else None, losses=losses, return_outputs=False
         )
         return torch.stack([loss.detach() for loss in losses]).sum() if losses else None
+
+
+def _watch(stage: PipelineStage, clock: PhaseClock) -> None:
+    """Count a stage's passes to their phases and label them for a trace, waiting for messages left out."""
+    for phase, name in (
+        ("forward", "forward_one_chunk"),
+        ("backward", "backward_one_chunk"),
+        ("backward", "backward_weight_one_chunk"),
+    ):
+        setattr(stage, name, _labelled(clock.timed(phase, getattr(stage, name)), name, stage.stage_index))
+
+
+def _labelled(work: Callable[..., Any], name: str, chunk: int) -> Callable[..., Any]:
+    kind = {"forward_one_chunk": "F", "backward_weight_one_chunk": "W"}.get(name)
+
+    def recorded(microbatch: int, *args: Any, **kwargs: Any) -> Any:
+        letter = kind or ("B" if kwargs.get("full_backward", True) else "I")
+        with record_function(f"plansim::{letter}{microbatch} of chunk {chunk}"):
+            return work(microbatch, *args, **kwargs)
+
+    return recorded
 
 
 def torch_actions(actions: Any, schedule: Schedule, plan: Plan) -> dict[int, list[Any]]:
