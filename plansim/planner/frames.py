@@ -13,6 +13,7 @@ from plansim.plan.backends.base import Degrees
 from plansim.plan.model import Job
 from plansim.planner.ends import End
 from plansim.planner.space import (
+    FEW_DEVICES,
     MICROBATCHES,
     SHORTEST_PIECE,
     USUAL_MICROBATCHES,
@@ -21,7 +22,8 @@ from plansim.planner.space import (
 )
 from plansim.planner.tables import RECOMPUTE
 from plansim.schedules import find_schedule
-from plansim.workload.model import ATTENTION_FAMILIES, Model
+from plansim.workload.model import ATTENTION_FAMILIES, UNCUT_FAMILIES, Model
+from plansim.workload.totals import pipeline_layers
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -139,7 +141,7 @@ def degree_grid(world: int, space: Space, model: Model, job: Job) -> dict[str, I
     experts = model.moe.experts if model.moe else 1
     eps = space.of("ep", [d for d in divisors if experts % d == 0])
     allowed = {name: set(space.of(name, divisors)) for name in ("dp", "tp", "pp", "cp")}
-    if space.cut("cp"):
+    if space.cut("cp") and world > FEW_DEVICES:
         allowed["cp"] = {d for d in allowed["cp"] if d == 1 or job.seq_len >= d * SHORTEST_PIECE}
     rows = []
     for tp in divisors:
@@ -230,7 +232,7 @@ def rule_masks(grid: Mapping[str, Ints], model: Model, job: Job) -> Iterator[tup
     """Yield (rule, which grids break it): the rules of `plansim.plan.rules` that degrees alone decide."""
     tp, pp, cp, ep, dp = (grid[n] for n in ("tp", "pp", "cp", "ep", "dp"))
     attention = model.family in ATTENTION_FAMILIES
-    if model.family in ("cnn", "rnn"):
+    if model.family in UNCUT_FAMILIES:
         yield "tp", tp > 1
     else:
         widths = [model.heads, model.ffn] if attention else [model.hidden]
@@ -244,7 +246,7 @@ def rule_masks(grid: Mapping[str, Ints], model: Model, job: Job) -> Iterator[tup
         yield "sequence", job.seq_len % cp != 0
     else:
         yield "sequence", cp > 1
-    yield "pipeline depth", pp > model.layers
+    yield "pipeline depth", pp > pipeline_layers(model)
     experts = model.moe.experts if model.moe else 1
     yield "ep", (ep > 1) & ((experts % ep != 0) | ((dp * cp) % ep != 0))
 
@@ -278,10 +280,10 @@ def with_structures(
         if not len(here):
             continue
         if options.dividing and v > 1 and name == "interleaved":
-            odd = -(-model.layers // pp[here]) % v != 0
+            odd = -(-pipeline_layers(model) // pp[here]) % v != 0
             tally.candidates -= int(counts.below_structure[at[here[odd]]].sum())
             here = here[~odd]
-        deep = pp[here] * v > model.layers
+        deep = pp[here] * v > pipeline_layers(model)
         tally.reject("pipeline depth", counts.below_structure[at[here[deep]]].sum())
         here = here[~deep]
         if i > 0:
@@ -373,7 +375,7 @@ def backend_degrees(
         "seq_len": job.seq_len,
         "heads": model.heads if attention else 0,
         "kv_heads": model.kv_heads if attention else 0,
-        "layers": model.layers,
+        "layers": pipeline_layers(model),
         "experts": model.moe.experts if model.moe else 0,
         "tied": model.tied_embeddings,
     }

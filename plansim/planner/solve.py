@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from plansim.plan.model import Plan
@@ -13,10 +13,13 @@ from plansim.planner.objective import Constraints, Figures
 from plansim.planner.pool import Pool, Question
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found, search
-from plansim.planner.space import with_compression
+from plansim.planner.space import widened
 from plansim.planner.verdict import compressed
+from plansim.workload.model import ATTENTION_FAMILIES
 
 Progress = Callable[[int, float], None]
+ROUNDS, WORTH = 3, 1e-3
+"""How often the space may be widened, and the gain of a single change that is worth it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,11 +42,14 @@ def evaluator_of(question: Question) -> Evaluator:
 
 
 def solve(question: Question, limits: Constraints, top: int = 1, progress: Progress | None = None) -> Solved:
-    """Search the space; compression enters it when compressing speeds up the best plan without."""
+    """Search the space; choices left out enter it when one of their values speeds up the best plan."""
     solved = best_first(question, limits, top, progress)
-    if _compression_helps(solved):
-        wider = replace(question, space=with_compression(question.space))
-        return best_first(wider, limits, top, progress)
+    for _ in range(ROUNDS):
+        names = helpful(solved)
+        if not names:
+            break
+        question = replace(question, space=widened(question.space, names))
+        solved = best_first(question, limits, top, progress)
     return solved
 
 
@@ -108,17 +114,69 @@ def stats_of(pool: Pool, found: Found[Plan, Figures], seconds: float) -> SearchS
     )
 
 
-def _compression_helps(solved: Solved) -> bool:
-    """Whether compressed plans were left out and compressing speeds up the best plan."""
-    question, found = solved.question, solved.found
+def helpful(solved: Solved) -> list[str]:
+    """Return the choices left out of the search that would improve the best plan, changed by themselves."""
+    found, objective = solved.found, solved.question.objective
+    if not found.best or not found.complete or objective.by_memory:
+        return []
+    score, _, best, _ = found.best[0]
+    names = []
+    for name, other in _variants(solved.question, best):
+        figures = solved.evaluator(other)
+        if isinstance(figures, Figures) and objective.score(figures) < score * (1.0 - WORTH):
+            names.append(name)
+    if _compression_helps(solved, score, best):
+        names += ["compression.gradients", "compression.parameters"]
+    return list(dict.fromkeys(names))
+
+
+def _variants(question: Question, best: Plan) -> Iterator[tuple[str, Plan]]:
+    """Yield (choice, the best plan with a value of it that was not searched)."""
     space = question.space
-    if not found.best or not found.complete or not space.cut("compression.gradients"):
+    for name in ("overlap.gradients", "overlap.parameters", "attention"):
+        if not space.cut(name) or len(space.of(name)) > 1:
+            continue
+        for value in widened(space, [name]).of(name):
+            if name == "attention":
+                if question.model.family in ATTENTION_FAMILIES and value != best.attention:
+                    yield name, replace(best, attention=value)
+            elif best.parallel.dp * best.parallel.cp > 1:
+                field = name.partition(".")[2]
+                yield name, replace(best, overlap=replace(best.overlap, **{field: value}))
+
+
+def _compression_helps(solved: Solved, score: float, best: Plan) -> bool:
+    """Whether compressed plans were left out and compressing speeds up the best plan."""
+    space = solved.question.space
+    if not space.cut("compression.gradients") or space.of("compression.gradients") != ("none",):
         return False
-    if space.of("compression.gradients") != ("none",) or question.objective.by_memory:
-        return False
-    _, _, best, figures = found.best[0]
-    allowed = with_compression(space).of("compression.gradients")
+    allowed = widened(space, ["compression.gradients"]).of("compression.gradients")
     methods = tuple(m for m in allowed if m != "none")
-    if best.parallel.dp * best.parallel.cp == 1:
-        return False
-    return any(s < figures.effective_step_s for s, _ in compressed(best, solved.evaluator, methods))
+    evaluate, objective = solved.evaluator, solved.question.objective
+    for probe in _with_more_replicas(best):
+        if probe.parallel.dp * probe.parallel.cp == 1:
+            continue
+        for _, other in compressed(probe, evaluate, methods):
+            figures = evaluate(other)
+            if isinstance(figures, Figures) and objective.score(figures) < score:
+                return True
+    return False
+
+
+def _with_more_replicas(best: Plan) -> Iterator[Plan]:
+    """Yield the plan, it without overlap, and with its pipeline, tensor groups or both turned into replicas.
+
+    Compression pays most where gradients are most of the traffic, and there the best plan may not be.
+    """
+    p = best.parallel
+    yield best
+    yield replace(best, overlap=replace(best.overlap, gradients=False))
+    for folds in (("pp",), ("tp",), ("tp", "pp")):
+        if any(getattr(p, axis) == 1 for axis in folds):
+            continue
+        flat = p
+        if "pp" in folds:
+            flat = replace(flat, dp=flat.dp * p.pp, pp=1, schedule="1f1b", virtual_stages=1)
+        if "tp" in folds:
+            flat = replace(flat, dp=flat.dp * p.tp, tp=1, sequence_parallel=False)
+        yield replace(best, parallel=flat)

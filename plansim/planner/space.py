@@ -34,6 +34,9 @@ USUAL_MICROBATCHES = (1, 2, 3, 4, 6, 8, 16)
 SHORTEST_PIECE = 1024
 """Tokens of a sequence that context parallelism leaves on a rank, at least, unless `cp` is fixed."""
 
+FEW_DEVICES = 16
+"""Up to here shorter pieces are searched as well: there may be more devices than samples."""
+
 BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core", "deepspeed": "deepspeed"}
 """The software stack whose costs a runtime has; the others follow from the plan."""
 
@@ -70,11 +73,11 @@ USUAL: dict[str, tuple[Any, ...]] = {
 """What is searched by default of the choices that have a value which seldom or never wins."""
 
 LEFT_OUT = (
-    "gpipe (1f1b takes as long and holds less), unfused attention, parameter servers, overlap switched off, "
-    "sharding within nodes below ZeRO-3, microbatches other than 1, 2, 3, 4, 6, 8 and 16, virtual stages that do "
-    "not divide a rank's layers, context parallelism below 1,024 tokens a rank; offload, recomputation and "
-    "ZeRO-2 where the same plan fits well without (10 % of memory to spare); compression unless it speeds up "
-    "the best plan"
+    "gpipe (1f1b takes as long and holds less), parameter servers, sharding within nodes below ZeRO-3, "
+    "microbatches other than 1, 2, 3, 4, 6, 8 and 16, virtual stages that do not divide a rank's layers, "
+    "context parallelism below 1,024 tokens a rank on more than 16 devices; offload, recomputation and "
+    "ZeRO-2 where the same plan fits well without (10 % of memory to spare); unfused attention, overlap "
+    "switched off and compression unless they speed up the best plan"
 )
 """The cut, in words."""
 
@@ -186,11 +189,11 @@ def space_of(
     return space
 
 
-def with_compression(space: Space) -> Space:
-    """Return the space with every method of compression that was neither named nor refused."""
-    names = [n for n in ("compression.gradients", "compression.parameters") if n not in space.given]
-    listed = {n: _allowed(space.backend, n, CHOICES[n]) if space.backend else CHOICES[n] for n in names}
-    return replace(space, values={**space.values, **listed})
+def widened(space: Space, names: Iterable[str]) -> Space:
+    """Return the space with every value of some choices, as far as they were neither named nor refused."""
+    free = [n for n in names if n not in space.given]
+    listed = {n: _allowed(space.backend, n, CHOICES[n]) if space.backend else CHOICES[n] for n in free}
+    return replace(space, values={**space.values, **listed}, given=space.given | set(free))
 
 
 def full_name(name: str) -> str:
