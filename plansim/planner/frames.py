@@ -274,12 +274,13 @@ def with_structures(
 ) -> tuple[Ints, Ints, Ints]:
     """Return (grid, microbatch, structure) triples that the schedules can run."""
     rows = []
+    many = options.dividing and bool(np.any(_world(grid) > FEW_DEVICES))
     pp, m = grid["pp"][at], job.global_batch // (grid["dp"][at] * size)
     for i, (name, v) in enumerate(options.structures):
         here = np.flatnonzero((pp > 1) == (i > 0))
         if not len(here):
             continue
-        if options.dividing and v > 1 and name == "interleaved":
+        if many and v > 1 and name == "interleaved":
             odd = -(-pipeline_layers(model) // pp[here]) % v != 0
             tally.candidates -= int(counts.below_structure[at[here[odd]]].sum())
             here = here[~odd]
@@ -297,6 +298,10 @@ def with_structures(
         rows.append(np.stack([here, np.full(len(here), i)]))
     joined = np.concatenate(rows, axis=1) if rows else np.zeros((2, 0), dtype=np.int64)
     return at[joined[0]], size[joined[0]], joined[1]
+
+
+def _world(grid: Mapping[str, Ints]) -> Ints:
+    return grid["dp"] * grid["tp"] * grid["pp"] * grid["cp"]
 
 
 def with_layers(

@@ -35,7 +35,7 @@ SHORTEST_PIECE = 1024
 """Tokens of a sequence that context parallelism leaves on a rank, at least, unless `cp` is fixed."""
 
 FEW_DEVICES = 16
-"""Up to here shorter pieces are searched as well: there may be more devices than samples."""
+"""Up to here uneven virtual stages and shorter pieces are searched as well: they cost little there."""
 
 BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core", "deepspeed": "deepspeed"}
 """The software stack whose costs a runtime has; the others follow from the plan."""
@@ -74,8 +74,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
 
 LEFT_OUT = (
     "gpipe (1f1b takes as long and holds less), parameter servers, sharding within nodes below ZeRO-3, "
-    "microbatches other than 1, 2, 3, 4, 6, 8 and 16, virtual stages that do not divide a rank's layers, "
-    "context parallelism below 1,024 tokens a rank on more than 16 devices; offload, recomputation and "
+    "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
+    "divide a rank's layers, and context parallelism below 1,024 tokens a rank; offload, recomputation and "
     "ZeRO-2 where the same plan fits well without (10 % of memory to spare); unfused attention, overlap "
     "switched off and compression unless they speed up the best plan"
 )
