@@ -65,7 +65,7 @@ def cases_in(folder: Path, every: int, most: int) -> list[Case]:
                 continue
             try:
                 case = case_of(row)
-                if case.layout_known and case.work in ("", "pretrain"):
+                if (case.layout_known or case.profile.device.kind == "tpu") and case.work in ("", "pretrain"):
                     found.append(case)
             except PlansimError:
                 continue

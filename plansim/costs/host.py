@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from plansim.costs.operators import BlockTime
     from plansim.workload.operators import Block
 
-NUMBERED_FAMILIES = ("cnn", "rnn", "mlp")
+NUMBERED_FAMILIES = ("cnn", "rnn", "mlp", "module")
 """Families whose blocks of one kind differ in shape; their measured blocks carry their place in the model."""
 
 

@@ -43,6 +43,11 @@ MODEL_ALIASES: tuple[tuple[str, str], ...] = (
     (r"llama.?2.*13b", "llama-2-13b"),
     (r"llama.?2.*7b", "llama-2-7b"),
     (r"gpt.?3.*175b", "gpt3-175b"),
+    (r"gemma.?3.*1b", "gemma-3-1b"),
+    (r"gemma.?3.*4b", "gemma-3-4b"),
+    (r"gemma.?3.*12b", "gemma-3-12b"),
+    (r"gemma.?3.*27b", "gemma-3-27b"),
+    (r"gemma.?2.*9b", "gemma-2-9b"),
     (r"bert.*large", "bert-large"),
     (r"bert.*base", "bert-base"),
     (r"resnet.*101", "resnet-101"),
@@ -205,6 +210,9 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
     old = stack.name in ("megatron-lm", "megatron-deepspeed")
     while row.hidden % heads:
         heads -= 1
+    known = _built_in(row.model)
+    if known is not None and (known.hidden, known.heads) != (row.hidden, heads):
+        known = None
     return Model(
         name=row.model,
         family="bert" if row.family == "bert" else "llama" if llama else "gpt",
@@ -223,6 +231,9 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
         tied_embeddings=not llama,
         causal=row.family != "bert",
         parallel_block="parallel" in row.family,
+        head_dim=known.head_dim if known else 0,
+        window=known.window if known else None,
+        global_every=known.global_every if known else None,
     )
 
 
@@ -282,7 +293,7 @@ def _sequence_parallel(row: Row, stack: Stack, tp: int, notes: list[str]) -> boo
         return False
     if row.sp is not None:
         return bool(row.sp)
-    assumed = stack.name in ("megatron-core", "megatron-core-plain", "torchtitan", "jax", "jax-gpu")
+    assumed = stack.name.startswith("megatron-core") or stack.name in ("torchtitan", "jax", "jax-gpu")
     notes.append(f"sequence parallelism not stated: {'on' if assumed else 'off'} assumed")
     return assumed
 

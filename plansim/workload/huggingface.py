@@ -14,6 +14,9 @@ from typing import Any
 
 from plansim.errors import InputError, PlansimWarning, UnknownNameError
 
+ALTERNATING = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "gpt_oss": 2}
+"""Of how many layers one sees the whole sequence, where the configuration's class says so by default."""
+
 
 def is_hugging_face(data: Any) -> bool:
     """Return whether data is a Hugging Face configuration and no model file of ours."""
@@ -65,24 +68,28 @@ def _decoder(c: Config, *, tied: bool = False, **fixed: Any) -> dict[str, Any]:
         "seq_len": c.get("max_position_embeddings", default=4096),
         "bias": bool(c.get("attention_bias", default=False)) and bool(c.get("mlp_bias", default=False)),
         "tied_embeddings": c.get("tie_word_embeddings", default=tied),
-        "window": _window(c),
+        **_window(c),
         **fixed,
     }
 
 
-def _window(c: Config) -> int | None:
-    """Return the sliding window that every layer has; alternating windows are priced as full attention."""
+def _window(c: Config) -> dict[str, int | None]:
+    """Return the sliding window, and which layers see the whole sequence all the same."""
     span, kinds = c.get("sliding_window"), c.get("layer_types", default=[])
     if span is None or c.get("use_sliding_window", default=True) is False:
-        return None
-    if c.data.get("model_type") in ("gemma2", "gemma3_text", "gpt_oss") or len(set(kinds)) > 1:
-        warnings.warn(
-            f"sliding windows of {span} tokens on some layers only: priced as full attention",
-            PlansimWarning,
-            stacklevel=2,
-        )
-        return None
-    return int(span)
+        return {"window": None}
+    every = c.get("sliding_window_pattern") or ALTERNATING.get(str(c.data.get("model_type")))
+    if "full_attention" in kinds:
+        every = kinds.index("full_attention") + 1
+    if every and kinds:
+        expected = [(i + 1) % every == 0 for i in range(len(kinds))]
+        if expected != [kind == "full_attention" for kind in kinds]:
+            warnings.warn(
+                f"layer_types follow no fixed pattern: every {every} layers taken for whole attention",
+                PlansimWarning,
+                stacklevel=2,
+            )
+    return {"window": int(span), "global_every": int(every) if every else None}
 
 
 def _experts(c: Config, *, ffn: str = "moe_intermediate_size", **fixed: Any) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def _starcoder2(c: Config) -> dict[str, Any]:
         ffn=c.need("intermediate_size"),
         positions="rotary",
         bias=c.get("use_bias", default=True),
-        window=_window(c),
+        **_window(c),
     )
 
 

@@ -67,6 +67,8 @@ class Model:
         ``learned``, ``rotary``, ``alibi`` or ``none``.
     window : int or None
         Sliding-window attention span, tokens.
+    global_every : int or None
+        With a window: every n-th layer sees the whole sequence all the same (Gemma 3: 6, gpt-oss: 2).
     options : mapping
         Family-specific keys (conv stages, features, classes, image size), as its file documents.
     """
@@ -90,6 +92,7 @@ class Model:
     parallel_block: bool = False
     causal: bool = True
     window: int | None = None
+    global_every: int | None = None
     moe: MoE | None = None
     mla: MLA | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -117,3 +120,6 @@ class Model:
 
 ATTENTION_FAMILIES = ("gpt", "llama", "moe", "bert", "vit")
 """Families built of attention blocks."""
+
+UNCUT_FAMILIES = ("cnn", "rnn", "module")
+"""Families without tensor parallelism: their layers are not divided."""

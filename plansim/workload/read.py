@@ -72,6 +72,7 @@ class ModelSchema(Schema):
     parallel_block: bool = False
     causal: bool = True
     window: Count | None = None
+    global_every: Count | None = None
     experts: Experts | None = None
     top_k: Experts | None = None
     moe_ffn: Width | None = None

@@ -107,7 +107,7 @@ class MatmulKernel:
             lasting = soft * whole + (1 - soft) * (waves if waves > 1 else 1.0)
             seconds = lasting * step_s * (depth + prologue)
             if waves <= 0.5 and depth >= 2 * SPLIT_DEPTH:
-                split = min(units // tiles, depth // SPLIT_DEPTH)
+                split = min(units // tiles, depth / SPLIT_DEPTH)
                 reduction_s = 8 * m * n * count * split / self.bytes_per_s
                 seconds = min(seconds, step_s * (depth / split + prologue) + reduction_s)
             best = min(best, seconds)

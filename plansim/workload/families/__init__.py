@@ -6,6 +6,7 @@ from plansim.workload.families.cnn import CNN
 from plansim.workload.families.decoder import GPT, LLAMA, MOE
 from plansim.workload.families.encoder import BERT, VIT
 from plansim.workload.families.mlp import MLP
+from plansim.workload.families.module import MODULE
 from plansim.workload.families.rnn import RNN
 
 FAMILIES: dict[str, Family] = {
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Family] = {
     "cnn": CNN,
     "rnn": RNN,
     "mlp": MLP,
+    "module": MODULE,
 }
 
 

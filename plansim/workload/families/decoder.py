@@ -23,14 +23,19 @@ class Decoder:
         "dense_layers",
         "moe_every",
         "window",
+        "global_every",
         "mla",
     )
 
     def blocks(self, model: Model, shard: Shard) -> tuple[Block, ...]:
         """Return embedding, layers and head."""
         boundary = hidden_bytes(model, shard)
-        kinds = {kind: self._layer(model, shard, kind, boundary) for kind in set(layer_kinds(model))}
-        layers = tuple(kinds[kind] for kind in layer_kinds(model))
+        order = tuple(zip(layer_kinds(model), layer_windows(model), strict=True))
+        made = {
+            (kind, window): self._layer(replace(model, window=window), shard, kind, boundary)
+            for kind, window in set(order)
+        }
+        layers = tuple(made[each] for each in order)
         if not model.vocab:
             return layers  # a stack of layers alone
         return (block("embedding", pieces.embedding(model, shard), boundary), *layers, _head(model, shard))
@@ -60,6 +65,12 @@ def layer_kinds(model: Model) -> tuple[str, ...]:
         else "layer"
         for i in range(model.layers)
     )
+
+
+def layer_windows(model: Model) -> tuple[int | None, ...]:
+    """Return the attention span of every layer, in order; None is the whole sequence."""
+    every = model.global_every
+    return tuple(None if every and i % every == every - 1 else model.window for i in range(model.layers))
 
 
 def _head(model: Model, shard: Shard) -> Block:

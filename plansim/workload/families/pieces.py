@@ -13,7 +13,7 @@ from plansim.workload.operators import Attention, Communication, Elementwise, Ma
 FP32 = 4.0
 
 FUSED_SOFTMAX_BATCH = 4
-"""Megatron's fused softmax handles this many rows of a block of threads at once: sequences x heads must divide."""
+"""Megatron's fused softmax takes this many heads of sequences at once; their number must divide by it."""
 
 
 def sharded_tokens(shard: Shard) -> float:
