@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from plansim.calibrate.timing import clock_s
+from plansim.costs.host import NUMBERED_FAMILIES
 from plansim.execute import system
 from plansim.execute.data import make_batches
 from plansim.execute.launch import Rendezvous, launch
@@ -129,7 +130,7 @@ def _case(model: Model, case: _Case, plan: Plan) -> list[BlockSample]:
     samples = []
     x, targets = batches.batch(0)
     for index, spec in enumerate(print_.blocks):
-        key = spec.kind if model.family not in ("cnn", "rnn", "mlp") else f"{spec.kind}{index}"
+        key = spec.kind if model.family not in NUMBERED_FAMILIES else f"{spec.kind}{index}"
         blocks = [
             _wrapped(print_, index, case, model.family) for _ in range(1 if spec.kind == "head" else CHAIN)
         ]

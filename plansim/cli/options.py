@@ -76,15 +76,18 @@ def split_overrides(given: Iterable[str] | None, kinds: tuple[str, ...] = KINDS)
 
 
 def read_shape(name: str, overrides: dict[str, str] | None = None) -> Model:
-    """Return a model whose shape is known from its name or file."""
+    """Return the model of a name, a file, or Python code (built and traced, which needs torch)."""
+    from plansim.errors import MissingExtraError
     from plansim.workload.module import ModuleModel
     from plansim.workload.read import load_model
 
     model = load_model(name, overrides)
     if isinstance(model, ModuleModel):
-        raise InputError(
-            f"{name}: a Python factory has no shape before it is built; give a model name or file"
-        )
+        try:
+            from plansim.execute.factory import traced_model
+        except ImportError:
+            raise MissingExtraError("a model given as Python code", "torch", "execute") from None
+        return traced_model(name)
     return model
 
 

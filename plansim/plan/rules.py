@@ -14,7 +14,7 @@ from plansim.hardware.profile import Profile
 from plansim.plan.grid import AXES
 from plansim.plan.model import Plan
 from plansim.schedules import find_schedule
-from plansim.workload.model import ATTENTION_FAMILIES, Model
+from plansim.workload.model import ATTENTION_FAMILIES, UNCUT_FAMILIES, Model
 from plansim.workload.totals import pipeline_layers
 
 
@@ -91,7 +91,7 @@ def tp_splits_the_layers(case: Case) -> Broken | None:
     model, tp = case.model, case.plan.parallel.tp
     if tp == 1:
         return None
-    if model.family in ("cnn", "rnn"):
+    if model.family in UNCUT_FAMILIES:
         return Broken(detail=f"tp {tp}: no tensor parallelism for family '{model.family}'", remedy="use tp 1")
     widths = {"heads": model.heads, "ffn": model.ffn} if case.attention else {"hidden": model.hidden}
     if model.moe:

@@ -10,6 +10,7 @@ from plansim.execute.models.cnn import cnn
 from plansim.execute.models.decoder import decoder
 from plansim.execute.models.encoder import bert, vit
 from plansim.execute.models.mlp import mlp
+from plansim.execute.models.module import module
 from plansim.execute.models.rnn import rnn
 from plansim.plan.model import Plan
 from plansim.workload.model import Model
@@ -23,6 +24,7 @@ BUILDERS: dict[str, Callable[[Model, Plan], Blueprint]] = {
     "cnn": cnn,
     "rnn": rnn,
     "mlp": mlp,
+    "module": module,
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plansim.plan.model import Plan
 from plansim.schedules.find import ALIASES
 from plansim.workload.model import ATTENTION_FAMILIES, Model
+from plansim.workload.totals import pipeline_layers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -268,7 +269,7 @@ def degrees_of(plan: Plan, model: Model) -> dict[str, Any]:
         "seq_len": plan.job.seq_len,
         "heads": model.heads if attention else 0,
         "kv_heads": model.kv_heads if attention else 0,
-        "layers": model.layers,
+        "layers": pipeline_layers(model),
         "experts": model.moe.experts if model.moe else 0,
         "tied": model.tied_embeddings,
     }

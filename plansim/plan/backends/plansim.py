@@ -28,7 +28,7 @@ STAGES_OF_CUT_LAYERS = Relation(
 PLANSIM = Backend(
     name="plansim",
     version="torch 2.13",
-    families=("gpt", "llama", "moe", "bert", "vit", "cnn", "rnn", "mlp"),
+    families=("gpt", "llama", "moe", "bert", "vit", "cnn", "rnn", "mlp", "module"),
     allows={
         "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zbv", "dualpipev"),
         "zero_stage": (0, 1, 2, 3),

@@ -34,6 +34,9 @@ def emission(plan: Plan, model: Model | ModuleModel, profile: Profile, target: s
     """Return the files for one target with the command that starts them and what they do differently."""
     if target not in EMITTERS:
         raise UnknownNameError("emit target", target, EMITTERS)
+    if isinstance(model, Model) and model.family == "module":
+        require(check_plan(plan, model, profile))
+        model = ModuleModel(factory=model.name)  # traced from code: only code can build it again
     if isinstance(model, Model):
         require(check_plan(plan, model, profile))
     return EMITTERS[target].write(plan, model, profile)
