@@ -91,6 +91,17 @@ def read_shape(name: str, overrides: dict[str, str] | None = None) -> Model:
     return model
 
 
+def read_cluster(name: str, changes: dict[str, str], nodes: int | None = None) -> Profile:
+    """Return a profile with its changes; another number of nodes also resizes a torus."""
+    from plansim.hardware.read import load_profile, with_nodes
+
+    count = changes.get("node.count", "")
+    if nodes is None and count.isdigit() and len(load_profile(name).groups) == 1:
+        nodes, changes = int(count), {k: v for k, v in changes.items() if k != "node.count"}
+    cluster = load_profile(name, changes)
+    return cluster if nodes is None else with_nodes(cluster, nodes)
+
+
 def read_case(
     plan_path: str, given: Iterable[str] | None, *, profile: str | None = None, model: str | None = None
 ) -> tuple[Plan, Model, Profile]:
@@ -104,15 +115,19 @@ def read_case(
     from dataclasses import replace
 
     from plansim.costs.compression.rules import COMPRESSION_RULES
-    from plansim.hardware.read import load_profile
     from plansim.plan.read import load_plan
     from plansim.plan.rules import check_plan, require
 
     changes = split_overrides(given)
     in_plan = changes["plan"] | {f"job.{key}": value for key, value in changes["job"].items()}
     plan = load_plan(plan_path, in_plan)
+    own = split_overrides((f"{key}={value}" for key, value in plan.overrides), ("profile", "model"))
+    for kind, given_name, named in (("profile", profile, plan.profile), ("model", model, plan.model)):
+        if given_name not in (None, named):
+            own[kind] = {}  # they were made for another file
     plan = replace(plan, model=model or plan.model, profile=profile or plan.profile)
-    shape, cluster = read_shape(plan.model, changes["model"]), load_profile(plan.profile, changes["profile"])
+    shape = read_shape(plan.model, own["model"] | changes["model"])
+    cluster = read_cluster(plan.profile, own["profile"] | changes["profile"])
     require(check_plan(plan, shape, cluster, COMPRESSION_RULES), source=plan_path)
     return plan, shape, cluster
 

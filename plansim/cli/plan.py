@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plansim.cli.options import Json, ModelName, Override, ProfileName, read_shape, split_overrides
+from plansim.cli.options import (
+    Json,
+    ModelName,
+    Override,
+    ProfileName,
+    read_cluster,
+    read_shape,
+    split_overrides,
+)
 
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
@@ -100,7 +108,7 @@ def plan(
         sensitivity=sensitivity,
         progress=show_plan.progress(),
     )
-    found = found.renamed(model=model or shape.name, profile=profile)
+    found = found.renamed(model=model or shape.name, profile=profile, overrides=_kept(nodes, override))
     if out is not None:
         _write(found, out)
     if trace is not None:
@@ -113,6 +121,15 @@ def plan(
         raise typer.Exit(130)
 
 
+def _kept(nodes: int | None, given: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """Return what a plan must say of its profile and model beside their names."""
+    changes = split_overrides(given, ("profile", "model", "job"))
+    kept = {f"{kind}.{key}": value for kind in ("profile", "model") for key, value in changes[kind].items()}
+    if nodes is not None:
+        kept["profile.node.count"] = str(nodes)
+    return tuple(kept.items())
+
+
 def _question(
     profile: str,
     model: str | None,
@@ -121,14 +138,11 @@ def _question(
     seq_len: int | None,
     given: list[str] | None,
 ) -> tuple[Model, Profile, Job]:
-    from plansim.hardware.read import load_profile, with_nodes
     from plansim.plan.read import job_from_data
     from plansim.planner.defaults import DEFAULT_MODEL, default_job
 
     changes = split_overrides(given, ("profile", "model", "job"))
-    cluster = load_profile(profile, changes["profile"])
-    if nodes is not None:
-        cluster = with_nodes(cluster, nodes)
+    cluster = read_cluster(profile, changes["profile"], nodes)
     shape = read_shape(model or DEFAULT_MODEL, changes["model"])
     job = default_job(shape, cluster, global_batch=batch, seq_len=seq_len)
     if changes["job"]:

@@ -105,14 +105,14 @@ def _live(
         raise MissingExtraError("running plans", "torch", "execute") from None
 
     cases: list[tuple[Model, Plan]] = []
-    name = profile
+    cluster: Profile | None = None
     for path in plans:
-        plan, shape, cluster = read_case(path, override, profile=profile, model=model)
+        plan, shape, lies_on = read_case(path, override, profile=profile, model=model)
         cases.append((shape, plan))
-        name = name or plan.profile
+        cluster = cluster or lies_on
     changes = split_overrides(override)
-    cluster = load_profile(name or "local-cpu", changes["profile"])
-    if not plans:
+    if cluster is None:
+        cluster = load_profile(profile or "local-cpu", changes["profile"])
         shape = read_shape(model or LIVE_MODEL, changes["model"])
         cases = _best_plans(shape, cluster, changes["job"], top)
     folder = Path(out) if out else Path("reports") / cluster.name

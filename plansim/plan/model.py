@@ -133,6 +133,9 @@ class Plan:
         Optimizer state kept in host memory.
     placement : tuple of str
         Axes from the innermost (neighbouring ranks) to the outermost.
+    overrides : tuple of (str, str)
+        Values of the profile and the model that were changed for it, as ``-o`` takes them: dotted key with
+        the file first, and YAML text, e.g. ``("profile.node.count", "8")``.
     """
 
     model: str
@@ -148,6 +151,7 @@ class Plan:
     placement: tuple[str, ...] = ("tp", "cp", "dp", "pp")
     stack: str | None = None
     compression: Compression = field(default_factory=Compression)
+    overrides: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_microbatches(self) -> int:

@@ -27,6 +27,14 @@ def _known_modes(modes: str | list[str]) -> str | list[str]:
     return modes
 
 
+def _known_files(overrides: dict[str, str | bool | int | float]) -> dict[str, str | bool | int | float]:
+    for key in overrides:
+        file, dot, rest = key.partition(".")
+        if file not in ("profile", "model") or not dot or not rest:
+            raise InputError(f"'{key}': expected profile.KEY or model.KEY, such as profile.node.count")
+    return overrides
+
+
 class JobSchema(Schema):
     """The ``job:`` of a plan, or a job file."""
 
@@ -107,6 +115,9 @@ class PlanSchema(Schema):
     placement: tuple[Axis, Axis, Axis, Axis] = ("tp", "cp", "dp", "pp")
     stack: Name | None = None
     compression: CompressionSchema = CompressionSchema()
+    overrides: Annotated[dict[str, str | bool | int | float], AfterValidator(_known_files)] = Field(
+        default_factory=dict
+    )
 
 
 def load_plan(path: str | Path, overrides: Mapping[str, str] | None = None) -> Plan:
@@ -144,6 +155,7 @@ def plan_from_data(data: Any, *, source: str = "plan", overrides: Mapping[str, s
         placement=file.placement,
         stack=file.stack,
         compression=_compression(file.compression),
+        overrides=tuple((key, str(value)) for key, value in file.overrides.items()),
     )
 
 
@@ -171,6 +183,9 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     data["recompute"] = plan.recompute if isinstance(plan.recompute, str) else list(plan.recompute)
     data["placement"] = list(plan.placement)
     data["compression"] = {edge: {"method": m.method, **m.options} for edge, m in plan.compression.items()}
+    data["overrides"] = dict(plan.overrides)
+    if not plan.overrides:
+        del data["overrides"]
     return {"schema": PLAN_SCHEMA, **data}
 
 

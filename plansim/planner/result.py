@@ -183,11 +183,14 @@ class PlanningResult:
         """The first plan."""
         return self.plans[0]
 
-    def renamed(self, *, model: str, profile: str) -> PlanningResult:
-        """Return the answer with plans that name model and profile as the user did."""
+    def renamed(
+        self, *, model: str, profile: str, overrides: tuple[tuple[str, str], ...] = ()
+    ) -> PlanningResult:
+        """Return the answer with plans that name model and profile, and what was changed, as the user did."""
 
         def named(record: R) -> R:
-            return replace(record, plan=replace(record.plan, model=model, profile=profile))
+            plan = replace(record.plan, model=model, profile=profile, overrides=overrides)
+            return replace(record, plan=plan)
 
         return replace(
             self,
