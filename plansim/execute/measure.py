@@ -69,8 +69,13 @@ def timed_steps(
     count: int,
     device: torch.device,
     clock: PhaseClock | None = None,
+    after: Callable[[int, Timed], bool] | None = None,
 ) -> Timed:
-    """Run `count` steps from number `first` on and return their times; nothing is read back in between."""
+    """Run `count` steps from number `first` on and return their times; nothing is read back in between.
+
+    `after` is called with the number of every finished step; where it says that it did something, the clocks
+    start anew.
+    """
     timed = Timed()
     _finish(device)
     if clock is not None:
@@ -85,6 +90,11 @@ def timed_steps(
         if clock is not None:
             clock.close(now - wall, used - cpu)
         wall, cpu = now, used
+        if after is not None and after(number, timed):
+            _finish(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            if clock is not None:
+                clock.skip()
     return timed
 
 

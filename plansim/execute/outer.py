@@ -64,6 +64,22 @@ class OuterSync:
         self._load(self._anchor)
         return True
 
+    def state(self) -> list[tuple[str, torch.Tensor]]:
+        """Return what the next exchange depends on, for a checkpoint."""
+        kept = [("steps", torch.tensor(self._steps)), ("anchor", self._anchor)]
+        momentum = self._outer.state[self._weights].get("momentum_buffer") if self._outer else None
+        if momentum is not None:
+            kept.append(("momentum", momentum))
+        return kept
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned in an earlier run."""
+        self._steps, self._anchor = int(state["steps"]), state["anchor"]
+        if self._outer is not None:
+            self._weights.data.copy_(self._anchor)
+            if "momentum" in state:
+                self._outer.state[self._weights]["momentum_buffer"] = state["momentum"].clone()
+
     def _mean(self, change: torch.Tensor) -> torch.Tensor:
         """Return the mean change over the replicas: small numbers, so narrow formats lose little."""
         dtype = PAYLOAD_DTYPES[self._payload]

@@ -75,6 +75,11 @@ class PhaseClock:
         self._events.clear()
         self._queued = _queued_s()
 
+    def skip(self) -> None:
+        """Leave out what happened since the last step was closed."""
+        self._open.clear()
+        self._queued = _queued_s()
+
     def close(self, wall_s: float, process_cpu_s: float) -> None:
         """End a step of `wall_s` seconds, `process_cpu_s` of CPU over all threads; CUDA has finished."""
         queued = _queued_s()

@@ -18,7 +18,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"zero-3|zero3|deepspeed zero", "deepspeed"),
     (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale", "megatron-lm"),
     (r"deeplearningexamples|nanogpt|horovod|pytorch ddp", "pytorch-ddp"),
-    (r"nemo (26\.(0[6-9]|1\d)|2[7-9]\.\d\d) container", "megatron-core-26.06"),
+    (r"nemo (26\.(0[6-9]|1\d)|2[7-9]\.\d\d)", "megatron-core-26.06"),
     (
         r"megatron|nemo|dgxc|mlperf|simumax|transformer engine|gpu-recipes|llama 3 paper|nemotron",
         "megatron-core",
