@@ -36,6 +36,19 @@ def run(
     ] = True,
     port: Annotated[int, typer.Option("--port", help="Port to meet at; 0 chooses a free one.")] = 0,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds after which to give up.")] = 600.0,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="DIR", help="Write checkpoints here; continue from the last."),
+    ] = None,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")
+    ] = 10,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts", min=0, help="Times to go on from the last checkpoint when a rank dies."
+        ),
+    ] = 0,
     trace: Annotated[
         str | None,
         typer.Option(
@@ -64,10 +77,18 @@ def run(
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
     device = "cpu" if cluster.backend == "gloo" else "cuda"
-    options = RunOptions(data=data, check=check, device=device, timeout_s=timeout)
-    measured = run_plan(
-        given, shape, steps=steps, warmup=warmup, repeats=repeats, out=out, options=options, port=port
+    options = RunOptions(
+        data=data,
+        check=check,
+        device=device,
+        timeout_s=timeout,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
     )
+    measured = run_plan(
+        given, shape, steps=steps, warmup=warmup, repeats=repeats, out=out, options=options, port=port,
+        max_restarts=max_restarts, say=console.say,
+    )  # fmt: skip
     if trace is not None and first_process():
         _write_trace(trace, measured, given, shape, cluster)
         console.say(f"wrote {trace}; open it in ui.perfetto.dev")

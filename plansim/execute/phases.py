@@ -93,8 +93,13 @@ class PhaseClock:
 
     def medians(self) -> dict[str, float]:
         """Return the median seconds of every phase over the closed steps."""
-        names = dict.fromkeys(name for step in self.steps for name in step)
-        return {name: statistics.median(step.get(name, 0.0) for step in self.steps) for name in names}
+        return median_phases(self.steps)
+
+
+def median_phases(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median seconds of every phase over steps."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    return {name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
 
 
 def step_phases(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,15 @@ import torch.distributed as dist
 
 from plansim.errors import ExecutionError
 from plansim.execute import system
+from plansim.execute.checkpoint import Checkpoints, Progress
 from plansim.execute.comm_hooks import EXACT
 from plansim.execute.data import Batches, make_batches
 from plansim.execute.launch import Rendezvous
-from plansim.execute.measure import timed_steps, traced_step, watching_memory
+from plansim.execute.measure import Timed, timed_steps, traced_step, watching_memory
 from plansim.execute.mesh import Mesh, process_mesh
 from plansim.execute.models import blueprint
 from plansim.execute.models.base import Blueprint
-from plansim.execute.phases import PhaseClock
+from plansim.execute.phases import PhaseClock, median_phases
 from plansim.execute.reference import compare_losses, reference_losses
 from plansim.execute.trainer import COMPUTE_DTYPES, Trainer
 from plansim.plan.grid import grid_of
@@ -53,6 +54,9 @@ class RunOptions:
     shielded : bool
         Outrank other login sessions' jobs where the system allows it, and keep each rank on a core of its
         own (CPU).
+    checkpoint : str, optional
+        Folder for checkpoints, written after every `checkpoint_every` steps; a run that finds one there
+        continues from it.
     timeout_s : float
         Seconds without an answer after which a collective, and the run, are given up.
     """
@@ -66,6 +70,8 @@ class RunOptions:
     trace: bool = True
     shielded: bool = True
     device: str = "cpu"
+    checkpoint: str | None = None
+    checkpoint_every: int = 10
     timeout_s: float = 600.0
 
 
@@ -121,44 +127,40 @@ class _Run:
     ) -> None:
         self.print, self.plan, self.options, self.mesh, self.batches = print_, plan, options, mesh, batches
         self.notes: list[str] = []
+        self.checkpoints = Checkpoints(options.checkpoint, plan, mesh) if options.checkpoint else None
 
     def measure(self) -> RankResult:
         options, mesh = self.options, self.mesh
         expected = self._reference()
         clock = PhaseClock(mesh.device)
         dist.barrier()
-        with watching_memory(mesh.device) as peak:
-            trainer = Trainer(
-                self.print, self.plan, mesh, seed=options.seed, bucket_mb=options.bucket_mb, clock=clock
+        trainer, done = self._start(clock, expected)
+        total = CHECK_STEPS + self._warmup() + options.steps
+        if done.step >= total:
+            raise ExecutionError(
+                f"{options.checkpoint} already holds {done.step} of {total} steps; ask for more --steps"
             )
-            first = [self._collected_step(trainer, number) for number in range(CHECK_STEPS)]
-        self._check(self._global_losses(first), expected)
-        warmup = self._warmup()
-        timed_steps(lambda n: self._step(trainer, n), CHECK_STEPS, warmup, mesh.device)
+        done = self._train(trainer, done, self._untimed(done, total))
         pids = self._pids()
         dist.barrier()
-        before, sent = system.read_clock(pids), self._interface()
-        timed = timed_steps(
-            lambda n: self._step(trainer, n), CHECK_STEPS + warmup, options.steps, mesh.device, clock
-        )
-        phases = clock.medians()
+        before, sent, first = system.read_clock(pids), self._interface(), done.step
+        done = self._train(trainer, done, total, clock)
         dist.barrier()
         after = system.read_clock(pids)
         sent = None if sent is None else (self._interface() or 0) - sent
-        losses = self._global_losses([*first, *timed.losses])
-        spans = self._trace(trainer, CHECK_STEPS + warmup + options.steps)
+        spans = self._trace(trainer, total)
         foreign = after.foreign_fraction(before, os.cpu_count() or 1)
         if foreign > 0.05:
             self.notes.append(f"other processes used {foreign:.0%} of the machine while the steps were timed")
         return RankResult(
             measurement=RankMeasurement(
                 rank=mesh.rank,
-                step_times_s=tuple(timed.wall_s),
-                cpu_times_s=tuple(timed.cpu_s),
-                phases_s=phases,
-                peak_memory_bytes=peak.nbytes,
-                losses=tuple(losses),
-                bytes_sent=None if sent is None else sent / options.steps / mesh.grid.world_size,
+                step_times_s=tuple(done.wall_s),
+                cpu_times_s=tuple(done.cpu_s),
+                phases_s=median_phases(done.phases),
+                peak_memory_bytes=done.peak_memory_bytes,
+                losses=tuple(done.losses),
+                bytes_sent=None if sent is None else sent / (total - first) / mesh.grid.world_size,
             ),
             notes=tuple(self.notes),
             spans=tuple(asdict(s) for s in spans),
@@ -168,6 +170,56 @@ class _Run:
                 "shielded": options.shielded,
             },
         )
+
+    def _start(self, clock: PhaseClock, expected: list[float] | None) -> tuple[Trainer, Progress]:
+        """Build the trainer, and continue from the last checkpoint or take and check the first steps."""
+        options, mesh = self.options, self.mesh
+        with watching_memory(mesh.device) as peak:
+            trainer = Trainer(
+                self.print, self.plan, mesh, seed=options.seed, bucket_mb=options.bucket_mb, clock=clock
+            )
+            done = self.checkpoints.resume(trainer) if self.checkpoints else Progress()
+            first = [self._collected_step(trainer, n) for n in range(0 if done.step else CHECK_STEPS)]
+        if done.step:
+            self.notes.append(f"continued from a checkpoint after {done.step} steps")
+            return trainer, done
+        losses = self._global_losses(first)
+        self._check(losses, expected)
+        return trainer, Progress(step=CHECK_STEPS, losses=losses, peak_memory_bytes=peak.nbytes)
+
+    def _untimed(self, done: Progress, total: int) -> int:
+        """Return up to which step nothing is timed: the warm-up, and one step after a restart."""
+        warm = total - self.options.steps
+        return warm if done.step <= warm else min(done.step + 1, total - 1)
+
+    def _train(
+        self, trainer: Trainer, done: Progress, until: int, clock: PhaseClock | None = None
+    ) -> Progress:
+        """Take steps up to number `until`, with checkpoints; their times are kept where a clock is given."""
+        every = self.options.checkpoint_every
+
+        def progress(timed: Timed, step: int) -> Progress:
+            found = replace(done, step=step, losses=done.losses + self._global_losses(timed.losses))
+            if clock is None:
+                return found
+            return replace(
+                found,
+                wall_s=done.wall_s + timed.wall_s,
+                cpu_s=done.cpu_s + timed.cpu_s,
+                phases=done.phases + clock.steps,
+            )
+
+        def after(number: int, timed: Timed) -> bool:
+            if self.checkpoints is None or (number + 1) % every:
+                return False
+            self.checkpoints.save(trainer, progress(timed, number + 1))
+            return True
+
+        count = max(0, until - done.step)
+        timed = timed_steps(
+            lambda n: self._step(trainer, n), done.step, count, self.mesh.device, clock, after
+        )
+        return progress(timed, done.step + count)
 
     def _step(self, trainer: Trainer, number: int) -> torch.Tensor | None:
         return trainer.step(*self.batches.batch(number))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,9 @@ from plansim.results.measurement import Measurement, RankMeasurement
 from plansim.schedules import find_schedule
 from plansim.workload.model import Model
 
+WITH_MEMORY = ("onebit", "topk", "randk", "powersgd")
+"""Gradient methods that keep something from step to step unless told otherwise."""
+
 MAX_LOCAL_RANKS = 64
 """Ranks one machine without accelerators is asked to host at most."""
 
@@ -41,6 +46,8 @@ def run_plan(
     options: RunOptions | None = None,
     port: int = 0,
     place: Place | None = None,
+    max_restarts: int = 0,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Measurement:
     """Return the measurement of a plan run with torch.distributed on this machine (or inside torchrun).
 
@@ -60,6 +67,11 @@ def run_plan(
         Port to meet at; 0 chooses a free one.
     place : Place, optional
         Hosts to put the ranks on, such as a `plansim.execute.testbed.Testbed`.
+    max_restarts : int
+        Times a run whose rank dies is started again from its last checkpoint (in `options.checkpoint`, or a
+        folder of its own that is removed afterwards).
+    say : callable
+        Told of restarts.
 
     Raises
     ------
@@ -74,7 +86,12 @@ def run_plan(
         )
     options = replace(options or RunOptions(), steps=steps, warmup=warmup)
     check_plan_runs(plan, model)
-    runs = [_run_once(plan, model, options, port, place) for _ in range(repeats)]
+    if options.checkpoint or max_restarts:
+        check_plan_continues(plan, options, max_restarts)
+    runs = [
+        _run_to_the_end(plan, model, _checkpointed(options, number, repeats), port, place, max_restarts, say)
+        for number in range(repeats)
+    ]
     measurement = _measurement(plan, runs, options)
     if out is not None and measurement.ranks[0].rank == 0 and first_process():
         write_atomic(Path(out), dump_json(measurement.to_json()))
@@ -149,6 +166,52 @@ def _check_outer(plan: Plan) -> None:
         raise PlanError(f"{name} can be run with plain data parallelism only (dp, zero_stage 0, all_reduce)")
     if plan.compression.gradients.method != "none":
         raise PlanError(f"{name} sends no gradients: set compression.gradients to none")
+
+
+def check_plan_continues(plan: Plan, options: RunOptions, max_restarts: int) -> None:
+    """Raise `PlanError` when a run of the plan could not go on from a checkpoint as if never ended."""
+    if max_restarts < 0 or options.checkpoint_every < 1:
+        raise PlanError(
+            f"max_restarts must be at least 0 and checkpoint_every 1, got {max_restarts} and "
+            f"{options.checkpoint_every}"
+        )
+    method = plan.compression.gradients
+    if method.method in WITH_MEMORY or method.options.get("error_feedback"):
+        raise PlanError(
+            f"a run with '{method.method}' gradients cannot continue from a checkpoint: what its error "
+            "feedback keeps is not saved; use another method, or no checkpoints"
+        )
+
+
+def _checkpointed(options: RunOptions, number: int, repeats: int) -> RunOptions:
+    """Return the options of one repeat: repeats must not continue each other."""
+    if options.checkpoint is None or repeats == 1:
+        return options
+    return replace(options, checkpoint=str(Path(options.checkpoint) / f"repeat-{number + 1}"))
+
+
+def _run_to_the_end(
+    plan: Plan,
+    model: Model,
+    options: RunOptions,
+    port: int,
+    place: Place | None,
+    max_restarts: int,
+    say: Callable[[str], None],
+) -> list[RankResult]:
+    """Run, again from the last checkpoint when a rank dies, at most `max_restarts` times."""
+    with ExitStack() as stack:
+        if max_restarts and options.checkpoint is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plansim-checkpoint-"))
+            options = replace(options, checkpoint=folder)
+        for left in range(max_restarts, -1, -1):
+            try:
+                return _run_once(plan, model, options, port, place)
+            except ExecutionError as error:
+                if error.rank is None or not left:
+                    raise
+                say(f"{error}; starting again from the last checkpoint ({left - 1} more times at most)")
+    raise AssertionError
 
 
 def _run_once(
