@@ -116,10 +116,10 @@ def tp_divides_or_repeats_kv_heads(case: Case) -> Broken | None:
 
 
 def every_chunk_has_a_layer(case: Case) -> Broken | None:
-    """The pipeline is no longer than the model."""
+    """The pipeline is no longer than the model; embedding and head may have chunks of their own."""
     p, layers = case.plan.parallel, case.layers
     chunks = p.pp * p.virtual_stages
-    if chunks <= layers:
+    if chunks <= layers or (chunks == layers + 2 and case.attention):
         return None
     return Broken(
         detail=f"pp {p.pp} x virtual_stages {p.virtual_stages} = {chunks} chunks for {layers} layers",

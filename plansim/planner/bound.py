@@ -29,9 +29,9 @@ from plansim.costs.interference import interference
 from plansim.costs.layout import Layout
 from plansim.plan.model import Parallel
 from plansim.planner.ends import End
-from plansim.planner.fit import stage_groups
+from plansim.planner.fit import stage_groups, stages_in
 from plansim.planner.frames import Columns, Ints, Options, distinct
-from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
+from plansim.planner.stages import REPRESENTATIVES, Stages
 from plansim.planner.tables import Times, Workbench
 from plansim.planner.tails import Parameters, Tail, tail_of
 
@@ -318,9 +318,7 @@ class Tails:
         _, tp, pp, _, ep = degrees
         key = (tp, pp, ep, structure)
         if key not in self._held:
-            name, v = self.options.structures[structure]
-            kinds = self.bench.kinds
-            stages = stages_of(name, pp, v, kinds.body, len(kinds), kinds.ends)
+            stages = stages_in(self.options, structure, pp, self.bench.kinds)
             blocks = self.bench.distinct(layout)
             dense = np.array([float(b.parameters) for b in blocks])
             expert = np.array([float(b.expert_parameters) for b in blocks])

@@ -48,8 +48,15 @@ def stage_groups(columns: Columns, options: Options, kinds: Kinds) -> Iterator[t
     order = np.argsort(code, kind="stable")
     cuts = np.flatnonzero(np.diff(code[order])) + 1
     for where in np.split(order, cuts) if len(order) else ():
-        name, v = options.structures[int(columns.structure[where[0]])]
-        yield stages_of(name, int(columns.pp[where[0]]), v, kinds.body, len(kinds), kinds.ends), where
+        structure, pp = int(columns.structure[where[0]]), int(columns.pp[where[0]])
+        yield stages_in(options, structure, pp, kinds), where
+
+
+def stages_in(options: Options, structure: int, pp: int, kinds: Kinds) -> Stages:
+    """Return the stages of one structure at one depth."""
+    name, v, _ = options.structures[structure]
+    layers = options.layers_of(structure, pp)
+    return stages_of(name, pp, v, kinds.body, len(kinds), kinds.ends, layers)
 
 
 def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:

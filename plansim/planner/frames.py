@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plansim.plan.backends.base import Degrees
 from plansim.plan.model import Job
+from plansim.planner.balance import Balance
 from plansim.planner.ends import End
 from plansim.planner.space import (
     FEW_DEVICES,
@@ -24,6 +26,9 @@ from plansim.planner.tables import RECOMPUTE
 from plansim.schedules import find_schedule
 from plansim.workload.model import ATTENTION_FAMILIES, UNCUT_FAMILIES, Model
 from plansim.workload.totals import pipeline_layers
+
+V_SHAPED = ("zbv", "dualpipev")
+"""Schedules whose first rank holds both ends of the model: the longest chunk does not decide there."""
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -55,11 +60,19 @@ class Columns:
         return Columns(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
+class Structure(NamedTuple):
+    """A schedule, its chunks on each rank, and whether chunks are sized to their cost."""
+
+    schedule: str
+    virtual_stages: int
+    balanced: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Options:
     """The lists that columns index; `dividing`: only virtual stages that divide a rank's layers."""
 
-    structures: tuple[tuple[str, int], ...]
+    structures: tuple[Structure, ...]
     placements: tuple[tuple[str, ...], ...]
     sequence_parallel: tuple[int, ...]
     unfused: tuple[int, ...]
@@ -68,6 +81,12 @@ class Options:
     microbatches: tuple[int, ...]
     ends: tuple[End, ...]
     dividing: bool = False
+    balance: Balance | None = None
+
+    def layers_of(self, structure: int, pp: int) -> tuple[int, ...] | None:
+        """Return the layers of every chunk where they are sized to their cost, else None."""
+        _, v, balanced = self.structures[structure]
+        return self.balance.layers(pp * v) if balanced and self.balance is not None else None
 
 
 def distinct(*columns: Ints) -> tuple[Ints, Ints]:
@@ -101,7 +120,15 @@ class Tally:
             self.rejected[rule] += int(count)
 
 
-def options_of(space: Space, model: Model, job: Job, ends: tuple[End, ...], *, tp_overlaps: bool) -> Options:
+def options_of(
+    space: Space,
+    model: Model,
+    job: Job,
+    ends: tuple[End, ...],
+    *,
+    tp_overlaps: bool,
+    balance: Balance | None = None,
+) -> Options:
     """Return the lists of a space; values that change nothing for this model or stack are left out."""
     attention = model.family in ATTENTION_FAMILIES
     overlap = space.of("overlap.tensor_parallel")
@@ -118,20 +145,27 @@ def options_of(space: Space, model: Model, job: Job, ends: tuple[End, ...], *, t
         microbatches=space.of("microbatch", [m for m in sizes if m <= job.global_batch]),
         ends=ends,
         dividing=space.cut("virtual_stages"),
+        balance=balance,
     )
 
 
-def _structures(space: Space) -> tuple[tuple[str, int], ...]:
+def _structures(space: Space) -> tuple[Structure, ...]:
     """Return (schedule, virtual stages): the first is for one stage, where the order of work is no choice."""
     names = space.of("schedule")
     single = "1f1b" if "1f1b" in names else names[0]
-    found: list[tuple[str, int]] = [(single, 1)]
+    found: list[tuple[str, int]] = []
     for name in names:
         depth = {"interleaved": VIRTUAL_STAGES, "zbv": (2,), "dualpipev": (2,)}.get(name, (1,))
         found += [(name, v) for v in depth if space.allows("virtual_stages", v)]
         if space.fixed("virtual_stages") and name == "interleaved":
             found += [(name, v) for v in space.of("virtual_stages") if v not in depth and v > 1]
-    return tuple(found)
+    sized = [
+        Structure(name, v, choice == "balanced")
+        for name, v in found
+        for choice in space.of("stage_layers")
+        if choice == "even" or name not in V_SHAPED
+    ]
+    return (Structure(single, 1), *sized)
 
 
 def degree_grid(world: int, space: Space, model: Model, job: Job) -> dict[str, Ints]:
@@ -246,7 +280,7 @@ def rule_masks(grid: Mapping[str, Ints], model: Model, job: Job) -> Iterator[tup
         yield "sequence", job.seq_len % cp != 0
     else:
         yield "sequence", cp > 1
-    yield "pipeline depth", pp > pipeline_layers(model)
+    yield "pipeline depth", _too_deep(pp, model)
     experts = model.moe.experts if model.moe else 1
     yield "ep", (ep > 1) & ((experts % ep != 0) | ((dp * cp) % ep != 0))
 
@@ -276,7 +310,7 @@ def with_structures(
     rows = []
     many = options.dividing and bool(np.any(_world(grid) > FEW_DEVICES))
     pp, m = grid["pp"][at], job.global_batch // (grid["dp"][at] * size)
-    for i, (name, v) in enumerate(options.structures):
+    for i, (name, v, balanced) in enumerate(options.structures):
         here = np.flatnonzero((pp > 1) == (i > 0))
         if not len(here):
             continue
@@ -284,7 +318,13 @@ def with_structures(
             odd = -(-pipeline_layers(model) // pp[here]) % v != 0
             tally.candidates -= int(counts.below_structure[at[here[odd]]].sum())
             here = here[~odd]
-        deep = pp[here] * v > pipeline_layers(model)
+        if balanced:  # where the even split is as good there is no other
+            depths, back = np.unique(pp[here], return_inverse=True)
+            differs = np.array([options.layers_of(i, int(d)) is not None for d in depths], dtype=bool)
+            same = ~differs[back] if len(here) else np.zeros(0, dtype=bool)
+            tally.candidates -= int(counts.below_structure[at[here[same]]].sum())
+            here = here[~same]
+        deep = _too_deep(pp[here] * v, model)
         tally.reject("pipeline depth", counts.below_structure[at[here[deep]]].sum())
         here = here[~deep]
         if i > 0:
@@ -298,6 +338,13 @@ def with_structures(
         rows.append(np.stack([here, np.full(len(here), i)]))
     joined = np.concatenate(rows, axis=1) if rows else np.zeros((2, 0), dtype=np.int64)
     return at[joined[0]], size[joined[0]], joined[1]
+
+
+def _too_deep(chunks: Ints, model: Model) -> Mask:
+    """Return which pipelines have more chunks than layers; embedding and head may stand alone."""
+    layers = pipeline_layers(model)
+    deep: Mask = chunks > layers
+    return deep & (chunks != layers + 2) if model.family in ATTENTION_FAMILIES else deep
 
 
 def _world(grid: Mapping[str, Ints]) -> Ints:
@@ -363,7 +410,8 @@ def backend_degrees(
     attention = model.family in ATTENTION_FAMILIES
     replicas = columns.dp * columns.cp
     group = replicas if end.zero_group is None else shard_group(end, columns.tp, columns.cp, node)
-    virtual = np.array([v for _, v in options.structures], dtype=np.int64)[columns.structure]
+    virtual = np.array([s.virtual_stages for s in options.structures], dtype=np.int64)[columns.structure]
+    balanced = np.array([s.balanced for s in options.structures], dtype=bool)[columns.structure]
     return {
         "dp": columns.dp,
         "tp": columns.tp,
@@ -376,7 +424,7 @@ def backend_degrees(
         "virtual_stages": virtual,
         "num_microbatches": columns.num_microbatches,
         "sequence_parallel": columns.sequence_parallel.astype(bool),
-        "uneven": np.zeros(len(columns), dtype=bool),
+        "uneven": balanced,
         "seq_len": job.seq_len,
         "heads": model.heads if attention else 0,
         "kv_heads": model.kv_heads if attention else 0,

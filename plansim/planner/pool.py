@@ -232,8 +232,10 @@ class Pool:
         ends = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
         if not ends:
             return None
-        options = options_of(space, q.model, q.job, ends, tp_overlaps=stack.tp_overlap)
         bench = Workbench(q.model, q.profile, q.base, stack)
+        options = options_of(
+            space, q.model, q.job, ends, tp_overlaps=stack.tp_overlap, balance=bench.balance()
+        )
         columns, allowed, memory, finish, ideal, row = self._survivors(world, options, bench)
         if not len(columns):
             return None
@@ -297,13 +299,13 @@ class Pool:
         classes: dict[tuple[object, ...], list[int]] = {}
         for i, end in enumerate(options.ends):
             classes.setdefault((end.zero_stage, end.zero_group), []).append(i)
-        names = sorted({name for name, _ in options.structures})
+        names = sorted({s.schedule for s in options.structures})
         for numbers in classes.values():
             degrees = backend_degrees(
                 columns, options.ends[numbers[0]], self.question.model, self.question.job, self.node, options
             )
             for name in names:
-                mine = np.array([s == name for s, _ in options.structures])[columns.structure]
+                mine = np.array([s.schedule == name for s in options.structures])[columns.structure]
                 for rule, broken in backend.rejections(degrees, name).items():
                     bad = np.broadcast_to(np.asarray(broken, dtype=bool), (len(columns),)) & mine
                     if bad.any():
@@ -429,12 +431,12 @@ class Pool:
 
 def plan_of(question: Question, options: Options, columns: Columns, i: int, end: End, node: int) -> Plan:
     """Return one (pipeline, end) pair as a plan."""
-    schedule, virtual_stages = options.structures[int(columns.structure[i])]
-    tp = int(columns.tp[i])
+    structure, pp, tp = int(columns.structure[i]), int(columns.pp[i]), int(columns.tp[i])
+    schedule, virtual_stages, _ = options.structures[structure]
     parallel = Parallel(
         dp=int(columns.dp[i]),
         tp=tp,
-        pp=int(columns.pp[i]),
+        pp=pp,
         cp=int(columns.cp[i]),
         ep=int(columns.ep[i]),
         zero_stage=end.zero_stage,
@@ -443,6 +445,7 @@ def plan_of(question: Question, options: Options, columns: Columns, i: int, end:
         microbatch=int(columns.microbatch[i]),
         schedule=schedule,
         virtual_stages=virtual_stages,
+        stage_layers=options.layers_of(structure, pp),
     )
     return replace(
         question.base,

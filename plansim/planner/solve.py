@@ -18,7 +18,7 @@ from plansim.planner.verdict import compressed
 from plansim.workload.model import ATTENTION_FAMILIES
 
 Progress = Callable[[int, float], None]
-ROUNDS, WORTH = 3, 1e-3
+ROUNDS, WORTH = 3, 5e-3
 """How often the space may be widened, and the gain of a single change that is worth it."""
 
 

@@ -45,6 +45,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "zero_group": (None, "node"),
     "sequence_parallel": (False, True),
     "schedule": tuple(SCHEDULES),
+    "stage_layers": ("even", "balanced"),
     "recompute": ("none", "selective", "full"),
     "attention": ("flash", "unfused"),
     "offload": (False, True),
@@ -282,7 +283,15 @@ def _check_value(name: str, value: object) -> None:
     if name == "schedule" and schedule_key(str(value)) not in SCHEDULES:
         raise UnknownNameError("schedule", value, SCHEDULES)
     known = CHOICES.get(name)
-    words = ("recompute", "attention", "aggregation", "zero_stage", "sequence_parallel", "offload")
+    words = (
+        "recompute",
+        "stage_layers",
+        "attention",
+        "aggregation",
+        "zero_stage",
+        "sequence_parallel",
+        "offload",
+    )
     if known and (name in words or name.startswith("overlap.")) and value not in known:
         raise InputError(f"--fix {name}={value}: expected one of {', '.join(map(str, known))}")
 

@@ -88,9 +88,15 @@ class Stages:
 
 @lru_cache(maxsize=4096)
 def stages_of(
-    schedule: str, pp: int, virtual_stages: int, body: tuple[int, ...], num_kinds: int, ends: tuple[int, int]
+    schedule: str,
+    pp: int,
+    virtual_stages: int,
+    body: tuple[int, ...],
+    num_kinds: int,
+    ends: tuple[int, int],
+    layers: tuple[int, ...] | None = None,
 ) -> Stages:
-    """Return the stages of blocks split as evenly as they go.
+    """Return the stages of blocks split as `layers` says, or as evenly as they go.
 
     Parameters
     ----------
@@ -100,7 +106,7 @@ def stages_of(
         Kind of the embedding and of the head, -1 where there is none.
     """
     chunks = pp * virtual_stages
-    counts = chunk_counts(chunk_layers(len(body), chunks), body, num_kinds, ends)
+    counts = chunk_counts(chunk_layers(len(body), chunks, layers), body, num_kinds, ends)
     found = find_schedule(schedule)
     owner = np.array([found.rank_of_chunk(c, pp, virtual_stages) for c in range(chunks)])
     ranks = _representatives(counts, owner, pp)

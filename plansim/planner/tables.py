@@ -15,6 +15,7 @@ from plansim.costs.operators import Arithmetic, BlockTime
 from plansim.hardware.fabric import fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
+from plansim.planner.balance import Balance
 from plansim.planner.ideal import ideal_s
 from plansim.workload.families import find_family
 from plansim.workload.operators import Shard
@@ -181,6 +182,20 @@ class Workbench:
             dense=rows("parameters"),
             expert=rows("expert_parameters"),
             ideal=_times(ideal, size),
+        )
+
+    def balance(self) -> Balance | None:
+        """Return the splits sized to what layers cost here; None where there is nothing to split."""
+        if not self.kinds.body:
+            return None
+        how = Arithmetic(device=self.profile.device, dtype=self.base.job.dtype, stack=self.stack)
+        blocks = self.distinct(self.layout(Parallel()))
+        cost = [f + i + w for f, _, _, i, w in (ideal_s(b, how) for b in blocks)]
+        first, last = self.kinds.ends
+        return Balance(
+            np.array([cost[k] for k in self.kinds.body]),
+            cost[first] if first >= 0 else 0.0,
+            cost[last] if last >= 0 else 0.0,
         )
 
     def times(self, layouts: Sequence[Layout]) -> Times:

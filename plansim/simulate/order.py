@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -128,11 +128,12 @@ class _Writer:
         self.ranks = ranks
         self.num_chunks = len(ranks)
         self.links: dict[tuple[int, int], int] = {}
-        self._waiting: Counter[int] = Counter()
+        self._waiting: defaultdict[int, int] = defaultdict(int)
         self._place = [0] * len(short)
         self._short = short
         self._last = last_gradients(short)
         self._boxes: dict[tuple[str, int, int], int] = {}
+        self._known: dict[tuple[str, int, int], tuple[int, int]] = {}
         self._in_order = in_order
 
     def phase(self, program: Program) -> tuple[Task, ...] | None:
@@ -143,10 +144,15 @@ class _Writer:
         while moved:
             moved = False
             for rank, actions in enumerate(program):
-                while at[rank] < len(actions) and self._ready(actions[at[rank]]):
-                    tasks.append(self._task(rank, actions[at[rank]]))
-                    at[rank] += 1
-                    moved = True
+                first = i = at[rank]
+                while i < len(actions):
+                    boxes = self._boxes_of(actions[i])
+                    if boxes[0] >= 0 and not self._waiting[boxes[0]]:
+                        break
+                    tasks.append(self._task(rank, actions[i], boxes))
+                    i += 1
+                at[rank] = i
+                moved = moved or i > first
         return tuple(tasks) if all(n == len(a) for n, a in zip(at, program, strict=True)) else None
 
     @property
@@ -154,14 +160,10 @@ class _Writer:
         """How many message queues the tasks use."""
         return len(self._boxes)
 
-    def _ready(self, action: Action) -> bool:
-        inbox, _ = self._boxes_of(action)
-        return inbox < 0 or self._waiting[inbox] > 0
-
-    def _task(self, rank: int, action: Action) -> Task:
+    def _task(self, rank: int, action: Action, boxes: tuple[int, int]) -> Task:
         place = self._place[rank]
         self._place[rank] += 1
-        inbox, outbox = self._boxes_of(action)
+        inbox, outbox = boxes
         if inbox >= 0:
             self._waiting[inbox] -= 1
         link = -1
@@ -191,6 +193,12 @@ class _Writer:
         """Return the message queues that an action reads and writes, -1 for none."""
         if action.kind == "W":
             return -1, -1
+        key = (action.kind, action.chunk, -1 if self._in_order else action.microbatch)
+        if key not in self._known:
+            self._known[key] = self._new_boxes(action)
+        return self._known[key]
+
+    def _new_boxes(self, action: Action) -> tuple[int, int]:
         way, step = ("F", 1) if action.kind == "F" else ("B", -1)
         ends = (0, self.num_chunks - 1)
         reads = action.chunk != (ends[0] if way == "F" else ends[1])
