@@ -16,7 +16,7 @@ import math
 import re
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -97,6 +97,9 @@ class Fit:
         self.cases, self.clocks = cases, clocks
         self.keys: list[tuple[str, str]] = sorted({(c.stack.name, p) for c in cases for p in STACK_PRIORS})
         self.keys += sorted({(c.profile.device.id, p) for c in cases for p in DEVICE_PRIORS})
+        moe = Counter(c.stack.name for c in cases if c.model.moe)
+        dense = Counter(c.stack.name for c in cases if not c.model.moe)
+        self.mostly_moe = {name for name in moe if moe[name] > dense[name]}
         self.prior = np.array([math.log(self._prior(k)[0]) for k in self.keys])
         self.sigma = np.array([self._prior(k)[1] for k in self.keys])
         self.low = np.array([math.log(self._prior(k)[2]) for k in self.keys])
@@ -121,7 +124,9 @@ class Fit:
     def decided(self, case: Case) -> list[int]:
         """Return the parameters that a case takes part in deciding."""
         moe = case.model.moe is not None
-        mine = [i for i in self.own(case) if (self.keys[i][1] in EXPERTS) == moe or self.keys[i][1] in HOST]
+        mine = self.own(case)
+        if not (moe and case.stack.name in self.mostly_moe):
+            mine = [i for i in mine if (self.keys[i][1] in EXPERTS) == moe or self.keys[i][1] in HOST]
         return [i for i in mine if self.clocks or self.keys[i][1] not in DEVICE_PRIORS]
 
     def log_s(self, case: Case, x: np.ndarray) -> float:
@@ -219,14 +224,14 @@ def write(fit: Fit) -> None:
     """Write the fitted figures into the catalogue."""
     spread = defaultdict(list)
     for c, r in zip(fit.cases, fit.residual, strict=True):
-        spread[c.stack.name].append(r)
+        spread[c.stack.name, "expert_log_std" if c.model.moe else "residual_log_std"].append(r)
     figures: dict[Path, dict[str, float]] = defaultdict(dict)
     for (name, parameter), x in zip(fit.keys, fit.x, strict=True):
         folder = DEVICES if parameter in DEVICE_PRIORS else STACKS
         figures[folder / f"{name}.yaml"][parameter] = math.exp(x)
-    for name, residuals in spread.items():
+    for (name, parameter), residuals in spread.items():
         scale = float(np.quantile(np.abs(residuals), 0.8)) / 1.2816
-        figures[STACKS / f"{name}.yaml"]["residual_log_std"] = max(0.04, scale)
+        figures[STACKS / f"{name}.yaml"][parameter] = max(NOISE, scale)
     for path, values in figures.items():
         set_figures(path, values, before="curves:" if path.parent == DEVICES else "sources:")
 

@@ -77,6 +77,8 @@ class Stack:
         Share of the step added each time the number of nodes doubles: synchronous steps wait for the slowest.
     residual_log_std : float
         Spread of log(measured / predicted) on the data it was fitted to.
+    expert_log_std : float
+        The same for mixtures of experts, whose kernels change most between releases.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Stack:
     fragmentation: float = 0.05
     straggler_fraction: float = 0.0
     residual_log_std: float = 0.10
+    expert_log_std: float = 0.20
     sources: dict[str, str] = field(default_factory=dict, hash=False)
 
 

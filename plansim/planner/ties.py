@@ -11,11 +11,11 @@ difference lies within the 80 % interval of that.
 from __future__ import annotations
 
 from dataclasses import fields
-from math import hypot
+from math import hypot, log
 
 from plansim.costs.layout import Layout
 from plansim.results import Prediction
-from plansim.simulate.predict import Z80
+from plansim.simulate.predict import Z80, interval_factor
 
 
 def spread_of_difference(a: Prediction, b: Prediction, std: float, *, same_stack: bool) -> float:
@@ -41,7 +41,7 @@ def spread_of_difference(a: Prediction, b: Prediction, std: float, *, same_stack
 
 def tied(best: Layout, best_prediction: Prediction, other: Layout, other_prediction: Prediction) -> bool:
     """Return whether the model cannot tell the step times of two plans apart."""
-    std = max(best.stack.residual_log_std, other.stack.residual_log_std)
+    std = max(log(interval_factor(each.stack, each.model)) for each in (best, other)) / Z80
     spread = spread_of_difference(
         best_prediction, other_prediction, std, same_stack=best.stack.name == other.stack.name
     )

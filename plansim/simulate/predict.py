@@ -30,9 +30,9 @@ Z80 = 1.2815515655446004
 """Standard deviations on either side of the mean that hold 80 % of a normal distribution."""
 
 
-def interval_factor(stack: Stack) -> float:
+def interval_factor(stack: Stack, model: Model) -> float:
     """Return the slow end of the 80 % interval of a stack's step times over the prediction."""
-    return math.exp(Z80 * stack.residual_log_std)
+    return math.exp(Z80 * (stack.expert_log_std if model.moe else stack.residual_log_std))
 
 
 def predict(model: Model, profile: Profile, plan: Plan, *, stack: Stack | None = None) -> Prediction:
@@ -82,7 +82,7 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
     achieved = flop / step_s / world
     peak = layout.profile.device.peak(job.dtype)
     memory = tuple(stage_memory(layout, s) for s in range(plan.parallel.pp))
-    spread = interval_factor(layout.stack)
+    spread = interval_factor(layout.stack, layout.model)
     economics = layout.profile.economics
     repeated = result.breakdown.recompute_s / max(1e-30, result.breakdown.compute_s)
     return Prediction(

@@ -219,11 +219,27 @@ def test_absurd_and_wrong_values_in_a_configuration(tmp_path):
         load_model(config_at(tmp_path / "m", {**LLAMA_CONFIG, "hidden_size": "wide"}))
 
 
-def test_alternating_windows_are_said_to_be_approximated(tmp_path):
+def test_alternating_windows_see_the_whole_sequence_now_and_then(tmp_path):
     config = {**LLAMA_CONFIG, "model_type": "gemma2", "sliding_window": 4096}
 
-    with pytest.warns(PlansimWarning, match="some layers only"):
-        assert load_model(config_at(tmp_path / "m", config)).window is None
+    model = load_model(config_at(tmp_path / "m", config))
+
+    assert (model.window, model.global_every) == (4096, 2)
+
+
+def test_a_pattern_of_windows_is_read_from_the_layer_types(tmp_path):
+    kinds = [*["sliding_attention"] * 5, "full_attention"] * 4
+    config = {**LLAMA_CONFIG, "sliding_window": 1024, "layer_types": kinds}
+
+    assert load_model(config_at(tmp_path / "m", config)).global_every == 6
+
+
+def test_windows_without_a_pattern_are_said_to_be_approximated(tmp_path):
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    config = {**LLAMA_CONFIG, "sliding_window": 1024, "layer_types": kinds}
+
+    with pytest.warns(PlansimWarning, match="no fixed pattern"):
+        load_model(config_at(tmp_path / "m", config))
 
 
 def test_broken_json_names_its_place(tmp_path):
