@@ -1,6 +1,6 @@
 """Fit what software stacks and sustained clocks do to training steps, on tables of measured runs.
 
-Usage: fit_stacks.py FOLDER [--write] [--folds N]
+Usage: fit_stacks.py FOLDER [--write] [--folds N --by source|device]
 FOLDER holds published_training*.csv (columns as `plansim validate --table` documents). Few parameters, each
 with a meaning (plansim/hardware/stack.py): per stack the efficiency of products and attention, passes of
 memory-bound operators, host time per kernel, stragglers, collectives; per device the sustained clock and the
@@ -253,11 +253,45 @@ def set_figures(path: Path, values: dict[str, float], before: str) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def left_out(cases: list[Case], folds: int, by: str) -> None:
+    """Print errors on rows of sources (or devices) that took no part in the fit.
+
+    What nothing else decides (a stack or device seen only there) keeps its prior.
+    """
+
+    def group(case: Case) -> str:
+        return case.profile.device.id if by == "device" else family_of(case.row.source)
+
+    groups = sorted({group(c) for c in cases})
+    errors: list[float] = []
+    for n in range(folds):
+        out = set(groups[n::folds])
+        fit = Fit([c for c in cases if group(c) not in out])
+        fit.x = np.where([k[1] in DEVICE_PRIORS for k in fit.keys], fit.prior, fit.x)
+        fit.run(rounds=2)
+        left = [c for c in cases if group(c) in out]
+        whole = Fit(left)
+        for i, k in enumerate(whole.keys):
+            whole.x[i] = fit.x[fit.index[k]] if k in fit.index else whole.prior[i]
+        found = [
+            abs(math.expm1(whole.log_s(c, whole.x) - math.log(c.row.step_time_derived or 1))) for c in left
+        ]
+        errors += found
+        print(
+            f"{by}s {', '.join(sorted(out))}: n {len(left)} median {statistics.median(found):.3f}", flush=True
+        )
+    print(
+        f"left out by {by}, {folds} folds: n {len(errors)} median {statistics.median(errors):.3f} "
+        f"90th percentile {np.quantile(errors, 0.9):.3f}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--folds", type=int, default=0)
+    parser.add_argument("--folds", type=int, default=0, help="leave parts out in turn, this many")
+    parser.add_argument("--by", choices=("source", "device"), default="source", help="what a fold leaves out")
     parser.add_argument("--every", type=int, default=6, help="use every n-th single-node row")
     parser.add_argument("--most", type=int, default=24, help="rows of one publisher on one device")
     parser.add_argument("--only", help="fit this stack alone, clocks as they are")
@@ -267,19 +301,7 @@ def main() -> None:
         cases = [c for c in cases if c.stack.name == args.only]
     print(f"{len(cases)} runs", file=sys.stderr)
     if args.folds:
-        families = sorted({family_of(c.row.source) for c in cases})
-        for n in range(args.folds):
-            out = set(families[n :: args.folds])
-            fit = Fit([c for c in cases if family_of(c.row.source) not in out])
-            fit.run(rounds=2)
-            left = [c for c in cases if family_of(c.row.source) in out]
-            full = Fit(cases)
-            for i, k in enumerate(full.keys):
-                full.x[i] = fit.x[fit.index[k]] if k in fit.index else full.prior[i]
-            errors = [
-                abs(math.expm1(full.log_s(c, full.x) - math.log(c.row.step_time_derived or 1))) for c in left
-            ]
-            print(f"left out {sorted(out)}: n {len(left)} median {statistics.median(errors):.3f}", flush=True)
+        left_out(cases, args.folds, args.by)
         return
     fit = Fit(cases, clocks=not args.only)
     fit.run()

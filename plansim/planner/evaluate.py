@@ -64,7 +64,7 @@ class Evaluator:
             world_size=plan.parallel.world_size,
             usd_per_device_s=economics.usd_per_device_hour / 3600,
             watts=economics.power_watts * economics.pue,
-            spread=interval_factor(layout.stack),
+            spread=interval_factor(layout.stack, layout.model),
         )
 
 
