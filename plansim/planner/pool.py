@@ -214,7 +214,7 @@ class Pool:
             world_size=world,
             usd_per_device_s=economics.usd_per_device_hour / 3600,
             watts=economics.power_watts * economics.pue,
-            spread=interval_factor(stack),
+            spread=interval_factor(stack, self.question.model),
         )
         return self.question.objective.score(figures)
 
