@@ -41,7 +41,11 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
     weights = 4.0 * parameters / (shard if p.zero_stage == 3 else 1)
     state = STATE_BYTES[plan.job.optimizer] * parameters / shard
     grad_shard = shard if p.zero_stage >= 2 else 1
-    peak, gradients = _walk(list(_passes(layout, stage)), rows, kept_gradients=not buckets, shard=grad_shard)
+    buffers, left = _boundaries(layout, stage, rows, host)
+    passes = list(_passes(layout, stage))
+    # DDP's buckets take over the gradients in the last microbatch only; those before accumulate beside them.
+    kept = not buckets or plan.num_microbatches > 1
+    peak, gradients = _walk(passes, rows, left, kept_gradients=kept, shard=grad_shard)
     flat = _flat_bytes(layout, parameters) if replicas > 1 and not wrapped and p.zero_stage <= 1 else 0.0
     whole = gradients + flat  # after the last backward: all gradients, and the flat copy that is reduced
     activations = max(peak, whole)
@@ -50,7 +54,7 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
         gradients=buckets,
         optimizer=state,
         activations=activations,
-        communication=_hook_bytes(layout, parameters),
+        communication=_hook_bytes(layout, parameters) + buffers,
     )
 
 
@@ -72,6 +76,30 @@ def _keep_output(layout: Layout, rows: dict[int, list[Mapping[str, Any]]]) -> No
         rows[last] = [*rows[last][:-1], {**head, "kept_bytes": kept}]
 
 
+def _boundaries(
+    layout: Layout, stage: int, rows: Mapping[int, list[Mapping[str, Any]]], host: HostCalibration
+) -> tuple[float, dict[int, float]]:
+    """Return the bytes of a pipeline stage's receive buffers, and what a finished microbatch leaves by chunk.
+
+    torch's runtime has a buffer for every microbatch at every boundary, and waits for its sends at the end of
+    the step: until then it holds what was sent, outputs and gradients of inputs.
+    """
+    if layout.plan.parallel.pp == 1:
+        return 0.0, {}
+    last, mode = len(layout.chunks) - 1, layout.plan.recompute_of(stage)
+    buffers, left = 0.0, {}
+    for chunk in rows:
+        before = 0.0
+        if chunk > 0:
+            block = layout.chunks[chunk - 1][-1]
+            row = host.block(layout, block, mode)
+            before = block.boundary_bytes if row is None else float(row["output_bytes"])
+        after = float(rows[chunk][-1]["output_bytes"]) if chunk < last else 0.0
+        buffers += layout.plan.num_microbatches * (before + after)
+        left[chunk] = before + after
+    return buffers, left
+
+
 def _passes(layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
     """Yield the passes of a stage in order, as (``F`` or ``B``, chunk); a split backward counts once."""
     p, m = layout.plan.parallel, layout.plan.num_microbatches
@@ -87,6 +115,7 @@ def _passes(layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
 def _walk(
     passes: list[tuple[str, int]],
     rows: dict[int, list[Mapping[str, Any]]],
+    left: Mapping[int, float],
     *,
     kept_gradients: bool,
     shard: int,
@@ -106,6 +135,7 @@ def _walk(
                     gradients += 4.0 * row["parameters"] / shard
         if kind == "B":
             seen.add(chunk)
+            level += left.get(chunk, 0.0)
     return peak, gradients
 
 

@@ -193,8 +193,8 @@ def _restore(trainer: Trainer, saved: dict[str, torch.Tensor]) -> None:
     for name in saved:
         kind, _, rest = name.partition("/")
         if kind == "optimizer":
-            index, _, key = rest.partition("/")
-            fields.setdefault(index, []).append(key)
+            number, _, key = rest.partition("/")
+            fields.setdefault(number, []).append(key)
     for index, parameter, state in _optimizer_state(trainer.optimizer):
         for key in fields.get(str(index), []):
             state[key] = _like(saved[f"optimizer/{index}/{key}"], parameter)

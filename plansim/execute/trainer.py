@@ -149,7 +149,13 @@ class Trainer:
         where: dict[str, Any] = {"process_group": self.mesh.groups["replicas"]}
         if self.mesh.device.type == "cuda":
             where["device_ids"] = [self.mesh.device.index]
-        model = DistributedDataParallel(chunk, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True, **where)
+        model = DistributedDataParallel(
+            chunk,
+            bucket_cap_mb=bucket_mb,
+            gradient_as_bucket_view=True,
+            init_sync=False,  # equal seeds have made equal weights
+            **where,
+        )
         hook = self._hook()
         if hook is not None:
             model.register_comm_hook(None, named_hook(hook))

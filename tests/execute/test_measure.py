@@ -1,0 +1,34 @@
+"""The allocator's peak from its events, also those that were not seen."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plansim.execute.measure import peak_bytes
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_what_is_seen_whole_is_a_running_sum(sizes, random):
+    """Blocks that do not overlap, allocated and freed in any order."""
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    changes, level, peak, live = [], 0, 0, []
+    for i in random.sample(range(len(sizes)), len(sizes)):
+        changes.append((starts[i], sizes[i]))
+        live.append(i)
+        level += sizes[i]
+        peak = max(peak, level)
+        if random.random() < 0.5:
+            gone = live.pop(random.randrange(len(live)))
+            changes.append((starts[gone], -sizes[gone]))
+            level -= sizes[gone]
+
+    assert peak_bytes(changes) == peak
+
+
+def test_a_block_freed_unseen_is_gone_when_its_place_is_given_out_again():
+    assert peak_bytes([(0, 100), (0, 100), (0, 100)]) == 100
+    assert peak_bytes([(0, 60), (60, 60), (30, 60)]) == 120
+    assert peak_bytes([(0, 100), (10, 20), (40, 20), (60, 40)]) == 100
+
+
+def test_what_was_there_before_is_not_counted():
+    assert peak_bytes([(5, -100), (0, 10), (5, -3)]) == 10
