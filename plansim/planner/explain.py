@@ -21,6 +21,7 @@ from plansim.costs.step import Parts, StepCosts
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan
 from plansim.results import Prediction
+from plansim.results.compare import TERM_NAMES
 from plansim.simulate.predict import predict_layout
 from plansim.workload.model import Model
 
@@ -42,6 +43,33 @@ PART_SOURCES = {
     "compression_s": ("encode and decode", "counted work over the device's coding rates"),
 }
 """Part of a task -> (formula in words, source)."""
+
+BREAKDOWN_SOURCES = {
+    "compute_s": ("microbatches x kernels of forward and backward of the critical rank", ""),
+    "recompute_s": (
+        "microbatches x what is computed again before the backward",
+        "Korthikanti et al., arXiv 2205.05198",
+    ),
+    "tp_exposed_s": ("microbatches x tensor-parallel collectives that nothing hides", "arXiv 2104.04473"),
+    "pp_exposed_s": ("step time - step time with free messages between stages", ""),
+    "dp_exposed_s": (
+        "waiting for gradient and parameter traffic, and compute slowed beside it",
+        "Li et al., PyTorch Distributed, arXiv 2006.15704",
+    ),
+    "cp_exposed_s": (
+        "microbatches x exchange of keys and values that attention does not hide",
+        "arXiv 2310.01889",
+    ),
+    "ep_exposed_s": ("microbatches x dispatch and combine of experts", "arXiv 2006.16668"),
+    "bubble_s": (
+        "waiting for other stages; (pp - 1)(f + b)/v for equal stages",
+        "Narayanan et al., arXiv 2104.04473, section 2.2",
+    ),
+    "optimizer_s": ("bytes of state, master and gradient / memory bandwidth", "arXiv 1910.02054"),
+    "compression_s": ("encode and decode of every compressed message", "counted work over coding rates"),
+    "host_s": ("launches that outlast their kernels, and the fixed time of a step", ""),
+}
+"""Part of the breakdown -> (formula in words, source)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +137,6 @@ def _step_terms(costs: StepCosts, prediction: Prediction) -> list[Term]:
     m, pp = costs.num_microbatches, costs.pp
     once = [_pass_s(costs, c) for c in range(len(costs.chunks))]
     inputs = {"microbatches": m, "pp": pp, "schedule": costs.schedule, "virtual_stages": costs.virtual_stages}
-    bubble = prediction.breakdown.bubble_s
     return [
         Term(
             group="step",
@@ -128,16 +155,29 @@ def _step_terms(costs: StepCosts, prediction: Prediction) -> list[Term]:
             formula="microbatches x (forward + recompute + backward)",
             inputs={**inputs, "chunk_pass_s": max(once)},
         ),
-        Term(
-            group="step",
-            name="bubble",
-            value=bubble,
-            unit="s",
-            formula="waiting for other stages; (pp - 1)(f + b)/v for equal stages",
-            inputs={**inputs, "mean_chunk_pass_s": sum(once) / len(once)},
-            source="Narayanan et al., arXiv 2104.04473, section 2.2",
-        ),
+        *_breakdown_terms(prediction, {**inputs, "mean_chunk_pass_s": sum(once) / len(once)}),
     ]
+
+
+def _breakdown_terms(prediction: Prediction, inputs: Mapping[str, Any]) -> list[Term]:
+    """Return every part of the step that takes time; they sum to the step."""
+    found = []
+    for name, (formula, source) in BREAKDOWN_SOURCES.items():
+        value = getattr(prediction.breakdown, name)
+        if value:
+            share = value / prediction.step_time_s
+            found.append(
+                Term(
+                    group="parts of the step",
+                    name=TERM_NAMES[name],
+                    value=value,
+                    unit="s",
+                    formula=formula,
+                    inputs={**inputs, "share": share} if name == "bubble_s" else {"share": share},
+                    source=source,
+                )
+            )
+    return found
 
 
 def _chunk_terms(costs: StepCosts, chunk: int) -> list[Term]:
@@ -161,7 +201,7 @@ def _part_terms(group: str, name: str, parts: Parts) -> list[Term]:
             value=getattr(parts, part),
             unit="s",
             formula=formula,
-            inputs={"per": "microbatch"},
+            inputs={"per": "microbatch", "task_s": parts.total_s},
             source=source,
         )
         for part, (formula, source) in PART_SOURCES.items()
@@ -193,6 +233,7 @@ def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
             "latency_s": terms.latency_s,
             "bandwidth_s": terms.bandwidth_s,
             "ramp_s": terms.ramp_s,
+            "copy_s": terms.copy_s,
             "collective_efficiency": layout.stack.collective_efficiency,
         }
         found.append(

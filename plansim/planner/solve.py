@@ -45,11 +45,19 @@ def solve(question: Question, limits: Constraints, top: int = 1, progress: Progr
     """Search the space; choices left out enter it when one of their values speeds up the best plan."""
     solved = best_first(question, limits, top, progress)
     for _ in range(ROUNDS):
-        names = helpful(solved)
+        try:
+            names = helpful(solved)
+        except KeyboardInterrupt:
+            solved.found.complete = False
+            break
         if not names:
             break
-        question = replace(question, space=widened(question.space, names))
-        solved = best_first(question, limits, top, progress)
+        wider = replace(question, space=widened(solved.question.space, names))
+        again = best_first(wider, limits, top, progress)
+        if not again.found.complete:  # interrupted: the answer of the narrower space stands
+            solved.found.complete = False
+            break
+        solved = again
     return solved
 
 

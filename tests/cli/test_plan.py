@@ -64,3 +64,82 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
 
     assert done.code == 3
     assert "expected profile.KEY or model.KEY" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--fix", "tp=8", "--forbid", "tp=8"], 3, "--fix tp: every value given is forbidden as well"),
+        (["--fix", "tp=8,tp=4"], 3, "tp is given twice"),
+        (["--fix", "tp=8,dp=4"], 3, "--fix dp 4 x tp 8 needs 32 devices, a100x8 has 8"),
+        (["--fix", "tp=0"], 3, "expected a whole number of at least 1"),
+        (["--fix", "tpp=2"], 3, "unknown choice 'tpp' (did you mean 'tp'?"),
+        (["--fix", "schedule=1fb1"], 3, "did you mean '1f1b'"),
+        (["--fix", "recompute=some"], 3, "expected one of none, selective, full"),
+        (["--forbid", "attention=flash|unfused"], 3, "nothing is left to choose for attention"),
+        (["--fix", "tp=3"], 4, "no plan to try for gpt3-1.3b on a100x8 (8 devices)"),
+        (["--global-batch", "7", "--fix", "dp=8"], 4, "no replica count goes with global_batch 7"),
+        (["--limit", "memory=2 GiB"], 4, "nearest miss"),
+        (["--limit", "memory=0 GiB"], 3, "must be > 0"),
+        (["--limit", "money=3"], 3, "unknown limit 'money'"),
+        (["--limit", "deadline=3"], 3, "needs job.target_tokens"),
+        (["--objective", "speed"], 3, "unknown objective 'speed'"),
+        (["--backend", "megatro"], 3, "did you mean 'megatron'"),
+        (["--top", "0"], 3, "top must be at least 1"),
+        (["--nodes", "0"], 3, "at least 1 node"),
+    ],
+)
+def test_what_cannot_be_is_answered_in_words(run, arguments, code, says):
+    done = run(*SMALL, *arguments)
+
+    assert (done.code, done.out) == (code, "")
+    assert says in done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_nearest_miss_says_what_would_make_it_fit(run):
+    done = run(*SMALL, "--limit", "memory=6 GiB", "--fix", "recompute=none,microbatch=16,offload=off")
+
+    assert done.code == 4
+    assert "over the 6.0 GiB limit on stage" in done.err
+    assert "fits" in done.err
+
+
+def test_a_batch_that_all_devices_do_not_divide_is_planned_otherwise(run):
+    done = run(*SMALL[:-2], "--global-batch", "3", "--json", "--top", "1")
+
+    assert done.code == 0
+    assert 3 % done.json["plans"][0]["plan"]["parallel"]["dp"] == 0
+
+
+def test_one_device_is_planned(run):
+    one = ("-o", "profile.node.devices=1", "-o", "profile.fabric.0.group=1")
+    done = run("plan", "-p", "a100x8", *one, "-m", "gpt3-350m", "--global-batch", "8", "--top", "2", "--json")
+
+    assert done.code == 0, done.err
+    for ranked in done.json["plans"]:
+        p = ranked["plan"]["parallel"]
+        assert (p["dp"], p["tp"], p["pp"], p["cp"], p["ep"]) == (1, 1, 1, 1, 1)
+    shown = run(
+        "plan", "-p", "a100x8", *one, "-m", "gpt3-350m", "--global-batch", "8", "--pareto", "--sensitivity"
+    )
+    assert shown.code == 0, shown.err
+
+
+def test_an_interrupt_gives_the_best_so_far_marked_as_such(run, monkeypatch):
+    from plansim.planner.evaluate import Evaluator
+
+    called, usual = [], Evaluator.__call__
+
+    def interrupted(self, plan):
+        called.append(plan)
+        if len(called) == 4:
+            raise KeyboardInterrupt
+        return usual(self, plan)
+
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
+    done = run(*SMALL, "--pareto")
+
+    assert done.code == 130
+    assert "INTERRUPTED: these are the best so far, not proved" in done.out
+    assert "Best plans" in done.out
