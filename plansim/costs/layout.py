@@ -69,6 +69,7 @@ class Layout:
             sequence_parallel=p.sequence_parallel,
             element_bytes=self.wide_bytes,
             flash=self.plan.attention == "flash",
+            split_features=p.split_features,
         )
 
     @cached_property
