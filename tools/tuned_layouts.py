@@ -321,7 +321,7 @@ def page(outcomes: Iterable[Outcome]) -> str:
         "",
         f"plansim {__version__}. {len(listed)} recipes of NVIDIA Megatron-Bridge 0.6.2, each a layout that",
         "experts tuned for one model, machine, precision and batch. For the same question we plan with the",
-        "rules of Megatron and compare predicted step times. A layout is found when it keeps our rules, fits,",
+        "rules of Megatron and compare predicted step times. A layout is found when it keeps our rules, fits",
         "and is within 5 % of our optimum.",
         "",
         f"**{kinds['found']} of {len(judged)} compared ({share:.0%}; target {TARGET:.0%}) are found.** "
