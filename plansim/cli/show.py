@@ -63,6 +63,8 @@ def plan_words(plan: Plan) -> str:
         words.append(f"ZeRO-{p.zero_stage}" + (f" in groups of {p.zero_group}" if p.zero_group else ""))
     if p.sequence_parallel and p.tp > 1:
         words.append("sequence parallel")
+    if p.split_features:
+        words.append("split features")
     words.append(f"microbatch {p.microbatch}")
     if p.pp > 1:
         chunks = f" x {p.virtual_stages} chunks" if p.virtual_stages > 1 else ""

@@ -97,9 +97,11 @@ def _tie(
 def place_batch(
     inputs: torch.Tensor, targets: torch.Tensor, plan: Plan, mesh: Mesh, shape: DataShape
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return this rank's part of a global batch: its replica's samples, and its share of the sequence."""
+    """Return this rank's part of a global batch: its replica's samples, its share of sequence or features."""
     dp, place = plan.parallel.dp, mesh.index("dp")
     x, y = inputs.chunk(dp)[place], targets.chunk(dp)[place]
     if plan.parallel.cp > 1 and shape.kind == "tokens":
         x, y = (t.chunk(plan.parallel.cp, dim=1)[mesh.index("cp")].contiguous() for t in (x, y))
+    if plan.parallel.split_features:
+        x = x.chunk(plan.parallel.tp, dim=-1)[mesh.index("tp")].contiguous()
     return x.to(mesh.device), y.to(mesh.device)

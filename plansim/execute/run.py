@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from plansim.errors import ExecutionError, PlanError
 from plansim.execute import system
+from plansim.execute.data import make_batches
 from plansim.execute.launch import Place, Rendezvous, launch, rendezvous_from_environment, under_torchrun
 from plansim.execute.models import blueprint
 from plansim.execute.outer import OUTER_METHODS
@@ -86,6 +87,7 @@ def run_plan(
         )
     options = replace(options or RunOptions(), steps=steps, warmup=warmup)
     check_plan_runs(plan, model)
+    make_batches(options.data, blueprint(model, plan).data, 1)  # data that does not fit is refused here
     if options.checkpoint or max_restarts:
         check_plan_continues(plan, options, max_restarts)
     runs = [
@@ -134,6 +136,8 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
             f"parameter servers run with plain data parallelism and at most dp servers, got servers "
             f"{plan.servers} with dp {p.dp}"
         )
+    if p.split_features and model.family != "mlp":
+        raise PlanError(f"split_features cannot be run for family '{model.family}': use it with mlp")
     _check_compression(plan)
 
 

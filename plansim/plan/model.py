@@ -57,6 +57,8 @@ class Parallel:
         A name in `plansim.schedules.SCHEDULES`.
     virtual_stages : int
         Model chunks per pipeline rank.
+    split_features : bool
+        Vertical data split: each of the `tp` ranks reads its share of every sample's features (family mlp).
     stage_layers : tuple of int or None
         Layers of each stage (or chunk, in model order); None means as even as it goes.
     """
@@ -69,6 +71,7 @@ class Parallel:
     zero_stage: int = 0
     zero_group: int | None = None
     sequence_parallel: bool = False
+    split_features: bool = False
     microbatch: int = 1
     schedule: str = "1f1b"
     virtual_stages: int = 1

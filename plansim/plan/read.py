@@ -57,6 +57,7 @@ class ParallelSchema(Schema):
     zero_stage: Annotated[WholeNumber, Field(le=3)] = 0
     zero_group: Count | None = None
     sequence_parallel: bool = False
+    split_features: bool = False
     microbatch: Count = 1
     schedule: Name = "1f1b"
     virtual_stages: Count = 1

@@ -187,6 +187,25 @@ def schedule_can_run(case: Case) -> Broken | None:
     )
 
 
+def features_split(case: Case) -> Broken | None:
+    """A vertical data split divides the features of samples that are rows of numbers."""
+    model, p = case.model, case.plan.parallel
+    if not p.split_features:
+        return None
+    if model.family != "mlp":
+        return Broken(
+            detail=f"split_features: samples of family '{model.family}' are no rows of features",
+            remedy="switch split_features off",
+        )
+    features = int(model.options.get("features", model.hidden))
+    if features % p.tp:
+        return Broken(
+            detail=f"split_features: tp {p.tp} does not divide {features} features",
+            remedy=f"use tp {divisors_text(features)}",
+        )
+    return None
+
+
 def sequence_splits(case: Case) -> Broken | None:
     """Context and sequence parallelism cut the sequence evenly."""
     p, seq = case.plan.parallel, case.plan.job.seq_len
@@ -308,6 +327,7 @@ RULES: Mapping[str, Rule] = {
     "virtual stages": virtual_stages_need_a_pipeline,
     "stage layers": stage_layers_sum_up,
     "batch": batch_splits,
+    "features": features_split,
     "schedule": schedule_can_run,
     "sequence": sequence_splits,
     "positions": sequence_within_the_positions,
@@ -348,6 +368,7 @@ def without_effect(plan: Plan, model: Model) -> list[str]:
     p = plan.parallel
     found = {
         "sequence_parallel: no effect with tp 1": p.sequence_parallel and p.tp == 1,
+        "split_features: no effect with tp 1": p.split_features and p.tp == 1,
         f"zero_stage {p.zero_stage}: no effect with dp 1 and cp 1": p.zero_stage > 0 and p.dp * p.cp == 1,
         f"servers {plan.servers}: no effect without parameter_server": plan.servers > 1
         and plan.aggregation == "all_reduce",

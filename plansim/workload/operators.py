@@ -167,6 +167,8 @@ class Shard:
         Bytes of one activation element (2 for 16-bit training).
     flash : bool
         Fused attention; otherwise scores are written out.
+    split_features : bool
+        The ranks of tp hold different features of the samples.
     """
 
     microbatch: int
@@ -177,6 +179,7 @@ class Shard:
     sequence_parallel: bool = False
     element_bytes: float = 2.0
     flash: bool = True
+    split_features: bool = False
 
     @property
     def tokens(self) -> int:

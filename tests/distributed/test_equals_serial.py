@@ -72,6 +72,8 @@ CASES = {
     "mlp, data": plan(MLP, dp=2),
     "mlp, tensor": plan(MLP, tp=2),
     "mlp, pipeline": plan(MLP, pp=2),
+    "mlp, split features": plan(MLP, tp=2, split_features=True),
+    "mlp, split features and data": plan(MLP, dp=2, tp=2, split_features=True, optimizer="adamw"),
     "mlp, data and tensor": plan(MLP, dp=2, tp=2),
 }
 MODELS = {m.name: m for m in (BERT, GPT, GRU, LLAMA, LSTM, MLP, MOE, RESNET, TIED, VGG, VIT)}

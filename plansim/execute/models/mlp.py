@@ -19,8 +19,9 @@ def mlp(model: Model, plan: Plan) -> Blueprint:
     """Return `layers` hidden products with ReLU between and a classifier.
 
     Under tensor parallelism even products are cut by columns and odd ones by rows, so what passes from an
-    even to an odd product stays cut: pipeline stages must not end between them, and a last even product
-    gathers its logits.
+    even to an odd product stays cut: pipeline stages must not end between them, and a last product cut by
+    columns gathers its logits. With split features it is the other way round: the first product is cut by
+    rows, each rank multiplies its own share of the features, and the partial sums are added.
     """
     refuse(model, plan, cp="samples have no sequence")
     features = int(model.options.get("features", model.hidden))
@@ -31,7 +32,10 @@ def mlp(model: Model, plan: Plan) -> Blueprint:
         raise PlanError(
             "tp and pp together cannot be run for family 'mlp': a stage would end inside a column-row pair"
         )
-    if tp > 1 and (model.hidden % tp or (last % 2 == 0 and classes % tp)):
+    split = plan.parallel.split_features
+    if tp > 1 and split and features % tp:
+        raise PlanError(f"tp {tp} does not divide the {features} features of model {model.name}")
+    if tp > 1 and (model.hidden % tp or ((last % 2 == 0) != split and classes % tp)):
         raise PlanError(
             f"tp {tp} does not divide the widths of model {model.name} ({model.hidden}, classes {classes})"
         )
@@ -39,7 +43,10 @@ def mlp(model: Model, plan: Plan) -> Blueprint:
     def spec(index: int) -> BlockSpec:
         kind = "embedding" if index == 0 else "layer" if index < last else "head"
         return BlockSpec(
-            kind=kind, build=lambda: Dense(widths[index], widths[index + 1], index=index, last=last)
+            kind=kind,
+            build=lambda: Dense(
+                widths[index], widths[index + 1], columns=(index % 2 == 0) != split, last=index == last
+            ),
         )
 
     return Blueprint(
@@ -54,20 +61,20 @@ def mlp(model: Model, plan: Plan) -> Blueprint:
 class Dense(nn.Module):
     """One product, with ReLU unless it is the last."""
 
-    def __init__(self, features: int, width: int, *, index: int, last: int) -> None:
+    def __init__(self, features: int, width: int, *, columns: bool, last: bool) -> None:
         super().__init__()
-        self.index, self.last = index, last
+        self.columns, self.last = columns, last
         self.dense = nn.Linear(features, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the product of (batch, features)."""
         x = self.dense(x)
-        return x if self.index == self.last else torch.relu(x)
+        return x if self.last else torch.relu(x)
 
     def tensor_parallel_plan(self, *, sequence_parallel: bool) -> dict[str, Any]:
-        """Return columns for even products, rows for odd ones."""
-        if self.index % 2:
+        """Return how the product is cut; what a product by rows takes in is cut already."""
+        if not self.columns:
             return {"dense": RowwiseParallel()}
-        if self.index == self.last:
+        if self.last:
             return {"dense": ColwiseParallel(output_layouts=Replicate())}
         return {"dense": ColwiseParallel()}

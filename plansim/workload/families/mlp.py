@@ -25,9 +25,12 @@ class Mlp:
         return tuple(self._dense(i, widths[i], widths[i + 1], shard, relu=i < last) for i in range(last + 1))
 
     def _dense(self, index: int, k: int, n: int, shard: Shard, *, relu: bool) -> Block:
-        """Return one product; tensor parallelism alternates column- and row-parallel layers."""
+        """Return one product; tensor parallelism alternates column- and row-parallel layers.
+
+        Split features begin with a row-parallel one: each rank multiplies its share of the features.
+        """
         rows, e = shard.microbatch, shard.element_bytes
-        column = index % 2 == 0
+        column = (index % 2 == 0) != shard.split_features
         n_local, k_local = (-(-n // shard.tp), k) if column else (n, -(-k // shard.tp))
         saved = e * rows * k_local
         ops: list[Operator] = [
