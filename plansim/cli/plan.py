@@ -117,7 +117,7 @@ def plan(
         console.emit_json(found.to_json())
     else:
         console.show(*show_plan.answer(found, shape, cluster))
-    if not found.search.complete:
+    if found.interrupted or not found.search.complete:
         raise typer.Exit(130)
 
 

@@ -105,6 +105,8 @@ def plan(
     limits = (constraints or Constraints()).checked(job)
     solved = solve(ask_again(profile, job), limits, top, progress)
     question, found = solved.question, solved.found
+    if not found.best and not found.complete:
+        raise KeyboardInterrupt  # nothing was found yet, and nothing is known to be impossible
     if not found.best:
         raise infeasible(solved)
     stats = stats_of(solved.pool, found, time.process_time() - started)
@@ -134,7 +136,7 @@ def plan(
             answer = replace(answer, sensitivity=effects)
     except KeyboardInterrupt:
         stopped = "Interrupted: the best plans are proved; the front or the sensitivity is left out."
-        answer = replace(answer, search=replace(stats, complete=False), notes=(*answer.notes, stopped))
+        answer = replace(answer, interrupted=True, notes=(*answer.notes, stopped))
     return answer
 
 

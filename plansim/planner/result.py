@@ -163,7 +163,10 @@ class CompressionVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanningResult:
-    """The answer of `plansim.planner.plan`."""
+    """The answer of `plansim.planner.plan`.
+
+    `interrupted` says that what was asked beside the best plans, which are proved, was not finished.
+    """
 
     workload: Mapping[str, Any]
     cluster: Mapping[str, Any]
@@ -177,6 +180,7 @@ class PlanningResult:
     sensitivity: tuple[Sensitivity, ...] = ()
     pareto: tuple[Point, ...] = ()
     robust: bool = False
+    interrupted: bool = False
 
     @property
     def best(self) -> Ranked:

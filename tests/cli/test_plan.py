@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+
+from plansim.planner.evaluate import Evaluator
 
 SMALL = ("plan", "-p", "a100x8", "-m", "gpt3-1.3b", "--global-batch", "64")
 
@@ -126,18 +130,41 @@ def test_one_device_is_planned(run):
     assert shown.code == 0, shown.err
 
 
-def test_an_interrupt_gives_the_best_so_far_marked_as_such(run, monkeypatch):
-    from plansim.planner.evaluate import Evaluator
-
+def interrupt(monkeypatch, call):
+    """Make one exact evaluation end in Ctrl-C."""
     called, usual = [], Evaluator.__call__
 
     def interrupted(self, plan):
         called.append(plan)
-        if len(called) == 4:
+        if len(called) == call:
             raise KeyboardInterrupt
         return usual(self, plan)
 
     monkeypatch.setattr(Evaluator, "__call__", interrupted)
+
+
+def test_an_interrupt_before_anything_is_found_claims_nothing(run, monkeypatch):
+    interrupt(monkeypatch, 1)
+    done = run(*SMALL)
+
+    assert (done.code, done.out) == (130, "")
+    assert "no plan" not in done.err
+
+
+def test_an_interrupt_of_the_front_leaves_the_proved_plans(run, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["plansim.planner.plan"], "front", stopped)
+    done = run(*SMALL, "--pareto")
+
+    assert done.code == 130
+    assert "not proved" not in done.out
+    assert "Interrupted: the best plans are proved; the front or the sensitivity is left out." in done.out
+
+
+def test_an_interrupt_gives_the_best_so_far_marked_as_such(run, monkeypatch):
+    interrupt(monkeypatch, 4)
     done = run(*SMALL, "--pareto")
 
     assert done.code == 130
