@@ -104,5 +104,9 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
         step_inflation=step_inflation(layout),
         critical_path=result.critical_path,
         bubble_fraction=result.bubble_fraction,
-        details={"stack": layout.stack.name, "optimizer_shard": shard_degree(layout)},
+        details={
+            "stack": layout.stack.name,
+            "optimizer_shard": shard_degree(layout),
+            "critical_stage": result.critical_rank,
+        },
     )

@@ -106,7 +106,8 @@ def _phase_table(result: LiveResult) -> list[str]:
         "",
         "Computing is forward and backward; waiting is communication that computing does not hide, for peers "
         "too. Each error is given as a share of the measured step, so that the three add up to its error. "
-        "Measured phases are means over the ranks.",
+        "Both are of the pipeline stage that the prediction finds critical; measured ones are means over its "
+        "ranks.",
         "",
         "| plan | computing: predicted | measured | error | optimizer: predicted | measured | error "
         "| waiting: predicted | measured | error |",

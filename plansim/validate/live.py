@@ -13,6 +13,7 @@ from plansim.errors import ExecutionError, InputError
 from plansim.execute import RunOptions, check_plan_runs, run_plan
 from plansim.files import dump_json, write_atomic
 from plansim.hardware.profile import Profile
+from plansim.plan.grid import Grid, grid_of
 from plansim.plan.model import Plan
 from plansim.plan.read import plan_data
 from plansim.results import Measurement, Prediction
@@ -105,9 +106,9 @@ class LivePlan:
 def phases(row: LivePlan) -> dict[str, dict[str, float]]:
     """Return predicted and measured seconds side by side for the phases that both sides tell apart.
 
-    Measured phases are the mean over ranks, the median over runs. Time in the queue of a shared core counts
-    as computing, as it does in a prediction; where communication threads and computing take turns on one
-    core, what they overlap is not told apart: ``waiting`` is all that is not computing.
+    Measured phases are the mean over the ranks of the stage that the predicted parts are of (the critical
+    one), the median over runs. Time in the queue of a shared core counts as computing, as it does in a
+    prediction; ``waiting`` is all that is neither computing nor the optimizer.
     """
     b = row.prediction.breakdown
     exposed = b.tp_exposed_s + b.pp_exposed_s + b.dp_exposed_s + b.cp_exposed_s + b.ep_exposed_s
@@ -116,7 +117,8 @@ def phases(row: LivePlan) -> dict[str, dict[str, float]]:
         "optimizer": b.optimizer_s,
         "waiting": exposed + b.bubble_s + b.compression_s,
     }
-    sides = [_measured_phases(run) for run in row.runs]
+    stage = int(row.prediction.details.get("critical_stage", 0))
+    sides = [_measured_phases(run, grid_of(row.plan), stage) for run in row.runs]
     return {
         name: {"predicted_s": predicted[name], "measured_s": statistics.median(side[name] for side in sides)}
         for name in predicted
@@ -124,11 +126,12 @@ def phases(row: LivePlan) -> dict[str, dict[str, float]]:
     }
 
 
-def _measured_phases(run: Measurement) -> dict[str, float]:
-    """Return the mean over ranks of the phases that a prediction has too, seconds."""
+def _measured_phases(run: Measurement, grid: Grid, stage: int) -> dict[str, float]:
+    """Return the mean over a stage's ranks of the phases that a prediction has too, seconds."""
+    ranks = [rank for rank in run.ranks if grid.coordinates(rank.rank)["pp"] == stage]
 
     def mean(*names: str) -> float:
-        return statistics.fmean(sum(rank.phases_s.get(name, 0.0) for name in names) for rank in run.ranks)
+        return statistics.fmean(sum(rank.phases_s.get(name, 0.0) for name in names) for rank in ranks)
 
     return {
         "compute": mean("forward", "backward", "queued"),
