@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plansim.errors import ProfileError
@@ -105,8 +105,17 @@ class Profile:
 
     @property
     def device(self) -> Device:
-        """The device of the first group."""
-        return self.groups[0].device
+        """The device that sets the pace: in lock step every rank waits for the slowest kind.
+
+        Slowest by the peak of the narrowest data type that all of them have. A mixed cluster has the smallest
+        memory of its kinds.
+        """
+        if not self.mixed:
+            return self.groups[0].device
+        devices = [g.device for g in self.groups]
+        shared = [t for t in devices[0].peak_flop_per_s if all(t in d.peak_flop_per_s for d in devices)]
+        slowest = min(devices, key=lambda d: max((d.peak_flop_per_s[t] for t in shared), default=0.0))
+        return replace(slowest, memory_bytes=min(d.memory_bytes for d in devices))
 
     @property
     def devices_per_node(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -118,7 +118,10 @@ def plan(
         unit=question.objective.unit,
         search=stats,
         plans=plans,
-        notes=_notes(question, limits, plans[0].plan),
+        notes=(
+            *_notes(question, limits, plans[0].plan),
+            *_kinds_alone(ask_again, question, limits, plans[0]),
+        ),
         compression=verdict(
             Layout.of(model, profile, plans[0].plan),
             lambda other: Evaluator(model, other, question.memory_limit_bytes),
@@ -151,6 +154,26 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
     if not question.space.exhaustive:
         notes.append(f"Left out unless fixed (--fix) or --exhaustive: {LEFT_OUT}.")
     return tuple(notes)
+
+
+def _kinds_alone(
+    ask_again: Callable[[Profile, Job], Question], question: Question, limits: Constraints, best: Ranked
+) -> list[str]:
+    """Return, for a mixed cluster, how its slowest kind sets the pace and what each kind does by itself."""
+    profile = question.profile
+    if not profile.mixed:
+        return []
+    notes = [f"{profile.name} holds several kinds of device: all run at the pace of {profile.device.name}."]
+    for group in profile.groups:
+        alone = ask_again(replace(profile, groups=(group,)), question.job)
+        found = solve(alone, limits).found
+        if found.best:
+            difference = found.best[0][0] / best.score - 1.0
+            notes.append(
+                f"Its {group.num_devices:,} x {group.device.name} alone: {question.objective.about} "
+                f"{difference:+.1%} ({describe(found.best[0][2])})."
+            )
+    return notes
 
 
 def ask(
