@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -193,10 +194,11 @@ def _run(
 ) -> list[Row]:
     rows: list[Row] = []
     groups = [Group(((key_of(s), s),), planner) for s in scenarios]
-    for found in executor.run(evaluate_group, groups):
-        rows += found
-        if progress:
-            progress(len(rows), len(groups))
+    with closing(executor.run(evaluate_group, groups)) as answers:
+        for found in answers:
+            rows += found
+            if progress:
+                progress(len(rows), len(groups))
     return rows
 
 

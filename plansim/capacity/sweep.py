@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,15 @@ def run_sweep(
         summary = Summary(scenarios=kept + sum(len(g.scenarios) for g in todo), kept=kept, problems=problems)
         total = summary.scenarios - kept
         tasks = (Group(g.scenarios, planner) for g in todo)
-        for rows in (executor or Serial()).run(evaluate_group, tasks):
-            for row in rows:
-                store.append(row)
-                status = row["status"]
-                summary.by_status[status] = summary.by_status.get(status, 0) + 1
-            summary.ran += len(rows)
-            if progress:
-                progress(Progress(done=summary.ran, total=total, elapsed_s=time.monotonic() - began))
+        with closing((executor or Serial()).run(evaluate_group, tasks)) as answers:
+            for rows in answers:
+                for row in rows:
+                    store.append(row)
+                    status = row["status"]
+                    summary.by_status[status] = summary.by_status.get(status, 0) + 1
+                summary.ran += len(rows)
+                if progress:
+                    progress(Progress(done=summary.ran, total=total, elapsed_s=time.monotonic() - began))
     summary.seconds = time.monotonic() - began
     return summary
 

@@ -8,12 +8,12 @@ import pytest
 from small_planner import broken_planner
 
 from plansim.capacity.evaluate import Group, evaluate_group, evaluate_scenario
-from plansim.capacity.executors import Processes, Ray, Serial
+from plansim.capacity.executors import Processes, Serial
 from plansim.capacity.grid import grid_from_data
 from plansim.capacity.scenario import key_of
 from plansim.capacity.store import decode, encode, read_rows
 from plansim.capacity.sweep import Progress, merge_files, parse_shard, run_sweep
-from plansim.errors import InputError, MissingExtraError
+from plansim.errors import InputError
 
 SLOW_SWEEP = """
 import sys, time
@@ -165,13 +165,3 @@ def test_a_line_edited_by_hand_is_not_believed(grid_data, planner, tmp_path):
 def test_wrong_shards_are_refused(text):
     with pytest.raises(InputError, match="shard"):
         parse_shard(text)
-
-
-def test_ray_says_how_to_install_it():
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        with pytest.raises(MissingExtraError, match=r"pip install 'plansim\[ray\]'"):
-            list(Ray().run(len, [()]))
-    else:
-        assert sorted(Ray(workers=1).run(len, [(), (1,), (1, 2)])) == [0, 1, 2]
