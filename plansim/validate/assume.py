@@ -18,7 +18,9 @@ from plansim.validate.software import stack_of
 from plansim.workload.model import Model
 from plansim.workload.read import built_in_models, load_model
 
-MEGATRON = frozenset({"megatron-core", "megatron-lm", "megatron-deepspeed", "deepspeed"})
+TUNED = frozenset({"megatron-core", "megatron-core-26.06"})
+"""Stacks whose published layouts their vendor tuned."""
+
 DTYPES = {"amp": "fp16", "nan": "bf16", "int8-aqt": "int8", "": "bf16"}
 MODEL_ALIASES: tuple[tuple[str, str], ...] = (
     (r"deepseek.?v3|deepseekv3", "deepseek-v3"),
@@ -251,7 +253,7 @@ def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, l
     sp = _sequence_parallel(row, stack, tp, notes)
     dp, mbs, batch = _batch(row, dp, tp, pp, cp, known, notes)
     flash = _flash(row, stack, device, notes)
-    vp = _virtual(row, model, pp, notes)
+    vp = _virtual(row, model, stack, pp, notes)
     dtype = DTYPES.get(row.dtype.lower(), row.dtype)
     if not row.dtype:
         dtype = "fp8" if "mlperf" in row.source.lower() and "fp8" in device.peak_flop_per_s else "bf16"
@@ -336,13 +338,15 @@ def _flash(row: Row, stack: Stack, device: Device, notes: list[str]) -> bool:
     return not old
 
 
-def _virtual(row: Row, model: Model, pp: int, notes: list[str]) -> int:
+def _virtual(row: Row, model: Model, stack: Stack, pp: int, notes: list[str]) -> int:
+    """Return the virtual stages; not stated, tuned recipes interleave as far as layers divide."""
     if pp == 1:
         return 1
     vp = row.vp or 1
-    if not row.vp and "interleaved" in row.schedule.lower():
+    tuned = stack.name in TUNED and not (model.layers % pp and (model.layers + 2) % pp)
+    if not row.vp and (tuned or "interleaved" in row.schedule.lower()):
         vp = max(1, (model.layers + 2) // pp)
-        notes.append(f"interleaved, virtual stages not stated: {vp} assumed (one layer each)")
+        notes.append(f"virtual stages not stated: {vp} assumed (one layer each)")
     if pp * vp > model.layers + 2:
         raise Unpredictable(f"{model.layers} layers do not fill pp {pp} x vp {vp} chunks")
     return vp
