@@ -59,6 +59,9 @@ class Trainer:
         self.clock = clock or PhaseClock(mesh.device)
         self.dtype = COMPUTE_DTYPES[plan.job.dtype]
         chunks = build_chunks(blueprint, plan, mesh, seed=seed, compute_dtype=self.dtype)
+        if plan.parallel.zero_stage == 1 and mesh.size("tp") > 1 and mesh.size("replicas") > 1:
+            for chunk in chunks.values():
+                keep_local_parameters(chunk)  # the sharded optimizer takes one kind of tensor
         self.model = nn.ModuleList(chunks.values())
         self.partial = (
             partial_parameters(self.model) if plan.parallel.sequence_parallel and mesh.size("tp") > 1 else []
@@ -173,6 +176,7 @@ class Trainer:
         if p.zero_stage > 1 or self.mesh.size("replicas") == 1 or plan.compression.outer.method != "none":
             return None
         after = p.pp > 1 or p.ep > 1 or p.cp > 1 or not plan.overlap.gradients
+        after = after or (p.tp > 1 and plan.recompute == "full")  # a forward repeated inside DDP's backward
         return FlatReducer(self.model, self.mesh, self._hook()) if after else None
 
     def _outer(self) -> OuterSync | None:

@@ -72,6 +72,8 @@ CASES = {
     "mlp, data": plan(MLP, dp=2),
     "mlp, tensor": plan(MLP, tp=2),
     "mlp, pipeline": plan(MLP, pp=2),
+    "zero 1, tensor and context": plan(LLAMA, tp=2, cp=2, zero_stage=1, optimizer="adamw"),
+    "tensor, data and full recompute": plan(GPT, dp=2, tp=2, recompute="full"),
     "mlp, split features": plan(MLP, tp=2, split_features=True),
     "mlp, split features and data": plan(MLP, dp=2, tp=2, split_features=True, optimizer="adamw"),
     "mlp, data and tensor": plan(MLP, dp=2, tp=2),
