@@ -73,7 +73,7 @@ def _decoder(c: Config, *, tied: bool = False, **fixed: Any) -> dict[str, Any]:
     }
 
 
-def _window(c: Config) -> dict[str, int | None]:
+def _window(c: Config) -> dict[str, Any]:
     """Return the sliding window, and which layers see the whole sequence all the same."""
     span, kinds = c.get("sliding_window"), c.get("layer_types", default=[])
     if span is None or c.get("use_sliding_window", default=True) is False:
