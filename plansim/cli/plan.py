@@ -59,6 +59,15 @@ def plan(
             "quality=1.1 (most steps to the same loss, as a factor).",
         ),
     ] = None,
+    quality_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--quality-budget",
+            metavar="PART",
+            help="Most that compression may cost at worst, such as 5%: more steps to the same loss, and "
+            "score lost by compressing the model. 0 refuses everything lossy.",
+        ),
+    ] = None,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Search also what seldom wins (slower).")
     ] = False,
@@ -70,6 +79,13 @@ def plan(
     ] = False,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Also what a better cluster or a larger batch would buy.")
+    ] = False,
+    compression_report: Annotated[
+        bool,
+        typer.Option(
+            "--compression-report",
+            help="Also every compression method on the best plan, and the bandwidth below which it pays.",
+        ),
     ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the best plan here.")
@@ -101,11 +117,12 @@ def plan(
         fix=parse_choices(fix or ""),
         forbid=parse_choices(forbid or ""),
         backend=backend,
-        constraints=_constraints(limit),
+        constraints=_constraints(limit, quality_budget),
         exhaustive=exhaustive,
         robust=robust,
         pareto=pareto,
         sensitivity=sensitivity,
+        compression_report=compression_report,
         progress=show_plan.progress(),
     )
     found = found.renamed(model=model or shape.name, profile=profile, overrides=_kept(nodes, override))
@@ -152,7 +169,7 @@ def _question(
     return shape, cluster, job
 
 
-def _constraints(text: str | None) -> Constraints:
+def _constraints(text: str | None, quality_budget: str | None = None) -> Constraints:
     from plansim.errors import InputError, UnknownNameError
     from plansim.planner import Constraints
     from plansim.units import parse
@@ -177,9 +194,27 @@ def _constraints(text: str | None) -> Constraints:
         )
     if "deadline_s" in found:
         found["deadline_s"] *= 86400.0
+    if quality_budget is not None:
+        if "max_inflation" in found:
+            raise InputError("--limit quality and --quality-budget say the same: give one of them")
+        lost = _part(quality_budget)
+        found["max_inflation"], found["max_quality_loss"] = 1.0 + lost, lost
     if "devices" in found:
         return Constraints(**{**found, "devices": int(found["devices"])})  # type: ignore[arg-type]
     return Constraints(**found)  # type: ignore[arg-type]
+
+
+def _part(text: str) -> float:
+    """Return a part of one, written as 5% or 0.05."""
+    from plansim.errors import InputError
+
+    try:
+        value = float(text.strip().removesuffix("%")) / (100.0 if text.strip().endswith("%") else 1.0)
+    except ValueError:
+        raise InputError(f"--quality-budget '{text}': expected a part such as 5% or 0.05") from None
+    if not 0 <= value <= 1:
+        raise InputError(f"--quality-budget {text}: expected 0 to 100% (5% is 0.05)")
+    return value
 
 
 def _number(part: str, value: str) -> float:

@@ -13,12 +13,14 @@ from rich.text import Text
 
 from plansim.cli import show
 from plansim.cli.console import say, table
+from plansim.costs.compression import find_method
 from plansim.planner.result import PlanningResult, Ranked, SearchStats
-from plansim.units import format_bytes, format_seconds
+from plansim.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
     from plansim.plan.model import Plan
+    from plansim.planner.crossover import Crossover
     from plansim.workload.model import Model
 
 
@@ -32,6 +34,7 @@ def answer(found: PlanningResult, model: Model, profile: Profile) -> list[Render
         show.memory(best.prediction),
         plans(found),
         *([pareto(found)] if found.pareto else []),
+        *([crossovers(found, profile, model)] if found.crossovers else []),
         *([sensitivity(found)] if found.sensitivity else []),
         account(found.search),
     ]
@@ -110,6 +113,60 @@ def sensitivity(found: PlanningResult) -> RenderableType:
     made.caption = "for the work of one step as it is; negative is better"
     made.caption_justify = "left"
     return made
+
+
+def crossovers(found: PlanningResult, profile: Profile, model: Model) -> RenderableType:
+    """Return every compression method on the best plan."""
+    from plansim.costs.layout import Layout
+    from plansim.planner.crossover import crossed_level
+
+    level = profile.fabric[crossed_level(Layout.of(model, profile, found.best.plan))]
+    made = table(
+        "\nCompression of the best plan (time to the same loss)",
+        method="method",
+        edges="compresses~",
+        now="time now>",
+        worst="pays below, at worst>",
+        best="at best>",
+        steps="steps>",
+        note="note~",
+    )
+    for c in found.crossovers:
+        if c.refused:
+            made.add_row(c.method, ", ".join(c.edges), "-", "-", "-", "-", f"not possible: {c.refused}")
+            continue
+        ends = dict.fromkeys(f"{1.0 / gain - 1.0:+.1%}" for gain in (c.gain_high, c.gain_low))
+        steps = dict.fromkeys(f"{f:.2f}" for f in (c.inflation_low, c.inflation_high))
+        made.add_row(
+            c.method,
+            ", ".join(c.edges),
+            " to ".join(ends),
+            _below(c.pays_below_low),
+            _below(c.pays_below_high),
+            "x" + " to ".join(steps),
+            _remark(c, found.best.plan),
+        )
+    made.caption = (
+        f"bandwidth of one link of {level.name}, which the gradients of this plan cross; here it has "
+        f"{format_rate(level.bandwidth_bytes_per_s)} (always: also at 64 times that). "
+        "At worst, at best: by the most, the fewest steps to the same loss"
+    )
+    made.caption_justify = "left"
+    return made
+
+
+def _remark(c: Crossover, best: Plan) -> str:
+    if c.idle:
+        return "travels as narrow already"
+    if c.plan.parallel.zero_stage != best.parallel.zero_stage:
+        return f"with zero_stage 0, not {best.parallel.zero_stage}"
+    return "" if find_method(c.method).executable else "simulate-only"
+
+
+def _below(bandwidth: float) -> str:
+    if bandwidth == float("inf"):
+        return "always"
+    return format_rate(bandwidth) if bandwidth else "never"
 
 
 def score(r: Ranked, found: PlanningResult) -> str:

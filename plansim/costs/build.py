@@ -261,6 +261,19 @@ def gather_bytes(layout: Layout) -> float:
     return layout.wide_bytes if layout.wide_bytes > 2 else layout.stack.gather_bytes
 
 
+def gradient_collective(layout: Layout) -> str:
+    """Return the collective that gradients go through.
+
+    With ZeRO-1 a method that needs whole gradients (a hook on the all-reduce) still exchanges all of them;
+    each rank then steps on its share.
+    """
+    p, name = layout.plan.parallel, layout.plan.compression.gradients.method
+    if p.zero_stage == 0:
+        return "all_reduce"
+    whole = p.zero_stage == 1 and p.zero_group is None and name != "none" and not find_method(name).shards
+    return "all_reduce" if whole else "reduce_scatter"
+
+
 def _gathers(layout: Layout, index: int) -> tuple[Bucket, ...]:
     """Return the ZeRO-3 gathers of one chunk, each needed before its blocks run.
 
@@ -299,7 +312,7 @@ def _reductions(layout: Layout, chunks: Sequence[int]) -> tuple[Bucket, ...]:
     p = layout.plan.parallel
     if layout.plan.compression.outer.method != "none":
         return ()  # replicas step alone between two outer synchronisations
-    collective = "reduce_scatter" if p.zero_stage >= 1 else "all_reduce"
+    collective = gradient_collective(layout)
     made: list[Bucket] = []
     for chunk in reversed(chunks):
         made += _exchange(layout, collective, reduce_bytes(layout), chunk)

@@ -142,6 +142,6 @@ def _served(end: End, device: Device, backend: str) -> bool:
         method = find_method(name)
         if method.supports(edge, zero_stage=end.zero_stage, backend=backend, device=device):
             return False
-        if edge == "gradients" and end.zero_stage >= 1 and not method.shards:
-            return False  # it cannot replace a reduce-scatter
+        if edge == "gradients" and end.zero_group is not None and not method.shards:
+            return False  # it cannot replace a reduce-scatter within shard groups
     return True

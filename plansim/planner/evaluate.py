@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from plansim.costs.build import step_costs, step_inflation
+from plansim.costs.compression import MODEL_METHODS
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory
 from plansim.costs.step import StepCosts
 from plansim.errors import PlanError
 from plansim.hardware.profile import Profile
-from plansim.plan.model import Plan
+from plansim.plan.model import Job, Plan
 from plansim.plan.rules import Rejected, check_plan
-from plansim.planner.objective import Figures
+from plansim.planner.objective import Constraints, Figures
 from plansim.simulate.predict import interval_factor
 from plansim.simulate.relax import relax
 from plansim.simulate.step import finish_rank
@@ -60,12 +62,44 @@ class Evaluator:
         return Figures(
             step_time_s=seconds,
             inflation=step_inflation(layout),
+            quality_loss=quality_loss(plan),
             peak_memory_bytes=peak,
             world_size=plan.parallel.world_size,
             usd_per_device_s=economics.usd_per_device_hour / 3600,
             watts=economics.power_watts * economics.pue,
             spread=interval_factor(layout.stack, layout.model),
         )
+
+
+def quality_loss(plan: Plan) -> tuple[float, float]:
+    """Return what compressing the model itself loses of its score, at best and at worst."""
+    method = plan.compression.model
+    band = MODEL_METHODS[method.method].quality(method.options)
+    return band.low, band.high
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """Scores plans as `evaluate` does, and refuses those that break a constraint.
+
+    Attributes
+    ----------
+    robust : bool
+        Whether the figures' pessimistic ends are held against the constraints.
+    """
+
+    evaluate: Callable[[Plan], Figures | Rejected]
+    limits: Constraints
+    job: Job
+    robust: bool = False
+
+    def __call__(self, plan: Plan) -> Figures | Rejected:
+        """Return the figures of a plan, or why it cannot be."""
+        outcome = self.evaluate(plan)
+        if isinstance(outcome, Rejected):
+            return outcome
+        broken = self.limits.broken(outcome.at_worst() if self.robust else outcome, self.job)
+        return outcome if broken is None else Rejected(plan=plan, rule=broken[0], detail=broken[1])
 
 
 def peak_memory(layout: Layout) -> tuple[float, int]:

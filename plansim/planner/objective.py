@@ -17,6 +17,8 @@ class Figures:
     ----------
     inflation : tuple of float
         Factor on the steps to the same loss, at best and at worst.
+    quality_loss : tuple of float
+        Part of the model's score that compressing the model itself loses, at best and at worst.
     watts : float
         Power of one device with its share of cooling.
     spread : float
@@ -30,6 +32,7 @@ class Figures:
     usd_per_device_s: float = 0.0
     watts: float = 0.0
     spread: float = 1.0
+    quality_loss: tuple[float, float] = (0.0, 0.0)
 
     def at_worst(self) -> Figures:
         """Return the figures at the pessimistic end: the slow end of the interval, most steps."""
@@ -133,6 +136,8 @@ class Constraints:
         Of all devices together.
     max_inflation : float or None
         Largest factor on the steps to the same loss, at worst: 1.0 refuses lossy compression.
+    max_quality_loss : float or None
+        Largest part of the model's score that compressing the model may lose, at worst.
     """
 
     memory_bytes: float | None = None
@@ -141,6 +146,12 @@ class Constraints:
     deadline_s: float | None = None
     power_watts: float | None = None
     max_inflation: float | None = None
+    max_quality_loss: float | None = None
+
+    @property
+    def quality(self) -> Constraints:
+        """Only what bounds the effect on learning and quality."""
+        return Constraints(max_inflation=self.max_inflation, max_quality_loss=self.max_quality_loss)
 
     def checked(self, job: Job) -> Constraints:
         """Return the constraints, or say which makes no sense."""
@@ -148,6 +159,15 @@ class Constraints:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"constraint {name} must be > 0, got {value}")
+        if self.max_inflation is not None and not self.max_inflation >= 1:
+            raise InputError(
+                f"constraint quality must be >= 1 (a factor on the steps to the same loss), got "
+                f"{self.max_inflation}; 1 refuses everything lossy"
+            )
+        if self.max_quality_loss is not None and not 0 <= self.max_quality_loss <= 1:
+            raise InputError(
+                f"a quality budget lies between 0 (nothing may be lost) and 1, got {self.max_quality_loss:g}"
+            )
         if (self.budget_usd or self.deadline_s) and not job.target_tokens:
             raise InputError("a budget or a deadline needs job.target_tokens, e.g. -o job.target_tokens=1e12")
         return self
@@ -168,5 +188,10 @@ class Constraints:
             return (
                 "quality",
                 f"may need {figures.inflation[1]:.2f}x the steps, {self.max_inflation:.2f}x allowed",
+            )
+        if self.max_quality_loss is not None and figures.quality_loss[1] > self.max_quality_loss:
+            return (
+                "quality",
+                f"may lose {figures.quality_loss[1]:.1%} of the score, {self.max_quality_loss:.1%} allowed",
             )
         return None

@@ -13,7 +13,8 @@ from plansim.errors import InfeasibleError, InputError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
 from plansim.plan.rules import Rejected
-from plansim.planner.evaluate import Evaluator
+from plansim.planner.crossover import crossovers
+from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.objective import Constraints, Figures, Objective, find_objective
 from plansim.planner.objective import robust as at_worst
 from plansim.planner.pareto import front
@@ -48,6 +49,7 @@ def plan(
     robust: bool = False,
     pareto: bool = False,
     sensitivity: bool = False,
+    compression_report: bool = False,
     progress: Progress | None = None,
 ) -> PlanningResult:
     """Return the best plans for a model on a cluster, and how the rest lost.
@@ -70,6 +72,9 @@ def plan(
         Also the front of time against $ a token, memory and devices (`plansim.planner.pareto`).
     sensitivity : bool
         Also what a faster network, more memory, faster compute and a larger batch would buy.
+    compression_report : bool
+        Also every compression method on the best plan, and below which bandwidth it wins
+        (`plansim.planner.crossover`).
     progress : callable, optional
         Told from time to time how many plans were simulated and the best score so far.
 
@@ -111,6 +116,12 @@ def plan(
         raise infeasible(solved)
     stats = stats_of(solved.pool, found, time.process_time() - started)
     plans = ranked(question, found)
+
+    def scorer(other: Profile) -> Bounded:
+        """Return what scores plans on another cluster, within what may be lost."""
+        return Bounded(Evaluator(model, other, question.memory_limit_bytes), limits.quality, job)
+
+    first = Layout.of(model, profile, plans[0].plan)
     answer = PlanningResult(
         workload=workload_data(model, job),
         cluster=cluster_data(profile),
@@ -122,10 +133,8 @@ def plan(
             *_notes(question, limits, plans[0].plan),
             *_kinds_alone(ask_again, question, limits, plans[0]),
         ),
-        compression=verdict(
-            Layout.of(model, profile, plans[0].plan),
-            lambda other: Evaluator(model, other, question.memory_limit_bytes),
-        ),
+        compression=verdict(first, scorer),
+        crossovers=crossovers(first, scorer) if compression_report else (),
         rejected=tuple(found.examples.values()),
         robust=robust,
     )

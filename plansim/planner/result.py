@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from plansim.plan.model import Plan
 from plansim.plan.read import plan_data
 from plansim.plan.rules import Rejected
+from plansim.planner.crossover import Crossover
 from plansim.results import Prediction
 
 PLAN_RESULT_SCHEMA = 1
@@ -135,7 +136,7 @@ class Point:
         }
 
 
-R = TypeVar("R", Ranked, Point, Sensitivity)
+R = TypeVar("R", Ranked, Point, Sensitivity, Crossover)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +178,7 @@ class PlanningResult:
     rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = ()
     compression: CompressionVerdict | None = None
+    crossovers: tuple[Crossover, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
     pareto: tuple[Point, ...] = ()
     robust: bool = False
@@ -201,6 +203,7 @@ class PlanningResult:
             plans=tuple(map(named, self.plans)),
             pareto=tuple(map(named, self.pareto)),
             sensitivity=tuple(map(named, self.sensitivity)),
+            crossovers=tuple(map(named, self.crossovers)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -222,6 +225,7 @@ class PlanningResult:
                 for r in self.rejected
             ],
             "compression": _finite(asdict(self.compression)) if self.compression else None,
+            "crossovers": [c.to_json() for c in self.crossovers],
             "sensitivity": [
                 {
                     "change": s.change,

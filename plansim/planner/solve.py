@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from plansim.plan.model import Plan
-from plansim.plan.rules import Rejected
-from plansim.planner.evaluate import Evaluator
+from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.objective import Constraints, Figures
 from plansim.planner.pool import Pool, Question
 from plansim.planner.result import SearchStats
@@ -63,15 +62,7 @@ def solve(question: Question, limits: Constraints, top: int = 1, progress: Progr
 
 def best_first(question: Question, limits: Constraints, top: int, progress: Progress | None = None) -> Solved:
     """Search the space on all devices allowed; on fewer where all of them cannot be used."""
-    evaluator = evaluator_of(question)
-
-    def evaluate(candidate: Plan) -> Figures | Rejected:
-        outcome = evaluator(candidate)
-        if isinstance(outcome, Rejected):
-            return outcome
-        broken = limits.broken(outcome.at_worst() if question.robust else outcome, question.job)
-        return outcome if broken is None else Rejected(plan=candidate, rule=broken[0], detail=broken[1])
-
+    evaluate = Bounded(evaluator_of(question), limits, question.job, question.robust)
     devices = min(question.profile.num_devices, limits.devices or question.profile.num_devices)
     first: Solved | None = None
     for world in (devices, *subsets(devices, question.profile.devices_per_node)):

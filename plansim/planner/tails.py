@@ -7,7 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plansim.costs.build import MAX_BUCKETS, comm_s, gather_bytes, reduce_bytes, state_bytes
+from plansim.costs.build import (
+    MAX_BUCKETS,
+    comm_s,
+    gather_bytes,
+    gradient_collective,
+    reduce_bytes,
+    state_bytes,
+)
 from plansim.costs.compression import Network, Traffic, compressed_s
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.layout import Layout
@@ -110,11 +117,11 @@ def _reductions(layout: Layout, held: Parameters) -> tuple[Buckets, Buckets]:
 def _reduce(layout: Layout, axis: str, parameters: float) -> Buckets:
     if not parameters or layout.group(axis).size == 1:
         return NOTHING
-    p, stack = layout.plan.parallel, layout.stack
+    stack = layout.stack
     nbytes = parameters * reduce_bytes(layout)
     overlaps = layout.plan.overlap.gradients and stack.gradient_overlap
     count = min(MAX_BUCKETS, max(1, math.ceil(nbytes / stack.bucket_bytes))) if overlaps else 1
-    collective = "reduce_scatter" if p.zero_stage >= 1 else "all_reduce"
+    collective = gradient_collective(layout)
     method = layout.plan.compression.gradients
     if method.method != "none":
         one = _coded(layout, axis, collective, method, nbytes / count, reduce_bytes(layout))

@@ -170,3 +170,31 @@ def test_an_interrupt_gives_the_best_so_far_marked_as_such(run, monkeypatch):
     assert done.code == 130
     assert "INTERRUPTED: these are the best so far, not proved" in done.out
     assert "Best plans" in done.out
+
+
+def test_compression_report_and_quality_budget(run):
+    args = ["plan", "--profile", "a100x8", "--model", "bert-large", "--compression-report"]
+    shown = run(*args, "--quality-budget", "10%").out
+    rows = {r["method"]: r for r in run(*args, "--quality-budget", "10%", "--json").json["crossovers"]}
+
+    assert "Compression of the best plan" in shown
+    assert "a link of nvlink" in " ".join(shown.split())
+    assert rows["bf16"]["gain"] == [1.0, 1.0]
+    assert rows["bf16"]["pays_below_bytes_per_s"] == [0.0, 0.0]
+    assert "1.35x the steps, 1.10x allowed" in rows["onebit"]["refused"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--quality-budget", "much"], "a part such as 5% or 0.05"),
+        (["--quality-budget", "500%"], "0 to 100%"),
+        (["--quality-budget", "5%", "--limit", "quality=1.1"], "give one of them"),
+        (["--limit", "quality=0.5"], "must be >= 1"),
+    ],
+)
+def test_quality_budgets_that_make_no_sense(run, given, says):
+    done = run("plan", "--profile", "a100x8", "--model", "bert-large", *given)
+
+    assert done.code == 3
+    assert says in " ".join(done.err.split())

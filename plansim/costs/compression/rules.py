@@ -42,6 +42,16 @@ def _message(case: Case, edge: str, method: Method) -> str | None:
     options = entry.resolve(method.options)
     if edge == "gradients" and case.plan.aggregation == "parameter_server" and entry.blocking:
         return f"{entry.name} needs a collective, a parameter server only adds; use bf16 or fp16 there"
+    if edge == "gradients" and p.zero_group and not entry.shards:
+        return (
+            f"{entry.name} needs the whole local gradient, shard groups of {p.zero_group} scatter it; "
+            "leave zero_group out with zero_stage 0 or 1, or use one of bf16, fp16, fp8, int8, int4"
+        )
+    if edge == "outer" and p.zero_stage:
+        return (
+            f"replicas that step alone with {entry.name} hold all their weights, zero_stage {p.zero_stage} "
+            "shares them out; use zero_stage 0"
+        )
     reason = entry.supports(
         edge, zero_stage=p.zero_stage, backend=case.profile.backend, device=case.profile.device
     )
