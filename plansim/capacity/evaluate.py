@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from plansim.capacity.campaigns import QUICK_CAMPAIGNS
 from plansim.capacity.reality import default_target_tokens, reality_of
 from plansim.capacity.scenario import Scenario, case_of, key_of
 from plansim.errors import InfeasibleError, InputError, PlansimError
@@ -136,7 +137,8 @@ def _row(key: str, scenario: Scenario, answer: Answer | PlansimError) -> dict[st
         model, profile = case_of(scenario)
         plan = replace(answer.plan, model=scenario.model, profile=scenario.profile)
         prediction = predict(model, profile, plan)  # found at another price, perhaps
-        reality = reality_of(prediction, plan, model, profile, scenario.job.target_tokens)
+        target = scenario.job.target_tokens
+        reality = reality_of(prediction, plan, model, profile, target, campaigns=QUICK_CAMPAIGNS)
     except PlansimError as error:
         return row | _refusal(error)
     return row | {
@@ -188,6 +190,8 @@ def cluster_data(profile: Profile) -> dict[str, Any]:
         ],
         "usd_per_device_hour": money.usd_per_device_hour,
         "usd_per_device_hour_reserved": money.usd_per_device_hour_reserved,
+        "usd_per_device_hour_low": money.price_range[0],
+        "usd_per_device_hour_high": money.price_range[1],
         "power_watts": money.power_watts,
         "pue": money.pue,
         "kg_co2_per_kwh": money.kg_co2_per_kwh,

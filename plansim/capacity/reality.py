@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plansim.capacity.campaigns import REPAIR_S, Simulated, simulated_goodput
 from plansim.costs.build import state_bytes
 from plansim.costs.layout import Layout
 from plansim.costs.reliability import (
@@ -25,9 +26,6 @@ from plansim.workload.totals import active_parameter_count, parameter_count
 TOKENS_PER_PARAMETER = 20.0
 """Compute-optimal training (Hoffmann et al., arXiv 2203.15556): assumed when no target is given."""
 
-REPAIR_S = 86_400.0
-"""Time to repair or replace a node: assumed one day, for the number of spares."""
-
 LOW, HIGH = 0.1, 0.9
 """Quantiles of the number of failures: the interval holds 80 %, as the step's does."""
 
@@ -43,7 +41,9 @@ class Reality:
     useful_s, wall_s : float
         Time of the steps alone, and with checkpoints, lost work and restarts, seconds.
     goodput : float
-        Useful over wall time.
+        Useful over wall time, in closed form (Daly).
+    simulated : Simulated or None
+        The same by Monte-Carlo, with spare nodes under repair; None where nothing was simulated.
     mtbf_s, failures : float
         Mean time between interruptions of the job, seconds; interruptions expected during the run.
     checkpoint_bytes, checkpoint_s, interval_s, young_interval_s, restart_s : float
@@ -51,10 +51,16 @@ class Reality:
         for it, and the time from a failure to the next step.
     spare_nodes : int
         Nodes to keep ready so that 99 % of the time none is missing.
-    usd, usd_reserved : float
-        On demand, and reserved where the profile has such a price; spares are not in it.
+    usd, usd_reserved, usd_per_giga_tokens : float
+        On demand, and reserved where the profile has such a price, and for 10^9 tokens; spares are not in
+        them. Their bounds join the bounds of the time with the lowest and the highest price known; the
+        reserved price has no range.
+    usd_per_device_hour_low, usd_per_device_hour_high : float
+        Those prices.
+    usd_spares : float
+        What the spare nodes cost during the run, beside `usd`.
     kwh, kg_co2 : float
-        Energy of the devices with the building's overhead (PUE), and its emissions.
+        Energy of the devices with the building's overhead (PUE), and its emissions; bounds from the time.
     """
 
     target_tokens: float
@@ -76,10 +82,22 @@ class Reality:
     usd_low: float
     usd_high: float
     usd_reserved: float | None
+    usd_reserved_low: float | None
+    usd_reserved_high: float | None
     usd_per_giga_tokens: float
+    usd_per_giga_tokens_low: float
+    usd_per_giga_tokens_high: float
+    usd_per_device_hour_low: float
+    usd_per_device_hour_high: float
+    usd_spares: float
     kwh: float
+    kwh_low: float
+    kwh_high: float
     kg_co2: float
+    kg_co2_low: float
+    kg_co2_high: float
     assumed_target: bool
+    simulated: Simulated | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -92,7 +110,13 @@ def default_target_tokens(model: Model) -> float:
 
 
 def reality_of(
-    prediction: Prediction, plan: Plan, model: Model, profile: Profile, target_tokens: float | None = None
+    prediction: Prediction,
+    plan: Plan,
+    model: Model,
+    profile: Profile,
+    target_tokens: float | None = None,
+    *,
+    campaigns: int = 0,
 ) -> Reality:
     """Return what a predicted step means for the whole run.
 
@@ -100,6 +124,8 @@ def reality_of(
     ----------
     target_tokens : float, optional
         Tokens to train on; the plan's job's, else 20 for each active parameter.
+    campaigns : int
+        Repetitions of the simulated goodput; 0 leaves it out.
 
     Notes
     -----
@@ -128,9 +154,18 @@ def reality_of(
     wall_low_s = fixed * low_steps * prediction.step_time_low_s + fewest * per_failure
     wall_high_s = fixed * high_steps * prediction.step_time_high_s + most * per_failure
     money = profile.economics
-    usd = money.usd_per_device_hour * world * wall_s / 3600
+    device_hours, low_hours, high_hours = (
+        world * seconds / 3600 for seconds in (wall_s, min(wall_low_s, wall_s), max(wall_high_s, wall_s))
+    )
+    cheap, dear = money.price_range
+    usd, usd_low, usd_high = (
+        money.usd_per_device_hour * device_hours,
+        cheap * low_hours,
+        dear * high_hours,
+    )
     reserved = money.usd_per_device_hour_reserved
-    kwh = money.power_watts * money.pue * world * wall_s / 3.6e6
+    kw = money.power_watts * money.pue / 1000
+    spares = spare_nodes(nodes, mtbf_s * nodes, REPAIR_S)
     return Reality(
         target_tokens=target,
         useful_s=useful_s,
@@ -145,16 +180,36 @@ def reality_of(
         interval_s=interval_s,
         young_interval_s=young_interval_s(checkpoint_s, mtbf_s),
         restart_s=restart_s,
-        spare_nodes=spare_nodes(nodes, mtbf_s * nodes, REPAIR_S),
+        spare_nodes=spares,
         effective_tokens_per_s=target / wall_s,
         usd=usd,
-        usd_low=usd * min(wall_low_s, wall_s) / wall_s,
-        usd_high=usd * max(wall_high_s, wall_s) / wall_s,
-        usd_reserved=None if reserved is None else reserved * world * wall_s / 3600,
+        usd_low=usd_low,
+        usd_high=usd_high,
+        usd_reserved=None if reserved is None else reserved * device_hours,
+        usd_reserved_low=None if reserved is None else reserved * low_hours,
+        usd_reserved_high=None if reserved is None else reserved * high_hours,
         usd_per_giga_tokens=usd / target * 1e9,
-        kwh=kwh,
-        kg_co2=kwh * money.kg_co2_per_kwh,
+        usd_per_giga_tokens_low=usd_low / target * 1e9,
+        usd_per_giga_tokens_high=usd_high / target * 1e9,
+        usd_per_device_hour_low=cheap,
+        usd_per_device_hour_high=dear,
+        usd_spares=money.usd_per_device_hour * spares * profile.devices_per_node * wall_s / 3600,
+        kwh=kw * device_hours,
+        kwh_low=kw * low_hours,
+        kwh_high=kw * high_hours,
+        kg_co2=kw * device_hours * money.kg_co2_per_kwh,
+        kg_co2_low=kw * low_hours * money.kg_co2_per_kwh,
+        kg_co2_high=kw * high_hours * money.kg_co2_per_kwh,
         assumed_target=not (target_tokens or plan.job.target_tokens),
+        simulated=simulated_goodput(
+            expected=share,
+            interval_s=interval_s,
+            checkpoint_s=checkpoint_s,
+            restart_s=restart_s,
+            mtbf_s=mtbf_s,
+            spare_nodes=spares,
+            campaigns=campaigns,
+        ),
     )
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from plansim.capacity.evaluate import Group, Planner, best_plan, evaluate_group
+from plansim.capacity.campaigns import simulated_of
+from plansim.capacity.evaluate import Group, Planner, best_plan, compact, evaluate_group
 from plansim.capacity.executors import Executor, Serial
-from plansim.capacity.scenario import Scenario, key_of
-from plansim.errors import InfeasibleError, InputError, UnitError
+from plansim.capacity.scenario import Changes, Scenario, key_of
+from plansim.errors import InfeasibleError, InputError, UnitError, UnknownNameError
 from plansim.hardware.profile import Profile
 from plansim.hardware.read import load_profile, profile_names
 from plansim.plan.model import Job
 from plansim.units import format_seconds, parse
 
 MAX_DEVICES = 16_384
+PRICE = "profile.economics.usd_per_device_hour"
 REFINEMENTS = 3
 """Sizes tried between the largest that misses a target and the smallest that meets it."""
 
@@ -47,7 +49,7 @@ class Target:
         if self.kind == "seconds":
             return float(run["wall_high_s" if safe else "wall_s"])
         if self.kind == "usd":
-            return float(run["usd_high" if safe else "usd"])
+            return float(run["usd"]) * (run["wall_high_s"] / run["wall_s"] if safe else 1.0)
         slow = run["wall_s"] / run["wall_high_s"] if safe else 1.0
         return float(run["effective_tokens_per_s"]) * slow
 
@@ -55,10 +57,13 @@ class Target:
         """Return in words how far a result is from the target."""
         value = self.measure(row)
         if self.kind == "seconds":
-            return f"takes {value / 86400:,.1f} days, {self.value / 86400:,.1f} asked for"
+            return (
+                f"takes {time_text(value)}, {time_text(self.value)} asked for ({_times(value / self.value)})"
+            )
         if self.kind == "usd":
-            return f"costs ${value:,.0f}, ${self.value:,.0f} asked for"
-        return f"gives {value:,.0f} tokens/s, {self.value:,.0f} asked for"
+            return f"costs ${value:,.0f}, ${self.value:,.0f} to spend ({_times(value / self.value)})"
+        share = _times(value / self.value)
+        return f"gives {value:,.0f} tokens/s, {self.value:,.0f} asked for ({share})"
 
 
 def parse_target(text: str) -> Target:
@@ -120,14 +125,20 @@ class Sizing:
         }
 
 
-def catalogue(names: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+def catalogue(
+    names: Sequence[str] | None = None, prices: Mapping[str, float] | None = None
+) -> tuple[list[str], list[str]]:
     """Return the profiles to size over, and why others are left out.
 
-    Without names: every profile of accelerators of one kind that has a price. Of several slices of one
-    device the first counts, as they grow into each other.
+    Without names: every profile of accelerators of one kind that has a price, its own or one of `prices`.
+    Of several slices of one device the first counts, as they grow into each other.
     """
+    given = prices or {}
+    for name in given:
+        if name and name not in (names or profile_names()):
+            raise UnknownNameError("profile with a --price", name, names or profile_names())
     if names:
-        return [str(n) for n in names], []
+        return list(dict.fromkeys(str(n) for n in names)), []
     kept, skipped = [], []
     seen: set[str] = set()
     for name in profile_names():
@@ -136,8 +147,8 @@ def catalogue(names: Sequence[str] | None = None) -> tuple[list[str], list[str]]
             continue
         if profile.mixed:
             skipped.append(f"{name}: mixes devices; sizes of such a cluster are not one number")
-        elif not profile.economics.usd_per_device_hour:
-            skipped.append(f"{name}: has no price (economics.usd_per_device_hour)")
+        elif not (profile.economics.usd_per_device_hour or name in given or "" in given):
+            skipped.append(f"{name}: has no price; --price {name}=2.50 gives it one")
         elif profile.device.id not in seen:
             seen.add(profile.device.id)
             kept.append(name)
@@ -152,6 +163,8 @@ def size_clusters(
     profiles: Sequence[str] | None = None,
     max_devices: int = MAX_DEVICES,
     safe: bool = False,
+    changes: Changes = (),
+    prices: Mapping[str, float] | None = None,
     executor: Executor | None = None,
     planner: Planner = best_plan,
     search: str = "quick",
@@ -161,19 +174,33 @@ def size_clusters(
 
     Sizes double from one node on; where a profile first meets the target, sizes below it are tried too.
 
+    Parameters
+    ----------
+    changes : tuple
+        Changes to every profile and to the model, by dotted key (``profile.economics.pue``).
+    prices : mapping, optional
+        Price of a device-hour by profile, $; under ``""`` for all. A profile without a price takes part
+        when it is given one.
+
     Raises
     ------
     InfeasibleError
         When no cluster meets the target; says for each profile what is short.
     """
-    names, skipped = catalogue(profiles)
-    base = Scenario(model=model, profile="", job=job, search=search)
-    first = [replace(base, profile=n, devices=d) for n in names for d in _sizes(load_profile(n), max_devices)]
+    asked = prices or {}
+    names, skipped = catalogue(profiles, asked)
+    base = {
+        n: Scenario(model=model, profile=n, job=job, search=search, changes=_priced(n, changes, asked))
+        for n in names
+    }
+    first = [replace(base[n], devices=d) for n in names for d in _sizes(load_profile(n), max_devices)]
     if not first:
-        raise InputError(f"no profile has a node of at most {max_devices} devices")
+        least = min((load_profile(n).devices_per_node for n in names), default=0)
+        why = f"the smallest node has {least}" if names else "no profile has a price"
+        raise InputError(f"--max-devices {max_devices} leaves no cluster to try: {why}")
     run = executor or Serial()
     rows = _run(run, first, planner, progress)
-    rows += _run(run, _between(rows, target, job, safe=safe, base=base), planner, progress)
+    rows += _run(run, _between(rows, target, safe=safe, base=base), planner, progress)
     meeting = [r for r in rows if target.met(r, safe=safe)]
     tried = tuple(sorted(rows, key=lambda r: (r["scenario"]["profile"], r["scenario"]["devices"])))
     if not meeting:
@@ -183,7 +210,19 @@ def size_clusters(
         "cheapest": min(meeting, key=lambda r: (r["reality"]["usd"], r["cluster"]["devices"])),
         "fastest": min(meeting, key=lambda r: (r["reality"]["wall_s"], r["reality"]["usd"])),
     }
+    best = {name: row | {"reality": row["reality"] | _simulated(row)} for name, row in best.items()}
     return Sizing(target=target, job=job, model=model, best=best, tried=tried, skipped=tuple(skipped))
+
+
+def _simulated(row: Row) -> Row:
+    """Return the goodput of an answer, simulated often enough to be quoted."""
+    found = simulated_of(row["reality"])
+    return {"simulated": None if found is None else compact(asdict(found))}
+
+
+def _priced(name: str, changes: Changes, prices: Mapping[str, float]) -> Changes:
+    price = prices.get(name, prices.get(""))
+    return changes if price is None else (*changes, (PRICE, repr(price)))
 
 
 def _run(
@@ -210,7 +249,9 @@ def _sizes(profile: Profile, most: int) -> Iterable[int]:
         n *= 2
 
 
-def _between(rows: Sequence[Row], target: Target, job: Job, *, safe: bool, base: Scenario) -> list[Scenario]:
+def _between(
+    rows: Sequence[Row], target: Target, *, safe: bool, base: Mapping[str, Scenario]
+) -> list[Scenario]:
     """Return sizes between the last that misses and the first that meets, for every profile."""
     found: list[Scenario] = []
     for name in dict.fromkeys(r["scenario"]["profile"] for r in rows):
@@ -225,7 +266,7 @@ def _between(rows: Sequence[Row], target: Target, job: Job, *, safe: bool, base:
         steps = {
             low + round((high - low) * k / (REFINEMENTS + 1) / node) * node for k in range(1, REFINEMENTS + 1)
         }
-        found += [replace(base, profile=name, devices=d) for d in sorted(steps - {low, high})]
+        found += [replace(base[name], devices=d) for d in sorted(steps - {low, high})]
     return found
 
 
@@ -247,8 +288,14 @@ def _shortage(rows: Sequence[Row], target: Target, model: str, most: int) -> str
 
 def _remedy(target: Target) -> str:
     if target.kind == "usd":
-        return "a cheaper price (-o profile...), fewer --tokens or a larger budget would"
-    return "more --max-devices, a larger --global-batch, fewer --tokens or a later target would"
+        return "a lower --price, fewer --tokens or a larger budget would help"
+    if target.kind == "seconds":
+        return "more --max-devices, a larger --global-batch, fewer --tokens or a later date would help"
+    return "more --max-devices, a larger --global-batch or a lower rate would help"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f} x" if ratio >= 10 else f"{ratio:.2g} x"
 
 
 def time_text(seconds: float) -> str:

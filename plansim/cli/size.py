@@ -38,8 +38,14 @@ def size(
     ] = None,
     seq_len: Annotated[int | None, typer.Option("--seq-len", min=1, help="The model's by default.")] = None,
     max_devices: Annotated[int, typer.Option("--max-devices", min=1, help="Largest cluster.")] = 4096,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--price", metavar="P=USD", help='What you pay a device-hour: "h100x8=2.10", or "2.10" for all.'
+        ),
+    ] = None,
     safe: Annotated[
-        bool, typer.Option("--safe", help="The slow end of the interval must meet it too.")
+        bool, typer.Option("--safe", help="The slow end of the run's interval must meet it too.")
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="Search every choice of a plan; slower.")] = False,
     executor: ExecutorName = "processes",
@@ -54,8 +60,8 @@ def size(
 
     The smallest, the cheapest and the fastest of the catalogue, with the plan for each.
 
-    Time and money count failures, checkpoints and restarts. When no cluster meets the target it says what is
-    short and ends with 4.
+    Time and money count failures, checkpoints and restarts. -o changes the job, the model and every profile
+    (job.KEY, model.KEY, profile.KEY). When no cluster meets the target it says what is short and ends with 4.
     """
     from plansim.capacity.size import parse_target, size_clusters
     from plansim.cli import console
@@ -64,13 +70,14 @@ def size(
     from plansim.units import parse
 
     wanted = parse_target(target)
-    changes = split_overrides(override, ("job",))["job"]
-    shape = read_shape(model)
+    changes = split_overrides(override, ("job", "model", "profile"))
+    shape = read_shape(model, changes["model"])
     length = seq_len or shape.seq_len
     data = {"global_batch": global_batch or max(1, BATCH_TOKENS // length), "seq_len": length}
     job = job_from_data(
-        data | ({"target_tokens": parse(tokens, "tokens")} if tokens else {}), overrides=changes
+        data | ({"target_tokens": parse(tokens, "tokens")} if tokens else {}), overrides=changes["job"]
     )
+    kept = [(f"{kind}.{key}", text) for kind in ("profile", "model") for key, text in changes[kind].items()]
     ends = Ticker("clusters")
     found = size_clusters(
         model,
@@ -79,6 +86,8 @@ def size(
         profiles=profile,
         max_devices=max_devices,
         safe=safe,
+        changes=tuple(kept),
+        prices=prices_of(price),
         executor=make_executor(executor, workers),
         search="full" if full else "quick",
         progress=ends.tick,
@@ -94,6 +103,31 @@ def size(
         console.show(*tables(found))
 
 
+def prices_of(given: list[str] | None) -> dict[str, float]:
+    """Return prices by profile from ``h100x8=2.10`` or, for all under an empty name, ``2.10``.
+
+    Examples
+    --------
+    >>> prices_of(["$2", "h100x8=2.10"])
+    {'': 2.0, 'h100x8': 2.1}
+    """
+    from math import inf
+
+    from plansim.errors import InputError
+
+    found = {}
+    for text in given or ():
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number.strip().lstrip("$"))
+        except ValueError:
+            value = -1.0
+        if not 0 < value < inf:
+            raise InputError(f'--price {text}: expected dollars a device-hour, "h100x8=2.10" or "2.10"')
+        found[name.strip()] = value
+    return found
+
+
 def tables(found: Sizing) -> list[RenderableType]:
     """Return the three answers, and what was tried."""
     from plansim.capacity.size import time_text
@@ -104,30 +138,69 @@ def tables(found: Sizing) -> list[RenderableType]:
     first = next(iter(found.best.values()))
     target = first["target_tokens"]
     how = "assumed: 20 a parameter; --tokens to change" if first["reality"]["assumed_target"] else "given"
-    head = f"{found.model}: {found.target.text} for {target:.3g} tokens ({how})\n"
+    aim = "at least " if found.target.kind == "tokens_per_s" else "at most "
+    head = f"{found.model}: {aim}{found.target.text}, training on {target:.3g} tokens ({how})\n"
     head += f"{len(found.tried)} clusters tried\n"
-    made = console.table(
-        what="", cluster="cluster", run="run>", usd="$>", sure="80 % interval>", plan="plan~"
-    )
+    made = console.table(what="", cluster="cluster", run="run>", usd="$>", giga="$/10⁹ tokens>", plan="plan~")
     for name, row in found.best.items():
         run = row["reality"]
         made.add_row(
             name,
             f"{row['scenario']['profile']} x {row['cluster']['devices']:,}",
             time_text(run["wall_s"]),
-            f"{run['usd']:,.0f}",
-            f"{time_text(run['wall_low_s'])} to {time_text(run['wall_high_s'])}",
+            f"{run['usd']:,.0f}" if run["usd"] else "no price",
+            f"{run['usd_per_giga_tokens']:,.0f}" if run["usd"] else "-",
             plan_words(plan_from_data(row["plan"])),
         )
-    return [head, made, *_notes(first, found)]
+    notes = [line for name, row in _distinct(found.best) for line in _notes(name, row)]
+    return [head, made, *notes, *[f"not tried: {text}" for text in found.skipped]]
 
 
-def _notes(row: dict[str, Any], found: Sizing) -> list[str]:
+def _distinct(best: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the answers, those of one cluster joined: ``smallest, cheapest``."""
+    names: dict[str, list[str]] = {}
+    for name, row in best.items():
+        names.setdefault(row["key"], []).append(name)
+    return [(", ".join(mine), best[mine[0]]) for mine in names.values()]
+
+
+def _notes(name: str, row: dict[str, Any]) -> list[str]:
+    """Return what a run costs and rests on, each figure with its bounds."""
+    from plansim.capacity.size import time_text
+    from plansim.units import format_seconds
+
     run = row["reality"]
-    notes = [
-        f"\nOf the {next(iter(found.best))}: goodput {run['goodput']:.1%}, "
-        f"{run['failures']:,.1f} interruptions, a checkpoint every {run['interval_s'] / 60:,.0f} min, "
-        f"{run['spare_nodes']} spare nodes, "
-        f"{run['kwh'] / 1e3:,.1f} MWh, {run['kg_co2'] / 1e3:,.1f} t CO2"
+    lines = [f"\n{name}: {row['scenario']['profile']} x {row['cluster']['devices']:,}, likely bounds (80 %)"]
+    lines += [f"  run       {time_text(run['wall_low_s'])} to {time_text(run['wall_high_s'])}"]
+    if run["usd"]:
+        low, high = run["usd_per_device_hour_low"], run["usd_per_device_hour_high"]
+        price = f"at ${low:,.2f} to ${high:,.2f}" if low < high else f"at ${low:,.2f}"
+        lines += [
+            f"  cost      ${run['usd_low']:,.0f} to ${run['usd_high']:,.0f}, {price} a device-hour",
+            f"            ${run['usd_per_giga_tokens_low']:,.0f} to ${run['usd_per_giga_tokens_high']:,.0f} "
+            "for 10⁹ tokens",
+        ]
+    lines += [
+        f"  energy    {run['kwh_low'] / 1e3:,.1f} to {run['kwh_high'] / 1e3:,.1f} MWh, "
+        f"{run['kg_co2_low'] / 1e3:,.1f} to {run['kg_co2_high'] / 1e3:,.1f} t CO2",
+        f"  goodput   {run['goodput']:.1%} by formula{_simulation_words(run['simulated'])}",
+        f"  failures  {run['failures']:,.1f} interruptions, a checkpoint every "
+        f"{format_seconds(run['interval_s'])}",
+        f"  spares    {run['spare_nodes']} node{'' if run['spare_nodes'] == 1 else 's'}{_spare_words(run)}",
     ]
-    return notes + [f"not tried: {text}" for text in found.skipped]
+    return lines
+
+
+def _simulation_words(simulated: dict[str, Any] | None) -> str:
+    if simulated is None:
+        return ", too low to simulate"
+    return (
+        f", {simulated['goodput']:.1%} simulated (± {simulated['standard_error']:.2%}, "
+        f"{simulated['failures']:,.0f} failures drawn)"
+    )
+
+
+def _spare_words(run: dict[str, Any]) -> str:
+    without = (run["simulated"] or {}).get("without_spares")
+    cost = f", ${run['usd_spares']:,.0f} on top" if run["usd_spares"] else ""
+    return cost if without is None else f"{cost}; goodput without them {without:.1%}"

@@ -39,14 +39,26 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Economics:
-    """What a device costs to run. `basis` says where and when the price was read."""
+    """What a device costs to run. `basis` says where and when the price was read.
+
+    `usd_per_device_hour_low` and `_high` are what other providers ask; None where one price is all there is.
+    """
 
     usd_per_device_hour: float = 0.0
     power_watts: float = 0.0
     pue: float = 1.2
     kg_co2_per_kwh: float = 0.4
     usd_per_device_hour_reserved: float | None = None
+    usd_per_device_hour_low: float | None = None
+    usd_per_device_hour_high: float | None = None
     basis: str = "not stated"
+
+    @property
+    def price_range(self) -> tuple[float, float]:
+        """Lowest and highest price of a device-hour, $; the price itself where no range is known."""
+        price = self.usd_per_device_hour
+        low, high = self.usd_per_device_hour_low, self.usd_per_device_hour_high
+        return min(price, price if low is None else low), max(price, price if high is None else high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,8 @@ class EconomicsSchema(Schema):
 
     usd_per_device_hour: Price | None = None
     usd_per_device_hour_reserved: Price | None = None
+    usd_per_device_hour_low: Price | None = None
+    usd_per_device_hour_high: Price | None = None
     power_watts: Annotated[Watts, Field(ge=0)] | None = None
     pue: Annotated[float, Field(ge=1)] = 1.2
     kg_co2_per_kwh: Annotated[float, Field(ge=0)] = 0.4
@@ -182,7 +184,7 @@ def profile_from_data(
 
     file = check(data, ProfileSchema, source=source, overrides=overrides, prepare=prepare)
     try:
-        return _profile(file, folder or Path())
+        return _without_foreign_prices(_profile(file, folder or Path()), overrides or {})
     except InputError as error:
         raise ProfileError(f"{source}: {error}") from None
 
@@ -302,18 +304,37 @@ def _host(file: HostSchema, device: Device) -> Host:
 
 
 def _economics(file: EconomicsSchema, device: Device) -> Economics:
-    """Return the economics; price and power left out are the catalogue's for the device (its lower price)."""
+    """Return the economics; price and power left out are the catalogue's for the device (its lower price).
+
+    The catalogue's range of prices joins a price that lies in it.
+    """
     price, basis = file.usd_per_device_hour, file.basis
     if price is None and device.usd_per_hour is not None:
         price, basis = device.usd_per_hour[0], device.sources.get("usd_per_hour", basis)
+    low, high = file.usd_per_device_hour_low, file.usd_per_device_hour_high
+    if low is None and high is None and price and device.usd_per_hour is not None:
+        cheapest, dearest = device.usd_per_hour
+        if cheapest < dearest and cheapest <= price <= dearest:
+            low, high = cheapest, dearest
     return Economics(
         usd_per_device_hour=price or 0.0,
         usd_per_device_hour_reserved=file.usd_per_device_hour_reserved,
+        usd_per_device_hour_low=low,
+        usd_per_device_hour_high=high,
         power_watts=device.power_watts if file.power_watts is None else file.power_watts,
         pue=file.pue,
         kg_co2_per_kwh=file.kg_co2_per_kwh,
         basis=basis,
     )
+
+
+def _without_foreign_prices(profile: Profile, overrides: Mapping[str, str]) -> Profile:
+    """Return the profile without what others ask when the user stated a price of their own."""
+    price = "economics.usd_per_device_hour"
+    if price not in overrides or any(f"{price}_{end}" in overrides for end in ("low", "high")):
+        return profile
+    own = replace(profile.economics, usd_per_device_hour_low=None, usd_per_device_hour_high=None)
+    return replace(profile, economics=own)
 
 
 def with_nodes(profile: Profile, count: int) -> Profile:

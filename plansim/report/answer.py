@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from plansim.report.choose import Choice, usd_of, wall_of
 from plansim.report.conditions import words_of
-from plansim.report.option import Option
+from plansim.report.option import Option, Run
 from plansim.report.svg import esc
-from plansim.report.words import dollars, duration, energy, mass, plan_words, short
+from plansim.report.words import between, dollars, duration, energy, mass, plan_words, short
 from plansim.units import format_bytes, format_seconds
 
 
@@ -78,7 +78,11 @@ def _numbers(best: Option) -> list[tuple[str, str, str]]:
                 ("Cost, on demand", dollars(run.usd), f"{dollars(run.usd_low)} to {dollars(run.usd_high)}")
             )
         if run.usd_reserved:
-            found.append(("Cost, reserved", dollars(run.usd_reserved), "at the profile's reserved price"))
+            span = between(run.usd_reserved_low, run.usd_reserved_high, dollars)
+            found.append(("Cost, reserved", dollars(run.usd_reserved), span or "at the reserved price"))
+        if run.usd:
+            span = between(run.usd_per_giga_tokens_low, run.usd_per_giga_tokens_high, dollars)
+            found.append(("Cost of 10⁹ tokens", dollars(run.usd_per_giga_tokens), span or "on demand"))
     speed = f"{short(round(best.effective_tokens_per_s))}"
     found += [
         ("Tokens per second", speed, "failures included" if run else "healthy"),
@@ -89,12 +93,22 @@ def _numbers(best: Option) -> list[tuple[str, str, str]]:
         ),
     ]
     if run:
-        often = f"{run.failures:,.1f} interruptions, {run.spare_nodes:.0f} spare nodes"
-        found.append(("Goodput", f"{run.goodput:.1%}", often))
-        found.append(("Energy", energy(run.kwh), f"{mass(run.kg_co2)} CO₂"))
+        found.append(("Goodput", f"{run.goodput:.1%}", _goodput_words(run)))
+        often = f"{run.spare_nodes:.0f} spare nodes, the job stops every {duration(run.mtbf_s)}"
+        found.append(("Interruptions", f"{run.failures:,.1f}", often))
+        found.append(("Energy", energy(run.kwh), between(run.kwh_low, run.kwh_high, energy)))
+        found.append(("CO₂", mass(run.kg_co2), between(run.kg_co2_low, run.kg_co2_high, mass)))
     room = best.memory_limit_bytes - best.peak_memory_bytes
     found.append(("Memory of a device", format_bytes(best.peak_memory_bytes), f"{format_bytes(room)} free"))
     return found
+
+
+def _goodput_words(run: Run) -> str:
+    """Return what simulation says of the formula's goodput."""
+    drawn = run.simulated
+    if drawn is None:
+        return "by formula"
+    return f"by formula; simulated {drawn.goodput:.1%} ± {drawn.standard_error:.2%}"
 
 
 def _rivals(choice: Choice) -> list[tuple[str, str, str, str, str]]:

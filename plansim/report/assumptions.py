@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from plansim import __version__
 from plansim.report.conditions import words_of
-from plansim.report.option import Option
+from plansim.report.option import Option, Run
 from plansim.report.read import Results
 from plansim.report.words import dollars, duration
 from plansim.units import format_bytes, format_rate, format_seconds
@@ -86,7 +86,8 @@ def _run(best: Option) -> list[Assumption]:
         Assumption(
             what="Price",
             value=f"{dollars(price)} a device-hour"
-            + (f", reserved {dollars(float(reserved))}" if reserved else ""),
+            + (f", reserved {dollars(float(reserved))}" if reserved else "")
+            + _prices(run),
             source=str(cluster.get("price_basis", "not stated")),
         ),
         Assumption(
@@ -107,9 +108,42 @@ def _run(best: Option) -> list[Assumption]:
             f"{format_seconds(run.checkpoint_s)}",
             source="best interval for this failure rate (Daly 2006); every node writes its share",
         ),
+        *_goodput(run),
         Assumption(
             what="Spare nodes",
-            value=f"{run.spare_nodes:.0f}, their cost is not in the figures",
+            value=f"{run.spare_nodes:.0f}, not in the cost"
+            + (f": {dollars(run.usd_spares)} more" if run.usd_spares else ""),
             source="99 % of the Poisson number of nodes under repair, repair in a day assumed",
         ),
+        Assumption(
+            what="Bounds of time, cost, energy, CO₂",
+            value="80 % interval of the step, 10 % and 90 % quantile of the number of failures; "
+            "cost also from the lowest to the highest price",
+            source="step: spread of measured over predicted; failures: Poisson; prices: the catalogue",
+        ),
+    ]
+
+
+def _prices(run: Run) -> str:
+    low, high = run.usd_per_device_hour_low, run.usd_per_device_hour_high
+    if low is None or high is None or low == high:
+        return "; no range of prices known"
+    return f"; bounds of the cost from {dollars(low)} to {dollars(high)}"
+
+
+def _goodput(run: Run) -> list[Assumption]:
+    """Return the closed form and the simulation of the goodput side by side."""
+    drawn = run.simulated
+    if drawn is None:
+        return []
+    spares = "" if drawn.without_spares is None else f"; {drawn.without_spares:.1%} without spare nodes"
+    return [
+        Assumption(
+            what="Goodput",
+            value=f"{run.goodput:.2%} by formula, {drawn.goodput:.2%} simulated "
+            f"({drawn.low:.2%} to {drawn.high:.2%}){spares}",
+            source=f"formula: Daly 2006, a replacement always at hand; simulated: {drawn.campaigns} long "
+            f"campaigns, {drawn.failures:,.0f} failures drawn (seed {drawn.seed}), failed nodes repaired in "
+            "a day, the mean's 80 % interval",
+        )
     ]

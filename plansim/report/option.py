@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from plansim.capacity.campaigns import Simulated, simulated_of
 from plansim.errors import InputError
 from plansim.plan.model import Plan
 from plansim.plan.read import plan_from_data
 from plansim.results import Breakdown, StageMemory
 
 Data = Mapping[str, Any]
+BOUNDED = ("usd_reserved", "usd_per_giga_tokens", "usd_per_device_hour", "kwh", "kg_co2")
 
 
 def number(data: Data, key: str, where: str) -> float:
@@ -35,6 +37,16 @@ def mapping(data: Data, key: str, where: str) -> Data:
     if not isinstance(value, Mapping):
         raise InputError(f"{where}: {key}: expected a mapping of keys")
     return value
+
+
+MAY_BE_MISSING = frozenset(
+    (
+        *(f"{what}_{end}" for what in BOUNDED for end in ("low", "high")),
+        "usd_reserved",
+        "usd_spares",
+    )
+)
+"""Figures that results of an earlier release, or a profile without a reserved price, do not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,18 +74,33 @@ class Run:
     kwh: float
     kg_co2: float
     usd_reserved: float | None = None
+    usd_reserved_low: float | None = None
+    usd_reserved_high: float | None = None
+    usd_per_giga_tokens_low: float | None = None
+    usd_per_giga_tokens_high: float | None = None
+    usd_per_device_hour_low: float | None = None
+    usd_per_device_hour_high: float | None = None
+    usd_spares: float | None = None
+    kwh_low: float | None = None
+    kwh_high: float | None = None
+    kg_co2_low: float | None = None
+    kg_co2_high: float | None = None
     assumed_target: bool = False
 
     @classmethod
     def of(cls, data: Data, where: str) -> Run:
         """Return the run in plain data."""
-        own = [f.name for f in fields(cls) if f.name not in ("usd_reserved", "assumed_target")]
-        reserved = data.get("usd_reserved")
+        names = [f.name for f in fields(cls) if f.name != "assumed_target"]
+        own = [n for n in names if n not in MAY_BE_MISSING or data.get(n) is not None]
         return cls(
             **{name: number(data, name, where) for name in own},
-            usd_reserved=None if reserved is None else number(data, "usd_reserved", where),
             assumed_target=bool(data.get("assumed_target")),
         )
+
+    @property
+    def simulated(self) -> Simulated | None:
+        """The goodput of this run by Monte-Carlo, drawn when it is asked for; the same every time."""
+        return simulated_of(asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

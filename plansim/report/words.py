@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from plansim.plan.model import Plan
 from plansim.report.option import Option
@@ -74,6 +75,17 @@ def energy(kwh: float) -> str:
 def mass(kg: float) -> str:
     """Return a mass of CO2, in kilograms or tonnes."""
     return f"{kg:,.0f} kg" if kg < 1000 else f"{kg / 1000:,.1f} t" if kg < 1e5 else f"{kg / 1000:,.0f} t"
+
+
+def between(low: float | None, high: float | None, say: Callable[[float], str]) -> str:
+    """Return two bounds in words; nothing where either is unknown.
+
+    Examples
+    --------
+    >>> between(1200, 3400, dollars)
+    '$1.2 k to $3.4 k'
+    """
+    return "" if low is None or high is None else f"{say(low)} to {say(high)}"
 
 
 def change(relative: float) -> str:

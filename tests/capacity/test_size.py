@@ -2,6 +2,7 @@ import pytest
 from small_planner import small_planner
 
 from plansim.capacity.size import catalogue, parse_target, size_clusters
+from plansim.cli.size import prices_of
 from plansim.errors import InfeasibleError, InputError
 from plansim.plan.model import Job
 
@@ -66,11 +67,44 @@ def test_safe_asks_it_of_the_slow_end():
 
 def test_what_is_short_is_said():
     with pytest.raises(
-        InfeasibleError, match=r"(?s)a100x8 x 128: takes .* days, 0\.0 asked for.*--max-devices"
+        InfeasibleError, match=r"(?s)a100x8 x 128: takes .* h, 10\.0 min asked for \(.* x\).*--max-devices"
     ):
         sized("10 min")
-    with pytest.raises(InfeasibleError, match=r"costs \$.*, \$1 asked for"):
+    with pytest.raises(InfeasibleError, match=r"costs \$.*, \$1 to spend"):
         sized("$1")
+
+
+def test_answers_carry_a_simulated_goodput():
+    run = sized("10 days").best["fastest"]["reality"]
+    simulated = run["simulated"]
+
+    assert simulated["campaigns"] == 64
+    assert simulated["low"] <= simulated["goodput"] <= simulated["high"]
+    assert simulated["without_spares"] <= simulated["goodput"]
+
+
+def test_a_price_of_ones_own_replaces_the_profiles_and_its_range():
+    run = sized("10 days", profiles=["h100x8"], prices={"h100x8": 1.0}).best["smallest"]["reality"]
+
+    assert (run["usd_per_device_hour_low"], run["usd_per_device_hour_high"]) == (1.0, 1.0)
+    with pytest.raises(InputError, match=r"did you mean 'h100x8'"):
+        sized("10 days", profiles=["h100x8"], prices={"h100": 1.0})
+
+
+def test_a_price_lets_a_profile_without_one_take_part():
+    assert "gb200-nvl72" not in catalogue()[0]
+    assert "gb200-nvl72" in catalogue(None, {"gb200-nvl72": 9.0})[0]
+
+
+def test_no_cluster_to_try_says_why():
+    with pytest.raises(InputError, match=r"--max-devices 4 .* smallest node has 8"):
+        sized("10 days", max_devices=4)
+
+
+@pytest.mark.parametrize("text", ["cheap", "h100x8=", "h100x8=-1", "inf", "nan"])
+def test_wrong_prices_are_refused(text):
+    with pytest.raises(InputError, match="--price"):
+        prices_of([text])
 
 
 def test_the_catalogue_has_one_profile_a_device_and_says_what_it_leaves_out():
