@@ -113,7 +113,7 @@ def case_of(row: Row) -> Case:
 
 
 def _case(row: Row) -> Case:
-    notes: list[str] = []
+    notes = list(row.inferred)
     if not row.device or not row.n_devices:
         raise Unpredictable("device and n_devices are needed")
     if "heterogeneous" in row.device or " + " in row.device:

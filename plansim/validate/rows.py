@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import types
 import typing
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from plansim.errors import InputError, nearest
@@ -61,6 +63,7 @@ class Row:
     workload: str = ""
     notes: str = ""
     errors: tuple[str, ...] = ()
+    inferred: tuple[str, ...] = ()
 
     @property
     def out_of_memory(self) -> bool:
@@ -106,9 +109,34 @@ def read_rows(path: Path) -> list[Row]:
     if missing:
         raise InputError("\n".join(f"{path}:1: {_missing(c, header)}" for c in missing))
     try:
-        return list(_rows(reader, path))
+        return alike(list(_rows(reader, path)))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from None
+
+
+def alike(rows: list[Row]) -> list[Row]:
+    """Return the rows with blank heads taken from the same publisher's other models of the same width.
+
+    The most common number counts; among equals the one whose heads are nearest to 128 wide.
+    """
+
+    def publisher(row: Row) -> str:
+        return re.split(r"[(:]", row.source)[0].strip()
+
+    stated: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
+    for row in rows:
+        if row.hidden and row.heads:
+            stated[publisher(row), row.hidden][row.heads] += 1
+    filled = []
+    for row in rows:
+        found = stated.get((publisher(row), row.hidden or 0))
+        if found and not row.heads and row.hidden:
+            width = row.hidden / 128
+            heads = max(found, key=lambda h: (found[h], -abs(math.log(h / width))))
+            note = f"heads not stated: {heads} as in the publisher's other models of that width"
+            row = replace(row, heads=heads, inferred=(*row.inferred, note))
+        filled.append(row)
+    return filled
 
 
 def _missing(column: str, header: list[str]) -> str:
