@@ -21,6 +21,9 @@ catalog = typer.Typer(
 
 Row = dict[str, Any]
 
+DEVICE = "h100-sxm5-80gb"
+"""Whose speed the table of compression methods shows unless another device is asked for."""
+
 
 def _devices() -> list[Row]:
     from plansim.hardware.catalog import catalog_devices, find_device
@@ -128,17 +131,10 @@ def _transports() -> list[Row]:
 
 
 def _compression() -> list[Row]:
-    from plansim.costs.compression import COMPRESSION_METHODS
+    from plansim.cli.compression_table import compression_rows
+    from plansim.hardware.catalog import find_device
 
-    return [
-        {
-            "name": name,
-            "edges": ", ".join(sorted(method.edges)),
-            "executable": method.executable,
-            "what": method.summary,
-        }
-        for name, method in COMPRESSION_METHODS.items()
-    ]
+    return compression_rows(find_device(DEVICE))
 
 
 def _stacks() -> list[Row]:
@@ -178,6 +174,9 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
 @catalog.command("list")
 def list_(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of: {', '.join(KINDS)}.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Whose speed compression is listed with.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """List everything of one kind; without a kind, say what kinds there are."""
@@ -187,10 +186,18 @@ def list_(
         raise UnknownNameError("kind of catalogue entry", kind, KINDS)
     if kind is None:
         rows: list[Row] = [{"name": name, "entries": len(rows_of())} for name, rows_of in KINDS.items()]
+    elif device is not None:
+        rows = _on_device(kind, device)
     else:
         rows = KINDS[kind]()
     if json:
         console.emit_json({"schema": 1, "kind": kind or "kinds", "entries": rows})
+        return
+    if kind == "compression":
+        from plansim.cli.compression_table import tables
+        from plansim.hardware.catalog import find_device
+
+        console.show(*tables(rows, find_device(device or DEVICE)))
         return
     long = {"what", "edges", "source", "fabric", "defaults", "own keys of a model file", "families"}
     made = console.table(
@@ -199,6 +206,15 @@ def list_(
     for row in rows:
         made.add_row(*(_cell(value) for value in row.values()))
     console.show(made)
+
+
+def _on_device(kind: str, name: str) -> list[Row]:
+    from plansim.cli.compression_table import compression_rows
+    from plansim.hardware.catalog import find_device
+
+    if kind != "compression":
+        raise InputError(f"--device {name}: only compression depends on a device; leave it out for {kind}")
+    return compression_rows(find_device(name))
 
 
 def _numeric(rows: list[Row], key: str) -> bool:

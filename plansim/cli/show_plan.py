@@ -160,7 +160,7 @@ def _remark(c: Crossover, best: Plan) -> str:
         return "travels as narrow already"
     if c.plan.parallel.zero_stage != best.parallel.zero_stage:
         return f"with zero_stage 0, not {best.parallel.zero_stage}"
-    return "" if find_method(c.method).executable else "simulate-only"
+    return "" if find_method(c.method).run_edges.issuperset(c.edges) else "simulate-only"
 
 
 def _below(bandwidth: float) -> str:

@@ -15,6 +15,7 @@ from plansim.costs.build import (
     step_inflation,
 )
 from plansim.costs.collectives import collective_terms
+from plansim.costs.compression import MODEL_METHODS, find_method
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory
 from plansim.costs.step import Parts, StepCosts
@@ -304,7 +305,35 @@ def _end_terms(layout: Layout, costs: StepCosts) -> list[Term]:
                 "gather_wire_bytes": gather_bytes(layout),
             },
         ),
+        *_band_terms(layout.plan),
     ]
+
+
+def _band_terms(plan: Plan) -> list[Term]:
+    """Return what every compressed edge may cost in steps or in score, and who says so."""
+    found = []
+    for edge, method in plan.compression.items():
+        if method.method == "none":
+            continue
+        if edge == "model":
+            loss = MODEL_METHODS[method.method].quality(method.options)
+            name, unit, low, high, source = "score lost", "", loss.low, loss.high, loss.source
+        else:
+            band = find_method(method.method).step_inflation(method.options)
+            name, unit, low, high, source = "steps to the same loss", "x", band.low, band.high, band.source
+        inputs = {"low": low, "high": high, **method.options}
+        found.append(
+            Term(
+                group="end",
+                name=f"{name}: {edge} by {method.method}",
+                value=(low + high) / 2,
+                unit=unit,
+                formula="middle of the band",
+                inputs=inputs,
+                source=source,
+            )
+        )
+    return found
 
 
 def _memory_terms(layout: Layout, prediction: Prediction) -> list[Term]:

@@ -46,3 +46,23 @@ def test_what_is_missing_comes_with_a_remedy(monkeypatch):
 
     assert missing["torch"].remedy == "pip install 'plansim[execute]'"
     assert "backends" not in {a.name for a in abilities()}
+
+
+def test_compression_is_listed_on_a_device_with_what_cannot_be_run(run):
+    rows = {r["name"]: r for r in run("catalog", "list", "compression", "--json").json["entries"]}
+    cpu = run("catalog", "list", "compression", "--device", "cpu-core", "--json").json["entries"]
+
+    assert rows["model.fp8"]["runs"] == "simulate-only"
+    assert rows["onebit"]["simulate-only"] == "outer"
+    assert rows["model.prune"]["speed"] == "no faster: dense kernels"
+    assert rows["powersgd"]["quality source"]
+    assert "PowerSGD" in run("catalog", "show", "powersgd").out
+    assert "no int8 arithmetic" in {r["name"]: r for r in cpu}["model.int8"]["speed"]
+    assert "simulate-only" in run("catalog", "list", "compression").out
+
+
+def test_other_kinds_depend_on_no_device(run):
+    done = run("catalog", "list", "models", "--device", "cpu-core")
+
+    assert done.code == 3
+    assert "only compression depends on a device" in " ".join(done.err.split())

@@ -86,6 +86,28 @@ def test_an_executable_method_has_a_hook_and_a_simulated_one_has_none(name):
     assert COMPRESSION_METHODS[name].executable == runs
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
+def test_a_method_runs_on_the_edges_that_have_a_hook_and_is_simulated_on_the_others(name):
+    pytest.importorskip("torch")
+    from plansim.execute.comm_hooks import HOOKS
+    from plansim.execute.outer import OUTER_METHODS
+    from plansim.execute.sharded_comm import SHARDED_METHODS
+
+    tables = {"gradients": HOOKS, "parameters": SHARDED_METHODS, "outer": OUTER_METHODS}
+    edges = {edge for edge, known in tables.items() if name in known}
+    assert COMPRESSION_METHODS[name].run_edges == edges
+    assert edges <= COMPRESSION_METHODS[name].edges
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(MODEL_METHODS) if n != "none"])
+def test_a_model_method_runs_if_there_is_code_for_it(name):
+    pytest.importorskip("torch")
+    from plansim.execute import model_compression as code
+
+    trained = {"qat": code.fake_quantised, "distill": code.distill_loss}
+    assert MODEL_METHODS[name].executable == (name in code.MODEL_COMPRESSORS or name in trained)
+
+
 @pytest.mark.parametrize("table", [COMPRESSION_METHODS, MODEL_METHODS], ids=["messages", "model"])
 def test_every_method_knows_its_own_name_and_refuses_unknown_options(table):
     for name, method in table.items():

@@ -125,3 +125,15 @@ def test_a_difference_turned_round_has_the_other_sign():
         ("recompute", "full", "selective"),
     ]
     assert there.memory[0].difference != 0
+
+
+def test_every_band_names_who_says_so():
+    compression = Compression(gradients=Method(method="int4"), model=Method(method="qat"))
+    plan = replace(PLANS["compressed"], compression=compression)
+    ends = of_group(explain(MODEL, PROFILE, plan), "end")
+    steps, score = ends["steps to the same loss: gradients by int4"], ends["score lost: model by qat"]
+
+    assert (steps.inputs["low"], steps.inputs["high"]) == (1.0, 1.05)
+    assert "SDP4Bit" in steps.source or "ZeRO++" in steps.source
+    assert score.inputs["high"] == 0.01
+    assert "torchao" in score.source

@@ -1,7 +1,8 @@
 """Compression of messages (`COMPRESSION_METHODS`) and of the model itself (`MODEL_METHODS`).
 
 Adding a method is one file, one line in `registry`, and a hook of the same name in
-`plansim.execute.comm_hooks`; without a hook, set ``executable = False`` and every table says simulate-only.
+`plansim.execute.comm_hooks`; edges without one are left out of its ``run_edges`` and every table
+says simulate-only.
 """
 
 from plansim.costs.compression.base import CompressionMethod, Inflation, Traffic, Transfer

@@ -112,7 +112,8 @@ class CompressionMethod(ABC):
     source: ClassVar[str]
     edges: ClassVar[frozenset[str]] = frozenset({"gradients"})
     options: ClassVar[tuple[Option, ...]] = ()
-    executable: ClassVar[bool] = True
+    run_edges: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    """Where `plansim run` has a hook for it; on its other edges it is simulated only."""
     blocking: ClassVar[bool] = True
     """Whether the exchange holds up the backward pass: its rounds need the device between them."""
     error_feedback: ClassVar[bool] = False
@@ -129,6 +130,11 @@ class CompressionMethod(ABC):
             For an unknown option or a value out of its range; says what would be accepted.
         """
         return checked(self.name, self.options, options or {})
+
+    @property
+    def executable(self) -> bool:
+        """Whether it can be run on any edge."""
+        return bool(self.run_edges)
 
     @abstractmethod
     def payload_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:

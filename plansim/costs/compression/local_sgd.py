@@ -33,6 +33,7 @@ class LocalSgd(CompressionMethod):
         "Stich, 'Local SGD converges fast and communicates little', 2019, arXiv 1805.09767"
     )
     edges: ClassVar[frozenset[str]] = frozenset({"outer"})
+    run_edges: ClassVar[frozenset[str]] = frozenset({"outer"})
     options: ClassVar[tuple[Option, ...]] = (
         Option(
             name="every",

@@ -13,4 +13,5 @@ class Uncompressed(Cast):
     name: ClassVar[str] = "none"
     summary: ClassVar[str] = "send the elements as they are"
     source: ClassVar[str] = "the baseline: 16-bit elements in 16-bit training"
+    run_edges: ClassVar[frozenset[str]] = Cast.edges
     wire_bytes: ClassVar[float] = float("inf")

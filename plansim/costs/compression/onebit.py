@@ -21,6 +21,7 @@ class OneBit(TwoHop):
     )
     edges: ClassVar[frozenset[str]] = frozenset({"gradients", "outer"})
     error_feedback: ClassVar[bool] = True
+    run_edges: ClassVar[frozenset[str]] = frozenset({"gradients"})
     shards: ClassVar[bool] = False
     options: ClassVar[tuple[Option, ...]] = (
         Option(name="error_feedback", kind=bool, default=True, help="add what was lost to the next gradient"),

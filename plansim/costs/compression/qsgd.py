@@ -35,6 +35,7 @@ class Qsgd(TwoHop):
     summary: ClassVar[str] = "stochastic rounding to a few levels per block (unbiased)"
     source: ClassVar[str] = "Alistarh et al., 'QSGD', NeurIPS 2017, arXiv 1610.02132"
     edges: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    run_edges: ClassVar[frozenset[str]] = frozenset({"gradients"})
     shards: ClassVar[bool] = False
     options: ClassVar[tuple[Option, ...]] = (
         Option(name="levels", kind=int, default=127, low=1, high=127, help="levels on each side of zero"),

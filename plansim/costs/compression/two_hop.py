@@ -22,6 +22,7 @@ class TwoHop(CompressionMethod):
     """
 
     edges: ClassVar[frozenset[str]] = frozenset({"gradients", "parameters", "activations", "outer"})
+    run_edges: ClassVar[frozenset[str]] = frozenset({"gradients", "parameters"})
     shards: ClassVar[bool] = True
 
     @abstractmethod

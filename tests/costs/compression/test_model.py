@@ -71,7 +71,8 @@ def test_structured_pruning_speeds_every_device_up():
         ("fp8", A100, "fp8 arithmetic"),
         ("prune_2_4", V100, "use prune_structured"),
         ("prune_2_4", CPU, "use prune_structured"),
-        ("int4_weight_only", CPU, "ONNX Runtime"),
+        ("int8", CPU, "use prune_structured"),
+        ("int4_weight_only", CPU, "use prune_structured"),
     ],
 )
 def test_what_a_device_cannot_run_is_refused_with_what_would_work(name, device, remedy):
@@ -108,3 +109,23 @@ def test_wrong_options_are_refused():
         MODEL_METHODS["prune"].effect({"fraction": 1.2})
     with pytest.raises(PlanError, match="one of l1, l2"):
         MODEL_METHODS["prune_structured"].effect({"norm": "max"})
+
+
+@pytest.mark.parametrize("device", [CPU, V100, A100, H100], ids=lambda d: d.id)
+@pytest.mark.parametrize("name", sorted(MODEL_METHODS))
+def test_the_remedy_of_a_refusal_works_on_the_same_device(name, device):
+    refused = MODEL_METHODS[name].supports(device)
+    if refused:
+        advised = [m for m in MODEL_METHODS if m in refused.partition("; use ")[2].replace(",", " ").split()]
+        assert advised
+        assert any(MODEL_METHODS[other].supports(device) is None for other in advised)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 16), ("fp32", 32)])
+def test_scattered_zeros_save_bytes_only_where_places_and_weights_are_fewer_than_dense(dtype, bits):
+    half, tenth = (
+        weight_bytes(MODEL_METHODS["prune"].effect({"fraction": f}), 1e6, dtype) for f in (0.5, 0.9)
+    )
+
+    assert half == pytest.approx(min(bits, 0.5 * (bits + 32)) * 1e6 / 8)
+    assert tenth == pytest.approx(0.1 * (bits + 32) * 1e6 / 8)

@@ -59,6 +59,9 @@ class Effect:
         Rank of the factors over the smaller side, where a matrix becomes two.
     inner, outer : float
         Part of the inner and outer dimension of each product that is left.
+    scattered : float or None
+        Part of the weights left where the rest is zero in no pattern: stored with 32-bit places where that
+        is smaller than dense.
     sparse_speedup : float
         Speed of the sparse kernel over the dense one.
     training_passes : float
@@ -75,6 +78,7 @@ class Effect:
     rank_fraction: float | None = None
     inner: float = 1.0
     outer: float = 1.0
+    scattered: float | None = None
     sparse_speedup: float = 1.0
     training_passes: float = 0.0
     teacher: bool = False
@@ -88,6 +92,7 @@ class ModelMethod(ABC):
     source: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
     executable: ClassVar[bool] = True
+    """Whether `plansim.execute.model_compression` does it to a torch model; else it is simulated only."""
     trains: ClassVar[bool] = False
     """Whether it acts while training; the others act on a trained model, for inference."""
 
@@ -115,6 +120,8 @@ def weight_bytes(effect: Effect, parameters: float, dtype: str) -> float:
     bits = (
         effect.stored_bits if effect.stored_bits is not None else 8 * OPERAND_BYTES[arithmetic_class(dtype)]
     )
+    if effect.scattered is not None:
+        bits = min(bits, (bits + 32) * effect.scattered)
     return parameters * effect.weight_factor * bits / 8
 
 

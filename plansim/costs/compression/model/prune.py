@@ -49,9 +49,8 @@ class Prune(ModelMethod):
     options: ClassVar[tuple[Option, ...]] = (FRACTION, FINETUNE)
 
     def effect(self, options: Mapping[str, Any] | None = None) -> Effect:
-        """Return compressed rows (a 32-bit place with each 16-bit weight) where that is below dense."""
-        left = 1 - self.resolve(options)["fraction"]
-        return Effect(stored_bits=min(16.0, 48.0 * left), training_passes=1.0)
+        """Return compressed rows (a 32-bit place with each weight) where that is below dense."""
+        return Effect(scattered=1 - self.resolve(options)["fraction"], training_passes=1.0)
 
     def quality(self, options: Mapping[str, Any] | None = None) -> Quality:
         """Return the band by fraction."""

@@ -43,10 +43,10 @@ class Int8(ModelMethod):
             peak_flop_per_s(device, self.dtype)
         except UnknownNameError:
             have = ", ".join(sorted(device.peak_flop_per_s))
-            return (
-                f"{device.id} has no {self.dtype} arithmetic (it has {have}); use int8_weight_only or "
-                "int4_weight_only, which compute in the job's type"
-            )
+            other = "int8_weight_only or int4_weight_only, which compute in the job's type"
+            if device.kind == "cpu":  # where those are emulated
+                other = "prune_structured, faster on any device"
+            return f"{device.id} has no {self.dtype} arithmetic (it has {have}); use {other}"
         return super().supports(device, phase)
 
 
@@ -56,6 +56,7 @@ class Fp8(Int8):
     name: ClassVar[str] = "fp8"
     summary: ClassVar[str] = "weights and activations in fp8 (W8A8)"
     dtype: ClassVar[str] = "fp8"
+    executable: ClassVar[bool] = False
     options: ClassVar[tuple[Option, ...]] = ()
 
     def quality(self, options: Mapping[str, Any] | None = None) -> Quality:
@@ -90,9 +91,8 @@ class Int8WeightOnly(ModelMethod):
     def supports(self, device: Device, phase: str = "infer") -> str | None:
         """Refuse CPUs: torch widens the weights in memory there, which is slower than fp32."""
         if device.kind == "cpu":
-            return (
-                f"{self.name} is emulated on a CPU, 1.1 to 40 x slower than fp32; use int8 with ONNX Runtime"
-            )
+            other = "int8 with ONNX Runtime" if "int8" in device.peak_flop_per_s else "prune_structured"
+            return f"{self.name} is emulated on a CPU, 1.1 to 40 x slower than fp32; use {other}"
         return super().supports(device, phase)
 
 
