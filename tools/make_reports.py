@@ -1,10 +1,14 @@
 """Make the example reports anew: every sweep of reports/sweeps becomes a folder of page, text and results.
 
+What simulating costs (reports/simulator-cost) is measured last, when nothing else runs.
+
 python tools/make_reports.py [NAME ...]
 """
 
 import sys
 from pathlib import Path
+
+import simulator_cost
 
 from plansim.capacity.executors import Processes
 from plansim.capacity.grid import load_grid
@@ -23,6 +27,10 @@ def make(sweep: Path) -> None:
     fresh = folder / "results.jsonl.new"
     fresh.unlink(missing_ok=True)
     summary = run_sweep(grid, fresh, executor=Processes())
+    if summary.by_status.get("failed"):
+        sys.exit(
+            f"{sweep.stem}: {summary.by_status['failed']} scenarios failed; see {fresh}, the report stays"
+        )
     fresh.replace(results)  # what was there stays until all of it is answered
     found = read_results([results])
     found.files = [f"reports/{sweep.stem}/results.jsonl", f"reports/sweeps/{sweep.name}"]
@@ -42,6 +50,8 @@ def main() -> None:
     for sweep in sorted((REPORTS / "sweeps").glob("*.yaml")):
         if not wanted or sweep.stem in wanted:
             make(sweep)
+    if not wanted or "simulator-cost" in wanted:
+        simulator_cost.make(REPORTS / "simulator-cost")
 
 
 if __name__ == "__main__":

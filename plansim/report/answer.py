@@ -8,7 +8,7 @@ from plansim.report.choose import Choice, usd_of, wall_of
 from plansim.report.conditions import words_of
 from plansim.report.option import Option, Run
 from plansim.report.svg import esc
-from plansim.report.words import between, dollars, duration, energy, mass, plan_words, short
+from plansim.report.words import between, dollars, duration, energy, mass, plan_words, short, whole_dollars
 from plansim.units import format_bytes, format_seconds
 
 
@@ -81,8 +81,8 @@ def _numbers(best: Option) -> list[tuple[str, str, str]]:
             span = between(run.usd_reserved_low, run.usd_reserved_high, dollars)
             found.append(("Cost, reserved", dollars(run.usd_reserved), span or "at the reserved price"))
         if run.usd:
-            span = between(run.usd_per_giga_tokens_low, run.usd_per_giga_tokens_high, dollars)
-            found.append(("Cost of 10⁹ tokens", dollars(run.usd_per_giga_tokens), span or "on demand"))
+            span = between(run.usd_per_giga_tokens_low, run.usd_per_giga_tokens_high, whole_dollars)
+            found.append(("Cost of 10⁹ tokens", whole_dollars(run.usd_per_giga_tokens), span or "on demand"))
     speed = f"{short(round(best.effective_tokens_per_s))}"
     found += [
         ("Tokens per second", speed, "failures included" if run else "healthy"),

@@ -112,7 +112,7 @@ def _options(content: Content) -> None:
 
 
 def _cost_figures(content: Content, drawn: Sequence[Option], best: Option, colours: dict[str, int]) -> None:
-    speed, efficiency = scaling_charts(drawn)
+    speed, efficiency = scaling_charts(drawn, colours)
     figures = [
         Figure(
             anchor="pareto",

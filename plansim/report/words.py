@@ -42,6 +42,17 @@ def dollars(usd: float) -> str:
     return f"${usd:,.2f}"
 
 
+def whole_dollars(usd: float) -> str:
+    """Return money to the dollar from 10 $ on.
+
+    Examples
+    --------
+    >>> whole_dollars(1018.4), whole_dollars(3.5)
+    ('$1,018', '$3.50')
+    """
+    return f"${usd:,.0f}" if usd >= 10 else f"${usd:,.2f}"
+
+
 def short(value: float) -> str:
     """Return a number for an axis: three figures and a suffix.
 
