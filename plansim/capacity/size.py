@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any
 
 from plansim.capacity.campaigns import simulated_of
@@ -52,6 +53,10 @@ class Target:
             return float(run["usd"]) * (run["wall_high_s"] / run["wall_s"] if safe else 1.0)
         slow = run["wall_s"] / run["wall_high_s"] if safe else 1.0
         return float(run["effective_tokens_per_s"]) * slow
+
+    def miss(self, row: Row) -> float:
+        """Return a figure that is smaller the nearer a result comes."""
+        return self.sign * self.measure(row)
 
     def shortfall(self, row: Row) -> str:
         """Return in words how far a result is from the target."""
@@ -109,6 +114,7 @@ class Sizing:
     job: Job
     model: str
     best: dict[str, Row]
+    safe: bool = False
     tried: tuple[Row, ...]
     skipped: tuple[str, ...]
 
@@ -189,6 +195,8 @@ def size_clusters(
     """
     asked = prices or {}
     names, skipped = catalogue(profiles, asked)
+    if target.kind == "usd":
+        _refuse_unpriced(names, asked)
     base = {
         n: Scenario(model=model, profile=n, job=job, search=search, changes=_priced(n, changes, asked))
         for n in names
@@ -206,12 +214,23 @@ def size_clusters(
     if not meeting:
         raise InfeasibleError(_shortage(rows, target, model, max_devices))
     best = {
-        "smallest": min(meeting, key=lambda r: (r["cluster"]["devices"], r["reality"]["usd"])),
-        "cheapest": min(meeting, key=lambda r: (r["reality"]["usd"], r["cluster"]["devices"])),
+        "smallest": min(meeting, key=lambda r: (r["cluster"]["devices"], r["reality"]["usd"] or inf)),
+        "cheapest": min(meeting, key=lambda r: (r["reality"]["usd"] or inf, r["cluster"]["devices"])),
         "fastest": min(meeting, key=lambda r: (r["reality"]["wall_s"], r["reality"]["usd"])),
     }
     best = {name: row | {"reality": row["reality"] | _simulated(row)} for name, row in best.items()}
-    return Sizing(target=target, job=job, model=model, best=best, tried=tried, skipped=tuple(skipped))
+    return Sizing(
+        target=target, job=job, model=model, best=best, safe=safe, tried=tried, skipped=tuple(skipped)
+    )
+
+
+def _refuse_unpriced(names: Sequence[str], prices: Mapping[str, float]) -> None:
+    """Raise when a budget is asked of a profile that costs nothing."""
+    for name in names:
+        if not (load_profile(name).economics.usd_per_device_hour or name in prices or "" in prices):
+            raise InputError(
+                f"{name} has no price to hold against a budget; --price {name}=2.50 gives it one"
+            )
 
 
 def _simulated(row: Row) -> Row:
@@ -277,13 +296,19 @@ def _shortage(rows: Sequence[Row], target: Target, model: str, most: int) -> str
         mine = [r for r in rows if r["scenario"]["profile"] == name]
         able = [r for r in mine if r["status"] == "ok"]
         if able:
-            nearest = min(able, key=lambda r: target.sign * target.measure(r))
+            nearest = min(able, key=target.miss)
             lines.append(f"  {name} x {nearest['cluster']['devices']:,}: {target.shortfall(nearest)}")
         else:
             last = max(mine, key=lambda r: r["scenario"]["devices"])
-            lines.append(f"  {name}: {str(last['reason']).splitlines()[0]}")
+            lines += [f"  {name} x {last['scenario']['devices']:,}: {_nearest_miss(str(last['reason']))}"]
     lines.append(_remedy(target))
     return "\n".join(lines)
+
+
+def _nearest_miss(reason: str) -> str:
+    """Return the line of a refusal that says what came nearest; the counts by rule are left out."""
+    lines = [line.strip() for line in reason.splitlines()] or [""]
+    return next((line for line in lines if line.startswith("nearest miss")), lines[0])
 
 
 def _remedy(target: Target) -> str:

@@ -153,7 +153,37 @@ def tables(found: Sizing) -> list[RenderableType]:
             plan_words(plan_from_data(row["plan"])),
         )
     notes = [line for name, row in _distinct(found.best) for line in _notes(name, row)]
-    return [head, made, *notes, *[f"not tried: {text}" for text in found.skipped]]
+    return [head, made, *_by_profile(found), *notes, *[f"not tried: {text}" for text in found.skipped]]
+
+
+def _by_profile(found: Sizing) -> list[RenderableType]:
+    """Return the cheapest answer of every kind of cluster, when there are several kinds."""
+    from math import inf
+
+    from plansim.capacity.size import time_text
+    from plansim.cli import console
+
+    profiles = list(dict.fromkeys(r["scenario"]["profile"] for r in found.tried))
+    if len(profiles) < 2:
+        return []
+    made = console.table(profile="cheapest of each", devices="devices>", run="run>", usd="$>", why="")
+    rows = []
+    for name in profiles:
+        mine = [r for r in found.tried if r["scenario"]["profile"] == name]
+        able = [r for r in mine if r["status"] == "ok"]
+        pick = [r for r in able if found.target.met(r, safe=found.safe)]
+        if not able:
+            rows.append((inf, (name, "", "", "", "no plan fits")))
+            continue
+        best = min(pick or able, key=lambda r: (r["reality"]["usd"] or inf) if pick else found.target.miss(r))
+        run = best["reality"]
+        said = "" if pick else found.target.shortfall(best)
+        cells = (name, f"{best['cluster']['devices']:,}", time_text(run["wall_s"]))
+        money = f"{run['usd']:,.0f}" if run["usd"] else "no price"
+        rows.append(((run["usd"] or inf) if pick else inf, (*cells, money, said)))
+    for _, line in sorted(rows, key=lambda r: r[0]):
+        made.add_row(*line)
+    return ["", made]
 
 
 def _distinct(best: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -96,6 +96,11 @@ def test_a_price_lets_a_profile_without_one_take_part():
     assert "gb200-nvl72" in catalogue(None, {"gb200-nvl72": 9.0})[0]
 
 
+def test_a_budget_needs_a_price():
+    with pytest.raises(InputError, match=r"gb200-nvl72 has no price .* --price"):
+        sized("$1M", profiles=["gb200-nvl72"])
+
+
 def test_no_cluster_to_try_says_why():
     with pytest.raises(InputError, match=r"--max-devices 4 .* smallest node has 8"):
         sized("10 days", max_devices=4)
