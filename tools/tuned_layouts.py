@@ -246,7 +246,7 @@ def tuned_case(recipe: Mapping[str, str]) -> tuple[Model, Profile, Plan]:
     ep = count("expert_model_parallel_size")
     row = Row(
         model=name,
-        source="Megatron-Bridge",
+        source="Megatron-Bridge 0.6.2 (NeMo 26.08)",
         seq=count("seq_length") or seq,
         gbs=count("global_batch_size"),
         mbs=count("micro_batch_size") or 1,
@@ -257,7 +257,7 @@ def tuned_case(recipe: Mapping[str, str]) -> tuple[Model, Profile, Plan]:
         dtype=PRECISIONS[recipe["precision"]],
         tp=tp,
         pp=count("pipeline_model_parallel_size") or 1,
-        vp=count("virtual_pipeline_model_parallel_size"),
+        vp=count("virtual_pipeline_model_parallel_size") or 1,
         cp=count("context_parallel_size") or 1,
         ep=ep,
         zero_stage=3 if recipe["use_megatron_fsdp"] == "True" else 1,

@@ -57,6 +57,11 @@ class Layout:
         return DTYPE_BYTES["fp32"] if self.plan.job.dtype in ("fp32", "tf32") else DTYPE_BYTES["bf16"]
 
     @cached_property
+    def kept_operand_bytes(self) -> float:
+        """Bytes of one element of a product's input as kept for backward."""
+        return DTYPE_BYTES[self.plan.job.dtype] if self.stack.keeps_quantised else self.wide_bytes
+
+    @cached_property
     def shard(self) -> Shard:
         """How one rank's share is cut out of the model."""
         p = self.plan.parallel
@@ -68,6 +73,7 @@ class Layout:
             ep=p.ep,
             sequence_parallel=p.sequence_parallel,
             element_bytes=self.wide_bytes,
+            operand_bytes=self.kept_operand_bytes,
             flash=self.plan.attention == "flash",
             split_features=p.split_features,
         )

@@ -60,6 +60,9 @@ class Stack:
         Size of one gradient bucket, bytes.
     gathered_layers : int
         Layers whose parameters are whole at one time under ZeRO-3 (prefetch depth + 1).
+    keeps_quantised : bool
+        In 8 and 4 bits, keeps the quantised inputs of products for backward in place of the 16-bit ones
+        (Transformer Engine does, torchao does not).
     loss_copies : float
         fp32 arrays of logits alive at the loss: 1 with a fused cross entropy, about 4 in plain PyTorch
         (logits widened, log-softmax, and their gradients).
@@ -106,6 +109,7 @@ class Stack:
     bf16_accumulation_bytes: float = 0.0
     bucket_bytes: float = 160e6
     gathered_layers: int = 2
+    keeps_quantised: bool = False
     loss_copies: float = 1.0
     loss_passes: float = 1.3
     attention_kernel: str = "tuned"

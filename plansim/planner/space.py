@@ -37,7 +37,7 @@ SHORTEST_PIECE = 1024
 FEW_DEVICES = 16
 """Up to here uneven virtual stages and shorter pieces are searched as well: they cost little there."""
 
-BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core", "deepspeed": "deepspeed"}
+BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core-26.06", "deepspeed": "deepspeed"}
 """The software stack whose costs a runtime has; the others follow from the plan."""
 
 CHOICES: dict[str, tuple[Any, ...]] = {

@@ -165,6 +165,9 @@ class Shard:
         Sequences and tokens of one microbatch before `cp` divides them.
     element_bytes : float
         Bytes of one activation element (2 for 16-bit training).
+    operand_bytes : float
+        Bytes of one element of a product's input as kept for backward: less where the quantised copy of an
+        8- or 4-bit recipe is kept.
     flash : bool
         Fused attention; otherwise scores are written out.
     split_features : bool
@@ -178,6 +181,7 @@ class Shard:
     ep: int = 1
     sequence_parallel: bool = False
     element_bytes: float = 2.0
+    operand_bytes: float = 2.0
     flash: bool = True
     split_features: bool = False
 

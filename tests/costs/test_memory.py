@@ -131,3 +131,19 @@ def test_flights_are_those_of_a_walk_over_the_whole_program(name, pp, v, rounds,
         assert live == 0.0
         found = flights_of(name, pp, m, v, rank) @ np.array([kept[c] for c in chunks])
         assert found.max() == pytest.approx(peak)
+
+
+def test_eight_bit_recipes_that_keep_quantised_inputs_hold_fewer_activations():
+    """Transformer Engine keeps the 8-bit copy of a product's input: one byte less for each."""
+    model = replace(GPT, tied_embeddings=False)
+    bf16, fp8 = (
+        held(layout(model, profile="h100x8", stack="megatron-core", job={"dtype": dtype}))[0].activations
+        for dtype in ("bf16", "fp8")
+    )
+    kept_as_is = held(layout(model, profile="h100x8", stack="torchtitan", job={"dtype": "fp8"}))[
+        0
+    ].activations
+    tokens, inputs = model.seq_len, (2 * model.hidden + model.ffn) * model.layers
+
+    assert kept_as_is > fp8
+    assert bf16 - fp8 == pytest.approx(tokens * inputs * 1.01, rel=0.02)

@@ -35,15 +35,6 @@ ALIGNMENT_BYTES: Final = 16
 MISALIGNED_FRACTION: Final = 0.55
 """Speed of a single product with misaligned rows: a vocabulary of 50257 against 50304 (nanoGPT, 2023)."""
 
-FULL_ALIGNMENT_BYTES: Final = 128
-"""Rows that start on multiples of this are loaded at full speed (same guide: 64 16-bit elements on A100)."""
-
-PARTLY_ALIGNED_FRACTION: Final = 0.82
-"""Speed on Ampere with rows aligned to 16 but not to 128 bytes; Hopper loads in bulk.
-
-BigScience's 14400-wide models over tp 8 (1800 columns) ran a fifth slower than 13824 (1728).
-"""
-
 MISALIGNED_VECTOR_FRACTION: Final = 0.5
 """Batched products with misaligned rows fall back to the vector units, at this part of the fp32 peak.
 
@@ -75,7 +66,6 @@ class MatmulKernel:
     bytes_per_s: float
     vector_flop_per_s: float
     checks_alignment: bool
-    needs_full_alignment: bool
     seconds: dict[tuple[float, ...], float] = field(default_factory=dict)
 
     @classmethod
@@ -102,7 +92,6 @@ class MatmulKernel:
             vector_flop_per_s=min(peak, device.peak_flop_per_s.get("fp32", peak))
             * MISALIGNED_VECTOR_FRACTION,
             checks_alignment=device.kind == "gpu" and arithmetic not in ("fp32", "tf32"),
-            needs_full_alignment=device.architecture.lower() == "ampere",
         )
 
     def compute_s(self, m: float, n: float, k: float, count: float) -> float:
@@ -142,9 +131,9 @@ class MatmulKernel:
             seconds *= 1 - self.curve.cache_saving * (1 - nbytes / self.device.l2_bytes)
         return seconds
 
-    def misaligned(self, n: float, k: float, nbytes: int = ALIGNMENT_BYTES) -> bool:
-        """Return whether rows of an operand or of the result start off multiples of `nbytes`."""
-        return self.checks_alignment and bool((n * 2) % nbytes or (k * 2) % nbytes)
+    def misaligned(self, n: float, k: float) -> bool:
+        """Return whether rows of an operand or of the result start off the alignment of the matrix units."""
+        return self.checks_alignment and bool((n * 2) % ALIGNMENT_BYTES or (k * 2) % ALIGNMENT_BYTES)
 
 
 _KERNELS: dict[tuple[int, str], MatmulKernel] = {}
@@ -215,8 +204,6 @@ def product_s(
             compute_s = max(compute_s, 2 * m * n * k * batch / kernel.vector_flop_per_s)
         else:
             compute_s /= MISALIGNED_FRACTION
-    elif kernel.needs_full_alignment and batch == 1 and kernel.misaligned(n, k, FULL_ALIGNMENT_BYTES):
-        compute_s /= PARTLY_ALIGNED_FRACTION
     nbytes = batch * (kernel.operand_bytes * (m * k + k * n) + kernel.result_bytes * m * n)
     return kernel.total_s(compute_s, nbytes, m * k * batch if cast else 0.0)
 

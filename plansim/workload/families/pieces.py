@@ -77,7 +77,7 @@ def attention(model: Model, shard: Shard) -> tuple[Operator, ...]:
         projections, width, v_width = _latent_projections(model, model.mla, shard)
     else:
         projections, width, v_width = _projections(model, shard)
-    kept = shard.element_bytes * sharded_tokens(shard) * model.hidden
+    kept = shard.operand_bytes * sharded_tokens(shard) * model.hidden
     heads = _local(model.heads, shard.tp)
     out = Matmul(
         name="attention_out",
@@ -236,18 +236,18 @@ def _softmax(e: float, scores: float, *, fused: bool) -> Elementwise:
 def mlp(model: Model, shard: Shard, *, ffn: int | None = None, normed: bool = True) -> tuple[Operator, ...]:
     """Return norm, the two (gated: three) products, the activation between them, and the residual."""
     width = (ffn or model.ffn) // shard.tp
-    kept = shard.element_bytes * sharded_tokens(shard) * model.hidden
-    products = _feed_forward(model, shard.tokens, width, shard.element_bytes, kept)
+    kept = shard.operand_bytes * sharded_tokens(shard) * model.hidden
+    products = _feed_forward(model, shard, shard.tokens, width, kept)
     head = (norm(model, shard, "norm_2"), *enter_tp(model, shard, "mlp_in")) if normed else ()
     tail = (*leave_tp(model, shard, "mlp_leave"), residual(model, shard, "residual_2")) if normed else ()
     return (*head, *products, *tail)
 
 
 def _feed_forward(
-    model: Model, rows: int, width: int, e: float, kept: float, *, groups: int = 1, prefix: str = "mlp"
+    model: Model, shard: Shard, rows: int, width: int, kept: float, *, groups: int = 1, prefix: str = "mlp"
 ) -> tuple[Operator, ...]:
     halves = 2 if model.gated else 1
-    inner, outer = e * rows * width * halves, e * rows * width
+    inner, outer = (shard.element_bytes * rows * width * n for n in (halves, 1))
     bias = width * halves if model.bias else 0
     return (
         Matmul(
@@ -260,7 +260,14 @@ def _feed_forward(
             saved_bytes=inner,
             parameters=bias,
         ),
-        Matmul(name=f"{prefix}_down", m=rows, n=model.hidden, k=width, groups=groups, saved_bytes=outer),
+        Matmul(
+            name=f"{prefix}_down",
+            m=rows,
+            n=model.hidden,
+            k=width,
+            groups=groups,
+            saved_bytes=shard.operand_bytes * rows * width,
+        ),
     )
 
 
@@ -275,7 +282,7 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     factor = moe.top_k * (moe.capacity_factor or 1.0)
     sent = e * local * factor * h
     rows = max(1, round(shard.tokens * factor))
-    kept = e * rows * h
+    kept = shard.operand_bytes * rows * h
     exchange: tuple[Operator, ...] = ()
     if shard.ep > 1:
         exchange = (
@@ -297,7 +304,13 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
         *exchange,
         *enter_tp(model, shard, "experts_in"),
         *_feed_forward(
-            model, rows, moe.ffn // shard.tp, e, kept, groups=max(1, moe.experts // shard.ep), prefix="expert"
+            model,
+            shard,
+            rows,
+            moe.ffn // shard.tp,
+            kept,
+            groups=max(1, moe.experts // shard.ep),
+            prefix="expert",
         ),
         *leave_tp(model, shard, "experts_leave"),
         *combine,
