@@ -18,7 +18,7 @@ from plansim.report.content import Content
 from plansim.report.tables import HEADINGS, cells, measured_rows, summary_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
-WIDE = {"pareto", "gantt", "accuracy", "sensitivity"}
+WIDE = {"pareto", "gantt", "accuracy", "sensitivity", "crossover"}
 """Figures across the whole page."""
 
 MOST_REFUSED = 100

@@ -12,6 +12,8 @@ from plansim.costs.layout import Layout
 from plansim.errors import PlansimError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan
+from plansim.planner.crossover_grid import Grid, crossover_grid
+from plansim.planner.evaluate import Evaluator
 from plansim.planner.sensitivity import Change, judged, risks
 from plansim.report.option import Option
 from plansim.report.words import dollars, duration
@@ -59,6 +61,12 @@ def spans_of(case: Case) -> tuple[Sequence[Span], float]:
     """Return everything that runs in one predicted step, and its length in seconds."""
     result = simulate_step(step_costs(Layout.of(*case)), spans=True)
     return result.spans, result.step_time_s
+
+
+def compression_of(case: Case) -> Grid | None:
+    """Return the best compression of the plan by bandwidth and ranks."""
+    model, profile, plan = case
+    return crossover_grid(model, profile, plan, lambda other: Evaluator(model, other))
 
 
 def effects(case: Case, option: Option) -> list[Effect]:

@@ -40,6 +40,7 @@ def test_every_chart_is_there(content):
 
     assert anchors == [
         "pareto", "scaling", "efficiency", "axis-0", "waterfall", "memory", "gantt", "sensitivity",
+        "crossover",
     ]  # fmt: skip
     assert all(f.svg.startswith("<svg") and f.svg.count("<svg") == 1 for f in content.figures)
 
