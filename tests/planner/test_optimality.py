@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plansim.costs.layout import Layout
+from plansim.costs.layout import Layout, default_stack
 from plansim.errors import InfeasibleError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Job, Overlap, Parallel, Plan
@@ -17,6 +17,7 @@ from plansim.planner.evaluate import Evaluator, peak_memory
 from plansim.planner.objective import OBJECTIVES
 from plansim.planner.plan import ask
 from plansim.planner.pool import Pool
+from plansim.planner.tables import Workbench
 from plansim.workload.model import Model, MoE
 
 GPU, SLOW = "a100x8", "t4x4"
@@ -93,8 +94,13 @@ def every_plan(model, profile, job):
             if zero and parallel.dp * cp == 1:
                 continue
             probe = replace(base, parallel=parallel, recompute=mode)
-            overlaps = Layout.of(model, profile, probe).stack.tp_overlap and tp > 1
-            yield replace(probe, overlap=Overlap(tensor_parallel=overlaps))
+            stack = default_stack(profile, probe)
+            overlap = Overlap(tensor_parallel=stack.tp_overlap and tp > 1)
+            yield replace(probe, overlap=overlap)
+            balance = Workbench(model, profile, probe, stack).balance() if pp > 1 else None
+            layers = balance.layers(pp * v) if balance else None
+            if layers:
+                yield replace(probe, overlap=overlap, parallel=replace(parallel, stage_layers=layers))
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
