@@ -62,8 +62,8 @@ def crossover_grid(
 ) -> Grid | None:
     """Return the best compression of a plan by bandwidth and ranks; None where no network joins replicas.
 
-    Every replica keeps its share of the batch, so more ranks mean a larger batch. The time is that to the same
-    loss by the middle of each method's band. Tensor, pipeline and context degrees stay.
+    Every replica keeps its share of the batch, so more ranks mean a larger batch. The time is that to the
+    same loss by the middle of each method's band. Tensor, pipeline and context degrees stay.
     """
     columns = list(_columns(model, profile, plan))
     if not columns:

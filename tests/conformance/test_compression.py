@@ -137,6 +137,13 @@ def test_model_methods_never_need_more_bytes_and_name_their_source(name):
         ("gradients", Method(method="topk"), {"zero_stage": 3}, "keeps a shard"),
         ("gradients", Method(method="powersgd", options={"rank": 1000}), {}, "larger than"),
         ("gradients", Method(method="diloco"), {}, "works on outer"),
+        ("gradients", Method(method="topk", options={"ratio": 0}), {}, "in (0, 1]"),
+        ("gradients", Method(method="topk"), {"zero_stage": 1}, None),
+        ("gradients", Method(method="onebit"), {"zero_stage": 3}, "use zero_stage 0 or 1, or one of bf16"),
+        ("gradients", Method(method="onebit"), {"zero_stage": 1, "zero_group": 4}, "leave zero_group out"),
+        ("activations", Method(method="powersgd"), {}, "use one of bf16, fp16, fp8, int8, int4"),
+        ("outer", Method(method="diloco"), {"zero_stage": 1}, "use zero_stage 0"),
+        ("outer", Method(method="diloco"), {}, None),
         ("gradients", Method(method="gzip"), {}, "unknown compression method 'gzip'"),
         ("parameters", Method(method="int8"), {}, "zero_stage 1 to 3"),
         ("parameters", Method(method="int8"), {"zero_stage": 3}, None),
@@ -152,6 +159,43 @@ def test_a_plan_is_refused_for_what_its_methods_cannot_do(edge, method, parallel
         compression=Compression(**{edge: method}),
     )
     broken = check_plan(plan, load_model("gpt-tiny"), load_profile("h100x8"), extra=COMPRESSION_RULES)
+    found = [str(b) for b in broken if b.rule == "compression"]
+
+    assert bool(found) == (expected is not None)
+    assert expected is None or expected in found[0]
+
+
+def test_replicas_that_step_alone_send_no_gradients():
+    plan = Plan(
+        model="gpt-tiny",
+        profile="h100x8",
+        job=Job(global_batch=8, seq_len=64),
+        parallel=Parallel(dp=8),
+        compression=Compression(gradients=Method(method="int8"), outer=Method(method="diloco")),
+    )
+    broken = check_plan(plan, load_model("gpt-tiny"), load_profile("h100x8"), extra=COMPRESSION_RULES)
+
+    assert "send no gradients" in " ".join(map(str, broken))
+
+
+@pytest.mark.parametrize(
+    ("method", "profile", "expected"),
+    [
+        ("int8", "v100x8", "no int8 arithmetic"),
+        ("fp8", "a100x8", "no fp8 arithmetic"),
+        ("int8", "h100x8", None),
+        ("prune_2_4", "v100x8", "use prune_structured"),
+    ],
+)
+def test_a_trained_model_is_refused_what_its_device_has_not(method, profile, expected):
+    plan = Plan(
+        model="gpt-tiny",
+        profile=profile,
+        job=Job(global_batch=8, seq_len=64, phase="infer", dtype="fp16"),
+        parallel=Parallel(dp=8),
+        compression=Compression(model=Method(method=method)),
+    )
+    broken = check_plan(plan, load_model("gpt-tiny"), load_profile(profile), extra=COMPRESSION_RULES)
     found = [str(b) for b in broken if b.rule == "compression"]
 
     assert bool(found) == (expected is not None)

@@ -42,6 +42,17 @@ def _message(case: Case, edge: str, method: Method) -> str | None:
     options = entry.resolve(method.options)
     if edge == "gradients" and case.plan.aggregation == "parameter_server" and entry.blocking:
         return f"{entry.name} needs a collective, a parameter server only adds; use bf16 or fp16 there"
+    if edge not in entry.edges:
+        fitting = [n for n, m in COMPRESSION_METHODS.items() if edge in m.edges and n != "none"]
+        return (
+            f"{entry.name} does not work on {edge} (it works on {', '.join(sorted(entry.edges))}); "
+            f"use one of {', '.join(fitting)}"
+        )
+    if edge == "outer" and case.plan.compression.gradients.method != "none":
+        return (
+            f"replicas that step alone with {entry.name} send no gradients; "
+            "set compression.gradients to none, or compression.outer to none"
+        )
     if edge == "gradients" and p.zero_group and not entry.shards:
         return (
             f"{entry.name} needs the whole local gradient, shard groups of {p.zero_group} scatter it; "
