@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from plansim.costs.compression import COMPRESSION_METHODS, find_method
 from plansim.costs.layout import Layout
 from plansim.errors import InfeasibleError, InputError
 from plansim.hardware.profile import Profile
@@ -201,6 +202,7 @@ def ask(
     """Return the question, checked."""
     space = space_of(model, profile, job, fix=fix, forbid=forbid, backend=backend, exhaustive=exhaustive)
     _check_runtime(space, model, job)
+    check_compression(space)
     limit = min(group.device.memory_bytes for group in profile.groups)
     given = constraints.memory_bytes if constraints else None
     judged_by = find_objective(objective, job)
@@ -213,6 +215,34 @@ def ask(
         memory_limit_bytes=min(limit, given or limit),
         robust=robust,
     )
+
+
+def check_compression(space: Space) -> None:
+    """Refuse compression that no plan of the space could have, with what would work.
+
+    Raises
+    ------
+    InputError
+        For a method on an edge that is not searched or that it does not serve, and where no sharding of the
+        space leaves it what it needs.
+    """
+    for edge in ("activations", "outer", "model"):
+        asked = [m for m in space.of(f"compression.{edge}") if m != "none"]
+        if asked:
+            raise InputError(
+                f"compression.{edge}={asked[0]}: the search tries none on this edge; write it into a plan "
+                "file (plansim plan --out FILE) and compare the two with plansim simulate"
+            )
+    for edge in ("gradients", "parameters"):
+        methods = space.of(f"compression.{edge}")
+        for name in methods if f"compression.{edge}" in space.given else ():
+            method = find_method(name)
+            if edge not in method.edges:
+                fitting = [n for n, m in COMPRESSION_METHODS.items() if edge in m.edges]
+                raise InputError(f"compression.{edge}={name} cannot be: use one of {', '.join(fitting)}")
+            reasons = [method.supports(edge, zero_stage=z) for z in space.of("zero_stage", range(4))]
+            if reasons and all(reasons) and len(methods) == 1:
+                raise InputError(f"compression.{edge}={name} cannot be: {reasons[-1]}")
 
 
 def _check_runtime(space: Space, model: Model, job: Job) -> None:

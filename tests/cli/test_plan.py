@@ -198,3 +198,22 @@ def test_quality_budgets_that_make_no_sense(run, given, says):
 
     assert done.code == 3
     assert says in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize(
+    ("fixed", "says"),
+    [
+        ("compression.gradients=diloco", "use one of none, bf16, fp16, fp8, int8, int4, qsgd, onebit"),
+        ("compression.gradients=topk,zero=2|3", "needs the whole local gradient"),
+        ("compression.gradients=gzip", "unknown compression method 'gzip'"),
+        ("compression.parameters=topk", "use one of none, bf16, fp16, fp8, int8, int4"),
+        ("compression.parameters=int8,zero=0", "zero_stage 1 to 3"),
+        ("compression.outer=diloco", "plansim simulate"),
+        ("compression.model=int8", "plansim simulate"),
+    ],
+)
+def test_fixed_compression_that_cannot_be_is_refused_with_what_can(run, fixed, says):
+    done = run("plan", "-p", "a100x8", "-m", "bert-large", "--fix", fixed)
+
+    assert done.code == 3
+    assert says in " ".join(done.err.split())
