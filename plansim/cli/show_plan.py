@@ -39,7 +39,8 @@ def answer(found: PlanningResult, model: Model, profile: Profile) -> list[Render
         account(found.search),
     ]
     if found.compression is not None:
-        parts.append(Text("\n" + found.compression.text))
+        more = "" if found.crossovers else " Every method: --compression-report."
+        parts.append(Text(f"\n{found.compression.text}{more}"))
     parts += [Text(note) for note in found.notes]
     return parts
 

@@ -57,6 +57,14 @@ def test_powersgd_step_times_of_resnet18(rank, published_ms):
     assert resnet18_ms("powersgd", {"rank": rank}, compute_ms) == pytest.approx(published_ms, rel=0.10)
 
 
+@pytest.mark.parametrize(("ratio", "published_ms"), [(1 / 42.6, 243), (1 / 127.9, 240)])
+def test_random_block_step_times_of_resnet18(ratio, published_ms):
+    """The same paper's random block: K values that all ranks agree on, all-reduced without places."""
+    compute_ms = 312 - resnet18_ms("none", {}, 0.0)
+
+    assert resnet18_ms("randk", {"ratio": ratio}, compute_ms) == pytest.approx(published_ms, rel=0.10)
+
+
 def all_reduce_s(nodes, per_node, effective_bytes_per_s):
     """336 M gradients in fp16 on a ring, which NCCL took for large messages then."""
     fabric = two_levels(150e9, effective_bytes_per_s, 2e-5, per_node)
