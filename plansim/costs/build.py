@@ -339,6 +339,7 @@ def _exchange(layout: Layout, collective: str, per_parameter: float, chunk: int)
             chunk=chunk,
             blocking_s=b.blocking_s,
             what=b.what,
+            axis=b.axis,
         )
         for b in layout.memo[key]
     ]
@@ -361,7 +362,9 @@ def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: fl
         else layout.plan.compression.gradients
     )
     if layout.group(axis).size == 1:
-        return Bucket(nbytes=nbytes, comm_s=0.0, ready_fraction=ready, chunk=chunk, what=collective)
+        return Bucket(
+            nbytes=nbytes, comm_s=0.0, ready_fraction=ready, chunk=chunk, what=collective, axis=axis
+        )
     if method.method == "none":
         seconds, blocking = _aggregation_s(layout, axis, collective, nbytes), 0.0
     else:
@@ -369,7 +372,13 @@ def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: fl
         time = _edge_s(layout, axis, collective, method, nbytes / per, per)
         seconds, blocking = time.comm_s / layout.stack.collective_efficiency, time.blocking_s
     return Bucket(
-        nbytes=nbytes, comm_s=seconds, blocking_s=blocking, ready_fraction=ready, chunk=chunk, what=collective
+        nbytes=nbytes,
+        comm_s=seconds,
+        blocking_s=blocking,
+        ready_fraction=ready,
+        chunk=chunk,
+        what=collective,
+        axis=axis,
     )
 
 

@@ -50,6 +50,8 @@ class Bucket:
         or of the forward pass before which it is needed (parameters).
     chunk : int
         Model chunk it belongs to.
+    axis : str
+        The groups that exchange it, a name that `plansim.costs.layout.Layout.group` knows.
     """
 
     nbytes: float
@@ -58,6 +60,7 @@ class Bucket:
     chunk: int
     blocking_s: float = 0.0
     what: str = "all_reduce"
+    axis: str = "shard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
