@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from plansim.execute import system
 from plansim.execute.comm_hooks import FlatBucket, make_hook
-from plansim.execute.launch import Rendezvous, launch
+from plansim.execute.launch import Place, Rendezvous, launch
 
 SIZES = (2**12, 2**15, 2**17, 2**19, 2**21, 2**23, 2**25)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
@@ -46,12 +46,17 @@ class CollectiveSample:
 
 
 def measure_collectives(
-    ranks: tuple[int, ...], *, sizes: tuple[int, ...] = SIZES, timeout_s: float = 120.0, port: int = 0
+    ranks: tuple[int, ...],
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    timeout_s: float = 120.0,
+    port: int = 0,
+    place: Place | None = None,
 ) -> list[CollectiveSample]:
-    """Return timed gloo collectives for every group size."""
+    """Return timed gloo collectives for every group size, over this machine's loopback or between hosts."""
     found: list[CollectiveSample] = []
     for world in ranks:
-        rows = launch(partial(_rank, sizes), world, timeout_s=timeout_s, port=port)
+        rows = launch(partial(_rank, sizes), world, timeout_s=timeout_s, port=port, place=place)
         for i, (collective, nbytes, _, _) in enumerate(rows[0]):
             found.append(
                 CollectiveSample(

@@ -122,7 +122,7 @@ def compression_memory_bytes(layout: Layout, stage: int) -> float:
     Error feedback, low-rank factors and outer copies.
     """
     total = sum(_parameters(layout, layout.chunks_of_stage[stage]))
-    traffic = Traffic(num_elements=total, element_bytes=reduce_bytes(layout), matrix=_matrix(layout))
+    traffic = Traffic(num_elements=total, element_bytes=reduce_bytes(layout), matrix=layout.matrix)
     edges = (layout.plan.compression.gradients, layout.plan.compression.outer)
     return sum(
         find_method(m.method).extra_memory_bytes(traffic, m.options) for m in edges if m.method != "none"
@@ -403,14 +403,8 @@ def _edge_s(
         backend=layout.profile.backend,
         rates=rates_of(layout.profile.device, layout.profile.calibration),
     )
-    traffic = Traffic(num_elements=num_elements, element_bytes=element_bytes, matrix=_matrix(layout))
+    traffic = Traffic(num_elements=num_elements, element_bytes=element_bytes, matrix=layout.matrix)
     return compressed_s(operation, method.method, traffic, network, method.options)
-
-
-def _matrix(layout: Layout) -> tuple[int, int] | None:
-    """Return a typical weight matrix of the model, which low-rank methods factor."""
-    model, tp = layout.model, layout.plan.parallel.tp
-    return (model.hidden, max(1, (model.ffn or model.hidden) // tp)) if model.family != "cnn" else None
 
 
 def outer_s(layout: Layout) -> float:

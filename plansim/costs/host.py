@@ -2,7 +2,8 @@
 
 Where the processor that computes also drives the network, communication cannot hide behind compute: a
 collective's wall time stands in the rank's own stream. Blocks that were timed are taken from the profile's
-table, others from the fitted curves.
+table, others from the fitted curves. Collectives were timed inside the machine; over a link slower than its
+loopback, a message takes what it keeps the link busy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from plansim.costs.collectives import gloo_wire_s
+from plansim.costs.compression import Traffic, find_method
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 
 if TYPE_CHECKING:
@@ -54,6 +57,13 @@ class HostCalibration:
         rounds = (ranks - 1) / ranks / ((near["ranks"] - 1) / near["ranks"])
         return float(line.base_s * (ranks / near["ranks"]) + line.s_per_byte * nbytes * rounds)
 
+    @property
+    def loopback_bytes_per_s(self) -> float:
+        """What one message moves at inside the machine, bytes per second; infinite if never measured."""
+        rows = [r for r in self.data.get("collectives", ()) if r["collective"] == "send_recv"]
+        near = min(rows, key=lambda r: r["ranks"], default=None)
+        return 1.0 / near["s_per_byte"] if near and near["s_per_byte"] > 0 else math.inf
+
     def block(self, layout: Layout, block: Block, mode: str) -> Mapping[str, Any] | None:
         """Return the measured block of a layout, or None."""
         p, job = layout.plan.parallel, layout.plan.job
@@ -95,12 +105,23 @@ class HostStep:
             comm_slowdown=1.0, compute_slowdown=1.0,
         )  # fmt: skip
 
-    def collective_s(self, collective: str, nbytes: float, ranks: int) -> float:
-        """Return measured seconds; collectives never measured cost as an all-reduce of the same bytes."""
+    def collective_s(self, collective: str, nbytes: float, ranks: int, axis: str) -> float:
+        """Return seconds over the groups of `axis`: as measured inside the machine, or what the wire takes.
+
+        Collectives never measured cost as an all-reduce of the same bytes.
+        """
         found = self.host.collective_s(collective, nbytes, ranks, cpu=self.cpu)
         if found is None:
             found = self.host.collective_s("all_reduce", nbytes, ranks, cpu=self.cpu)
-        return found or 0.0
+        return max(found or 0.0, 0.0 if self.cpu else self._wire_s(collective, nbytes, axis))
+
+    def _wire_s(self, collective: str, nbytes: float, axis: str) -> float:
+        """Return how long a collective keeps links busy that are slower than this machine's loopback."""
+        layout = self.layout
+        return gloo_wire_s(
+            collective, nbytes, layout.group(axis), layout.fabric,
+            below_bytes_per_s=self.host.loopback_bytes_per_s,
+        )  # fmt: skip
 
     def _chunk(self, index: int, modelled: ChunkCosts) -> ChunkCosts:
         forward = backward_input = backward_weight = recompute = Parts()
@@ -175,16 +196,16 @@ class HostStep:
         for op in block.operators:
             if isinstance(op, Communication) and op.axis == axis:
                 if op.collective != "none":
-                    forward += op.repeat * self.collective_s(op.collective, op.nbytes, ranks)
+                    forward += op.repeat * self.collective_s(op.collective, op.nbytes, ranks, axis)
                 if op.backward:
-                    backward += op.repeat * self.collective_s(op.backward, op.nbytes, ranks)
+                    backward += op.repeat * self.collective_s(op.backward, op.nbytes, ranks, axis)
         return forward, backward
 
     def _send(self, index: int) -> float:
         chunks = self.layout.chunks
         if self.layout.plan.parallel.pp == 1 or not 0 <= index < len(chunks) - 1:
             return 0.0
-        return self.collective_s("send_recv", chunks[index][-1].boundary_bytes, 2)
+        return self.collective_s("send_recv", chunks[index][-1].boundary_bytes, 2, "pp")
 
     def _sharded(self, chunk: int, collective: str) -> tuple[Bucket, ...]:
         """Return the collectives of `fully_shard` in one pass over a chunk: one a block."""
@@ -192,7 +213,7 @@ class HostStep:
         made = []
         for i, block in enumerate(blocks):
             nbytes = 4.0 * (block.parameters + block.expert_parameters)
-            seconds = self.collective_s(collective, nbytes, self._replicas)
+            seconds = self.collective_s(collective, nbytes, self._replicas, "shard")
             at = i / len(blocks) if collective == "all_gather" else (i + 1) / len(blocks)
             made.append(
                 Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=at, chunk=chunk, what=collective)
@@ -224,7 +245,7 @@ class HostStep:
         if not modelled.tail_s:
             return 0.0
         table = self.layout.model.vocab / self.layout.plan.parallel.tp * self.layout.model.hidden * 4.0
-        return self.collective_s("all_reduce", table, 2)
+        return self.collective_s("all_reduce", table, 2, "pp")
 
     def _reduction(self, parameters: float) -> list[Bucket]:
         """Return the gradient traffic of one rank: an all-reduce, compressed or not, or through servers."""
@@ -233,26 +254,41 @@ class HostStep:
             return []
         nbytes = 4.0 * parameters
         if plan.aggregation == "parameter_server":
-            seconds = 2 * self.collective_s("broadcast", nbytes, ranks)
+            seconds = 2 * self.collective_s("broadcast", nbytes, ranks, "dp_cp")
         else:
-            method = plan.compression.gradients.method
-            found = (
-                None
-                if method == "none"
-                else self.host.collective_s(f"all_reduce:{method}", nbytes, ranks, cpu=self.cpu)
-            )
-            seconds = found if found is not None else self.collective_s("all_reduce", nbytes, ranks)
+            seconds = self._compressed_s(nbytes, ranks)
         return [Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=1.0, chunk=0, what="all_reduce")]
+
+    def _compressed_s(self, nbytes: float, ranks: int) -> float:
+        """Return the all-reduce of gradients as the plan compresses them.
+
+        It was measured with its coding; a slow link adds what its own messages take longer there.
+        """
+        given = self.layout.plan.compression.gradients
+        plain = self.collective_s("all_reduce", nbytes, ranks, "dp_cp")
+        if given.method == "none":
+            return plain
+        found = self.host.collective_s(f"all_reduce:{given.method}", nbytes, ranks, cpu=self.cpu)
+        if found is None:
+            return plain
+        method = find_method(given.method)
+        traffic = Traffic(num_elements=nbytes / 4.0, element_bytes=4.0, matrix=self.layout.matrix)
+        sent = method.wire("all_reduce", traffic, ranks, method.resolve(given.options))
+        return found + sum(
+            self.collective_s(t.collective, t.nbytes, ranks, "dp_cp")
+            - (self.host.collective_s(t.collective, t.nbytes, ranks, cpu=self.cpu) or 0.0)
+            for t in sent
+        )
 
     def _gather(self, parameters: float) -> list[Bucket]:
         """Return what ZeRO-1 broadcasts once a step, or ZeRO-2 gathers once a microbatch."""
         plan = self.layout.plan
         if plan.parallel.zero_stage == 2:
             seconds = plan.num_microbatches * self.collective_s(
-                "all_gather", 4.0 * parameters, self._replicas
+                "all_gather", 4.0 * parameters, self._replicas, "shard"
             )
         else:
-            seconds = self.collective_s("broadcast", 4.0 * parameters, self._replicas)
+            seconds = self.collective_s("broadcast", 4.0 * parameters, self._replicas, "shard")
         return [
             Bucket(nbytes=4.0 * parameters, comm_s=seconds, ready_fraction=0.0, chunk=0, what="all_gather")
         ]

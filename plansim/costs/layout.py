@@ -116,6 +116,12 @@ class Layout:
                 known[key] = sum(b.parameters for b in blocks), sum(b.expert_parameters for b in blocks)
         return tuple(known[tuple(map(id, blocks))] for blocks in self.chunks)
 
+    @property
+    def matrix(self) -> tuple[int, int] | None:
+        """A typical weight matrix of one rank, which low-rank methods factor; None for convolutions."""
+        model, tp = self.model, self.plan.parallel.tp
+        return (model.hidden, max(1, (model.ffn or model.hidden) // tp)) if model.family != "cnn" else None
+
     @cached_property
     def memo(self) -> dict[Any, Any]:
         """What functions have worked out for this layout, by what it depends on."""

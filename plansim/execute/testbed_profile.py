@@ -8,15 +8,12 @@ from plansim.execute.testbed import TestbedSpec
 from plansim.hardware.fabric import FabricLevel
 from plansim.hardware.profile import NodeGroup, Profile
 
-TCP_PAYLOAD = 1448 / 1514
-"""Payload of a full Ethernet frame carrying TCP with timestamps, over all of its bytes that htb counts."""
-
 
 def profile_of_testbed(spec: TestbedSpec, base: Profile) -> Profile:
     """Return the profile of a testbed on a machine that `base` describes.
 
     A device is a rank's place; a node is a host. Ranks on one host talk as `base` says, hosts over links
-    of the shaped rate less headers (unshaped: as `base` says too). Unequal rates are described by
+    of the shaped rate, headers included (unshaped: as `base` says too). Unequal rates are described by
     the slowest, since every collective waits for it.
 
     Parameters
@@ -44,7 +41,7 @@ def profile_of_testbed(spec: TestbedSpec, base: Profile) -> Profile:
 
 def _links(spec: TestbedSpec, inner: FabricLevel) -> FabricLevel:
     shaped = [rate for rate in spec.rates_bytes_per_s if rate is not None]
-    bandwidth = min([inner.bandwidth_bytes_per_s, *(rate * TCP_PAYLOAD for rate in shaped)])
+    bandwidth = min([inner.bandwidth_bytes_per_s, *shaped])
     return replace(inner, name="links", kind="switch", group=None, bandwidth_bytes_per_s=bandwidth)
 
 
@@ -52,6 +49,4 @@ def _source(spec: TestbedSpec) -> str:
     shaped = [rate for rate in spec.rates_bytes_per_s if rate is not None]
     if not shaped:
         return "as the machine itself: links are not shaped"
-    return (
-        f"set: htb at {min(shaped) * 8:.0f} bit/s on both ends of every link, 1448 of 1514 bytes are payload"
-    )
+    return f"set: htb at {min(shaped) * 8:.0f} bit/s on both ends of every link, headers counted"

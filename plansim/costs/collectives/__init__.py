@@ -15,6 +15,7 @@ from plansim.costs.collectives.choose import (
     collective_cpu_s,
     collective_s,
     collective_terms,
+    gloo_wire_s,
 )
 from plansim.costs.collectives.curve import CollectiveAlgorithm, CostCurve
 from plansim.costs.collectives.layout import Layout, Span, layout_of
@@ -36,5 +37,6 @@ __all__ = [
     "collective_cpu_s",
     "collective_s",
     "collective_terms",
+    "gloo_wire_s",
     "layout_of",
 ]

@@ -9,7 +9,7 @@ from math import hypot, inf, sqrt
 
 from plansim.costs.collectives.bandwidth import COLLECTIVES
 from plansim.costs.collectives.curve import CollectiveAlgorithm, CostCurve
-from plansim.costs.collectives.gloo import gloo_cpu_s_per_byte
+from plansim.costs.collectives.gloo import gloo_cpu_s_per_byte, gloo_wire_s_per_byte
 from plansim.costs.collectives.layout import layout_of
 from plansim.costs.collectives.parameter_server import ParameterServer
 from plansim.costs.collectives.registry import BACKEND_ALGORITHMS, COLLECTIVE_ALGORITHMS
@@ -165,6 +165,26 @@ def collective_cpu_s(
     layout = layout_of(group, fabric, _transport_of(backend))
     per_byte = max(span.transport.cpu_s_per_byte for span in layout.spans)
     return nbytes * gloo_cpu_s_per_byte(collective, group.size, per_byte) if per_byte else 0.0
+
+
+def gloo_wire_s(
+    collective: str, nbytes: float, group: GroupShape, fabric: Fabric, *, below_bytes_per_s: float = inf
+) -> float:
+    """Return how long gloo's messages keep the slowest link busy, seconds: no CPU time, no latency.
+
+    Parameters
+    ----------
+    below_bytes_per_s : float
+        Levels at least this fast are left out: the CPU is slower than they are.
+    """
+    if group.size == 1:
+        return 0.0
+    spans = [
+        s
+        for s in layout_of(group, fabric, _transport_of("gloo")).spans
+        if s.level.bandwidth_bytes_per_s < below_bytes_per_s
+    ]
+    return nbytes * max((gloo_wire_s_per_byte(collective, group.size, s) for s in spans), default=0.0)
 
 
 @lru_cache(maxsize=65536)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 
 from plansim.costs.collectives.curve import CostCurve
-from plansim.costs.collectives.layout import Layout
+from plansim.costs.collectives.layout import Layout, Span
 
 GLOO_SOURCE = (
     "gloo source (allreduce.cc, reduce_scatter.h, broadcast.cc) and timings on shaped links, 2 to 4 ranks"
@@ -65,6 +65,19 @@ def gloo_cpu_s_per_byte(collective: str, n: int, cpu_s_per_byte: float) -> float
     return gloo_share(collective, n) * CPU_FACTORS[collective] * cpu_s_per_byte
 
 
+def gloo_wire_s_per_byte(collective: str, n: int, span: Span) -> float:
+    """Return how long one byte of S keeps the links of a level busy, seconds, whatever the CPU takes.
+
+    Timed on links shaped to 200 Mbit/s and 1 Gbit/s between 2 and 4 hosts, from 2 MB on it is 0 to 3 % below
+    the measured time of all-reduce, broadcast and send, up to 15 % below that of the others.
+    """
+    protocol = span.transport.protocols[-1]
+    duplex = 1 + SERIALISED.get(collective, 0.0) * 2 / n * span.transport.half_duplex_fraction
+    if collective == "all_to_all":
+        return duplex * span.exchange_s_per_byte / protocol.efficiency
+    return gloo_share(collective, n) * duplex * span.s_per_byte(protocol)
+
+
 @dataclass(frozen=True, slots=True)
 class Gloo:
     r"""Ring steps over one TCP connection per pair, no faster than the CPU moves the bytes.
@@ -82,16 +95,14 @@ class Gloo:
 
     def curves(self, collective: str, layout: Layout) -> tuple[CostCurve, ...]:
         """Return one curve; levels inside a machine are as the transport's CPU cost allows."""
-        n, share = layout.size, gloo_share(collective, layout.size)
-        serialised = SERIALISED.get(collective, 0.0) * 2 / n
-        wires = []
-        for span in layout.spans:
-            transport, protocol = span.transport, span.transport.protocols[-1]
-            duplex = 1 + serialised * transport.half_duplex_fraction
-            wire = share * duplex * span.s_per_byte(protocol)
-            if collective == "all_to_all":
-                wire = duplex * span.exchange_s_per_byte / protocol.efficiency
-            wires.append(max(wire, gloo_cpu_s_per_byte(collective, n, transport.cpu_s_per_byte)))
+        n = layout.size
+        wires = [
+            max(
+                gloo_wire_s_per_byte(collective, n, span),
+                gloo_cpu_s_per_byte(collective, n, span.transport.cpu_s_per_byte),
+            )
+            for span in layout.spans
+        ]
         slowest = max(range(len(wires)), key=wires.__getitem__)
         span = layout.spans[slowest]
         protocol = span.transport.protocols[-1]

@@ -1,0 +1,66 @@
+"""Collectives of a CPU host over links slower than its loopback."""
+
+from dataclasses import replace
+
+import pytest
+
+from plansim.costs.build import step_costs
+from plansim.costs.layout import Layout
+from plansim.hardware.read import load_profile
+from plansim.plan.model import Compression, Job, Method, Parallel, Plan
+from plansim.workload.read import load_model
+
+MODEL = load_model("gpt-mini")
+PAYLOAD = 0.956
+"""What TCP carries of a link, as the transport of gloo says."""
+
+
+def hosts(rate_bytes_per_s, count=2):
+    """Return the local CPU's profile as `count` hosts of one rank on links of a rate."""
+    base = load_profile("local-cpu")
+    links = replace(base.fabric[0], name="links", group=None, bandwidth_bytes_per_s=rate_bytes_per_s)
+    return replace(base, fabric=(links,), groups=(replace(base.groups[0], devices=1, count=count),))
+
+
+def costs(profile, method="none", **parallel):
+    plan = Plan(
+        model="gpt-mini",
+        profile="local-cpu",
+        job=Job(global_batch=8, seq_len=128, dtype="fp32"),
+        parallel=Parallel(**parallel),
+        compression=Compression(gradients=Method(method=method)),
+    )
+    return step_costs(Layout.of(MODEL, profile, plan))
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(2, 1.0), (4, 1.5)])
+def test_gradients_take_what_they_keep_the_link_busy(ranks, share):
+    (bucket,) = costs(hosts(12.5e6, ranks), dp=ranks).stages[0].reductions
+
+    assert bucket.comm_s == pytest.approx(share * bucket.nbytes / (12.5e6 * PAYLOAD))
+
+
+def test_links_as_fast_as_the_loopback_change_nothing():
+    base = load_profile("local-cpu")
+
+    assert costs(hosts(base.fabric[0].bandwidth_bytes_per_s), dp=2) == costs(base, dp=2)
+
+
+@pytest.mark.parametrize("method", ["bf16", "int8", "powersgd"])
+def test_fewer_bytes_gain_more_the_slower_the_link(method):
+    def gained_s(rate):
+        plain, coded = (costs(hosts(rate), m, dp=2).stages[0].reductions[0].comm_s for m in ("none", method))
+        return plain - coded
+
+    assert gained_s(5e6) > gained_s(25e6) > gained_s(125e6)
+
+
+def test_a_pipeline_pays_for_its_boundary_and_tensor_ranks_for_every_block():
+    slow, fast = hosts(12.5e6), load_profile("local-cpu")
+    boundary = 4 * 4 * 128 * 256  # fp32, microbatch, sequence, hidden
+
+    assert costs(slow, pp=2, microbatch=4).chunks[0].send_forward_s == pytest.approx(
+        boundary / (12.5e6 * PAYLOAD)
+    )
+    cut, free = (costs(p, tp=2, microbatch=8).chunks[0].forward.tp_s for p in (slow, fast))
+    assert cut > 10 * free
