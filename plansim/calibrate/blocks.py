@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -35,7 +35,10 @@ from plansim.plan.grid import Grid
 from plansim.plan.model import Parallel, Plan
 from plansim.workload.model import Model
 
-TRIES = 9
+ROUNDS, TRIES = 5, 3
+"""Rounds over all blocks, and tries of each in a round: a machine drifts over seconds, and blocks
+timed one after the other would each have another machine."""
+
 CHAIN = 2
 """Copies of a layer run one after the other: weights and activations leave the caches in between."""
 
@@ -88,27 +91,37 @@ class _Case:
     recompute: str
 
 
-def measure_blocks(model: Model, plans: Iterable[Plan], *, timeout_s: float = 300.0) -> list[BlockSample]:
-    """Return the timed blocks that the plans of one model are made of; all plans share its job."""
-    todo: dict[tuple[_Case, str, str, int], Plan] = {}
-    for plan in plans:
+def measure_blocks(cases: Iterable[tuple[Model, Plan]], *, timeout_s: float = 600.0) -> list[BlockSample]:
+    """Return the timed blocks that the plans are made of, each as one rank holds it."""
+    todo: dict[tuple[object, ...], tuple[Model, _Case, Plan]] = {}
+    for model, plan in cases:
         p = plan.parallel
         for mode in {plan.recompute_of(stage) for stage in range(p.pp)}:
             wrapper = "dtensor" if p.tp > 1 else "sharded" if p.zero_stage > 1 else "plain"
             case = _Case(wrapper=wrapper, microbatch=p.microbatch, tp=p.tp, recompute=mode)
-            todo.setdefault((case, plan.attention, plan.job.dtype, plan.job.seq_len), plan)
-    cases = [(case, plan) for (case, *_), plan in todo.items()]
-    return launch(partial(_measure, model, cases), 1, timeout_s=timeout_s)[0] if cases else []
+            key = (model, case, plan.attention, plan.job.dtype, plan.job.seq_len)
+            todo.setdefault(key, (model, case, plan))
+    return launch(partial(_measure, list(todo.values())), 1, timeout_s=timeout_s)[0] if todo else []
 
 
-def _measure(model: Model, cases: list[tuple[_Case, Plan]], meet: Rendezvous) -> list[BlockSample]:
+def _measure(cases: list[tuple[Model, _Case, Plan]], meet: Rendezvous) -> list[BlockSample]:
     torch.set_num_threads(1)
     system.steady_allocation()
     system.shield()
     system.pin(0)
     grid = Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, 1, 1))
     with process_mesh(grid, meet, device=torch.device("cpu"), timeout_s=60.0):
-        return [sample for case, plan in cases for sample in _case(model, case, plan)]
+        rounds = [
+            [s for model, case, plan in cases for s in _case(model, case, plan, memory=number == 0)]
+            for number in range(ROUNDS)
+        ]
+    return [_median(samples) for samples in zip(*rounds, strict=True)]
+
+
+def _median(samples: Sequence[BlockSample]) -> BlockSample:
+    """Return one block of all rounds: the median of each of its times."""
+    names = ("forward_s", "backward_s", "accumulate_s")
+    return replace(samples[0], **{n: statistics.median(getattr(s, n) for s in samples) for n in names})
 
 
 def local_model(model: Model, tp: int) -> Model:
@@ -122,7 +135,7 @@ def local_model(model: Model, tp: int) -> Model:
     )  # fmt: skip
 
 
-def _case(model: Model, case: _Case, plan: Plan) -> list[BlockSample]:
+def _case(model: Model, case: _Case, plan: Plan, *, memory: bool) -> list[BlockSample]:
     whole = replace(plan, parallel=Parallel(microbatch=case.microbatch))
     print_ = blueprint(local_model(model, case.tp), whole)
     batches = make_batches("synthetic", print_.data, case.microbatch)
@@ -141,8 +154,8 @@ def _case(model: Model, case: _Case, plan: Plan) -> list[BlockSample]:
             last = index == len(print_.blocks) - 1
             cut = case.wrapper == "dtensor" and print_.data.kind == "tokens"
             times = _timed(blocks, x, targets if last else None, print_, cut=cut)
-            kept, forward_peak, backward_peak = _memory(
-                blocks[0], x, targets if last else None, print_, cut=cut
+            kept, forward_peak, backward_peak = (
+                _memory(blocks[0], x, targets if last else None, print_, cut=cut) if memory else (0.0,) * 3
             )
             samples.append(
                 BlockSample(
@@ -181,7 +194,7 @@ def _timed(
     read = clock_s(torch.device("cpu"))
     rows: list[tuple[float, float, float]] = []
     given = x.is_floating_point()
-    for number in range(TRIES + 2):
+    for number in range(TRIES + 1):
         inputs = [x.detach().clone().requires_grad_(given) for _ in blocks]
         backward: list[float] = []
         for _again in range(2):
@@ -203,7 +216,7 @@ def _timed(
             backward.append(read() - start)
         for block in blocks:
             block.zero_grad(set_to_none=True)
-        if number >= 2:
+        if number >= 1:
             rows.append((forward, backward[0], max(0.0, backward[1] - backward[0])))
     medians = [statistics.median(column) / len(blocks) for column in zip(*rows, strict=True)]
     return medians[0], medians[1], medians[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from plansim.costs.host import HostCalibration
+from plansim.costs.host import HostCalibration, on_host
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
 
@@ -55,6 +55,22 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
         optimizer=state,
         activations=activations,
         communication=_hook_bytes(layout, parameters) + buffers,
+    )
+
+
+def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
+    """Return the peak of inference from measured blocks: all weights, and the block that needs most, bytes."""
+    host = on_host(layout)
+    if host is None:
+        return None
+    blocks = [b for c in layout.chunks_of_stage[stage] for b in layout.chunks[c]]
+    found = [host.block(layout, block, layout.plan.recompute_of(stage)) for block in blocks]
+    known = [row for row in found if row is not None]
+    if len(known) < len(found):
+        return None
+    return StageMemory(
+        weights=float(sum(row.get("weight_bytes", 4.0 * row["parameters"]) for row in known)),
+        activations=float(max(row["forward_peak_bytes"] for row in known)),
     )
 
 
@@ -148,8 +164,14 @@ def _flat_bytes(layout: Layout, parameters: float) -> float:
 
 
 def _hook_bytes(layout: Layout, parameters: float) -> float:
-    """Return what a compression hook keeps: error feedback."""
-    method = layout.plan.compression.gradients.method
-    if method == "none" or layout.plan.parallel.dp * layout.plan.parallel.cp == 1:
+    """Return what a compression hook holds at the peak: its error feedback, and its work on the first bucket.
+
+    The head's gradients fill the first bucket while nearly all activations live; its hook holds what it
+    compresses and the new error beside it.
+    """
+    method, p = layout.plan.compression.gradients.method, layout.plan.parallel
+    if p.dp * p.cp == 1 or method not in ("powersgd", "topk", "randk", "onebit"):
         return 0.0
-    return 4.0 * parameters if method in ("powersgd", "topk", "randk", "onebit") else 0.0
+    last = layout.chunks[-1][-1]
+    first_bucket = 0.0 if layout.model.tied_embeddings else 4.0 * last.parameters
+    return 4.0 * parameters + 2 * first_bucket

@@ -268,10 +268,9 @@ def with_blocks(profile: Profile, cases: Sequence[tuple[Model, Plan]], say: Say)
     """Return the profile with the blocks of every model timed on one rank, beside what it already knows."""
     from plansim.calibrate.blocks import measure_blocks, table_of
 
-    rows = list(profile.calibration.get("blocks", ()))
-    for model in dict.fromkeys(model for model, _ in cases):
-        say(f"timing the blocks of {model.name} on one rank")
-        rows += table_of(measure_blocks(model, [plan for m, plan in cases if m == model]))
+    models = ", ".join(dict.fromkeys(model.name for model, _ in cases))
+    say(f"timing the blocks of {models} on one rank")
+    rows = [*profile.calibration.get("blocks", ()), *table_of(measure_blocks(cases))]
     return replace(profile, calibration={**profile.calibration, "blocks": rows})
 
 

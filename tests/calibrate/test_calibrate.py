@@ -76,7 +76,7 @@ def test_blocks_are_timed_once_for_each_shape():
     """Plans that share a block's shape share its row; a cut one has its own, with the rank's parameters."""
     given = [plan(GPT), plan(GPT, dp=2), plan(GPT, tp=2)]
 
-    rows = measure_blocks(GPT, given)
+    rows = measure_blocks([(GPT, p) for p in given])
 
     assert [(r.kind, r.wrapper) for r in rows] == [
         (kind, wrapper) for wrapper in ("plain", "dtensor") for kind in ("embedding", "layer", "head")
