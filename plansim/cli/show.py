@@ -32,7 +32,7 @@ def headline(plan: Plan, model: Model, profile: Profile) -> Text:
     what = f"{model.name} ({size} parameters), global batch {job.global_batch:,}"
     if job.seq_len > 1:
         what += f" x {job.seq_len:,} tokens"
-    what += f", {job.dtype}, {job.optimizer}"
+    what += f", {job.dtype}, {job.optimizer if job.phase == 'train' else 'one pass of inference'}"
     groups = " + ".join(f"{g.count} x {g.devices} {g.device.name or g.device.id}" for g in profile.groups)
     return Text(f"{what}\non {profile.name}: {groups}\n{plan_words(plan)}\n")
 

@@ -10,12 +10,15 @@ from functools import lru_cache
 
 from plansim.costs.collectives import collective_s
 from plansim.costs.compression import EdgeTime, Network, Traffic, compressed_s, find_method, rates_of
+from plansim.costs.compression.model import Effect, kernel_effect
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.host import host_step_costs
+from plansim.costs.inference import forward_only
 from plansim.costs.interference import interference
 from plansim.costs.layout import ADAM_STATE_BYTES, Layout
 from plansim.costs.operators import Arithmetic, BlockTime, block_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
+from plansim.costs.student import teacher_of, with_teacher
 from plansim.hardware.device import Device
 from plansim.hardware.fabric import Fabric, GroupShape
 from plansim.hardware.stack import Stack
@@ -37,7 +40,16 @@ def step_costs(layout: Layout, *, cpu: bool = False) -> StepCosts:
 
     On a calibrated CPU profile measured durations replace modelled ones; with `cpu` they are CPU seconds.
     """
-    return host_step_costs(layout, _modelled_costs(layout), block_time, cpu=cpu)
+    costs = host_step_costs(layout, _modelled_costs(layout), block_time, cpu=cpu)
+    if layout.plan.job.phase == "infer":
+        return forward_only(costs)
+    return with_teacher(costs, _teacher_costs(layout, cpu=cpu))
+
+
+def _teacher_costs(layout: Layout, *, cpu: bool) -> StepCosts | None:
+    """Return the inference of the uncompressed model that a student learns from; None without one."""
+    teacher = teacher_of(layout)
+    return None if teacher is None else step_costs(teacher, cpu=cpu)
 
 
 def _modelled_costs(layout: Layout) -> StepCosts:
@@ -93,14 +105,22 @@ def block_time(layout: Layout, block: Block) -> BlockTime:
     plan = layout.plan
     dtype = plan.job.dtype
     network = (tuple(layout.group(axis) for axis in BLOCK_AXES), layout.fabric, layout.profile.backend)
-    return _block_time(
-        block, layout.profile.device, dtype, layout.stack, plan.overlap.tensor_parallel, network
-    )
+    device, tp_overlap = layout.profile.device, plan.overlap.tensor_parallel
+    effect = kernel_effect(plan.compression.model, plan.job.phase)
+    replayed = plan.job.phase == "infer" and device.kind != "cpu"
+    return _block_time(block, device, dtype, layout.stack, tp_overlap, network, effect, replayed)
 
 
 @lru_cache(maxsize=65536)
 def _block_time(
-    block: Block, device: Device, dtype: str, stack: Stack, tp_overlap: bool, network: BlockNetwork
+    block: Block,
+    device: Device,
+    dtype: str,
+    stack: Stack,
+    tp_overlap: bool,
+    network: BlockNetwork,
+    effect: Effect | None,
+    replayed: bool,
 ) -> BlockTime:
     shapes, fabric, backend = network
     groups = dict(zip(BLOCK_AXES, shapes, strict=True))
@@ -108,7 +128,7 @@ def _block_time(
     def seconds(axis: str, collective: str, nbytes: float) -> float:
         return _collective(collective, nbytes, groups[axis], fabric, backend) / stack.collective_efficiency
 
-    how = Arithmetic(device=device, dtype=dtype, stack=stack)
+    how = Arithmetic(device=device, dtype=dtype, stack=stack, effect=effect, replayed=replayed)
     beside = {
         axis: interference("compute+comm", inter_node=group.inter_unit, device=device).first
         for axis, group in groups.items()

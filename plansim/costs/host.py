@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 NUMBERED_FAMILIES = ("cnn", "rnn", "mlp", "module")
 """Families whose blocks of one kind differ in shape; their measured blocks carry their place in the model."""
 
+PLAIN = {"phase": "train", "compression": "none"}
+"""What blocks were measured as where a table does not say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -72,12 +75,13 @@ class HostCalibration:
             kind = f"{kind}{layout.blocks.index(block)}"
         wrapper = "dtensor" if p.tp > 1 else "sharded" if p.zero_stage > 1 else "plain"
         wanted = {
+            "phase": job.phase, "compression": layout.plan.compression.model.words,
             "model": layout.model.name, "kind": kind, "wrapper": wrapper, "microbatch": p.microbatch, "tp":
             p.tp, "seq_len": job.seq_len, "recompute": mode, "attention": layout.plan.attention, "dtype":
             job.dtype,
         }  # fmt: skip
         rows = self.data.get("blocks", ())
-        return next((r for r in rows if all(r[k] == v for k, v in wanted.items())), None)
+        return next((r for r in rows if all(r.get(k, PLAIN.get(k)) == v for k, v in wanted.items())), None)
 
 
 def on_host(layout: Layout) -> HostCalibration | None:

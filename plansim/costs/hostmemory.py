@@ -59,7 +59,7 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
 
 
 def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
-    """Return the peak of inference from measured blocks: all weights, and the block that needs most, bytes."""
+    """Return the peak of inference from measured blocks: weights, and the block that needs most, bytes."""
     host = on_host(layout)
     if host is None:
         return None

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from plansim.costs.compression.model import compressed_blocks
 from plansim.hardware.device import DTYPE_BYTES
 from plansim.hardware.fabric import Fabric, GroupShape, fabric_of, group_shape
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack, find_stack
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Plan
+from plansim.plan.reshape import reshaped
 from plansim.schedules import find_schedule
 from plansim.workload.families import find_family
 from plansim.workload.model import Model
@@ -34,17 +36,33 @@ def default_stack(profile: Profile, plan: Plan) -> Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A plan on a cluster, with what follows from the two (computed once, when asked)."""
+    """A plan on a cluster, with what follows from the two (computed once, when asked).
+
+    Attributes
+    ----------
+    model : Model
+        What is computed: where the plan compresses the model to a smaller network, that one.
+    original : Model or None
+        The model before, where it is another.
+    """
 
     model: Model
     profile: Profile
     plan: Plan
     stack: Stack
+    original: Model | None = None
 
     @classmethod
     def of(cls, model: Model, profile: Profile, plan: Plan, stack: Stack | None = None) -> Layout:
         """Return the layout of a plan; the stack defaults to the one the plan implies."""
-        return cls(model=model, profile=profile, plan=plan, stack=stack or default_stack(profile, plan))
+        smaller = reshaped(model, plan.compression.model)
+        return cls(
+            original=model if smaller is not model else None,
+            model=smaller,
+            profile=profile,
+            plan=plan,
+            stack=stack or default_stack(profile, plan),
+        )
 
     @cached_property
     def fabric(self) -> Fabric:
@@ -81,7 +99,15 @@ class Layout:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Every block of the model in order, as one rank holds it."""
-        return _blocks(self.model, self.shard)
+        plain = _blocks(self.model, self.shard)
+        job = self.plan.job
+        return compressed_blocks(plain, self.plan.compression.model, job.phase, self.wide_bytes)
+
+    @cached_property
+    def flop_fraction(self) -> float:
+        """Arithmetic left of the model's where thin factors replace its products."""
+        whole = sum(b.flop for b in _blocks(self.model, self.shard))
+        return sum(b.flop for b in self.blocks) / whole if whole else 1.0
 
     @cached_property
     def chunks(self) -> tuple[tuple[Block, ...], ...]:

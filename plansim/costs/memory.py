@@ -18,8 +18,10 @@ from plansim.costs.build import (
     state_bytes,
 )
 from plansim.costs.host import on_host
-from plansim.costs.hostmemory import host_stage_memory
+from plansim.costs.hostmemory import host_inference_memory, host_stage_memory
+from plansim.costs.inference import inference_memory
 from plansim.costs.layout import Layout
+from plansim.costs.student import with_teacher_weights
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
 from plansim.workload.operators import Block
@@ -33,10 +35,12 @@ def stage_memory(layout: Layout, stage: int) -> StageMemory:
     one block needs while it is recomputed or differentiated. On a CPU whose blocks were measured, the walk
     of `plansim.costs.hostmemory` replaces the sum.
     """
+    if layout.plan.job.phase == "infer":
+        return host_inference_memory(layout, stage) or inference_memory(layout, stage)
     host = on_host(layout)
     measured = None if host is None else host_stage_memory(layout, stage, host)
     if measured is not None:
-        return measured
+        return with_teacher_weights(measured, layout, stage)
     p, stack = layout.plan.parallel, layout.stack
     chunks = layout.chunks_of_stage[stage]
     blocks = [b for c in chunks for b in layout.chunks[c]]
@@ -59,7 +63,7 @@ def stage_memory(layout: Layout, stage: int) -> StageMemory:
         largest = sorted((b.parameters for b in blocks), reverse=True)[: stack.gathered_layers]
         gathered = sum(largest) * gather_bytes(layout)
     optimizer = 0.0 if layout.plan.offload else over(1, state + master)
-    return StageMemory(
+    memory = StageMemory(
         weights=over(3, weight),
         gradients=over(2, gradient),
         optimizer=optimizer,
@@ -68,6 +72,7 @@ def stage_memory(layout: Layout, stage: int) -> StageMemory:
         workspace=stack.fragmentation * activations,
         reserve=stack.context_bytes if layout.profile.device.kind != "cpu" else 0.0,
     )
+    return with_teacher_weights(memory, layout, stage)
 
 
 def with_frozen_weights(memory: StageMemory) -> StageMemory:

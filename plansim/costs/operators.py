@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from plansim.costs.compression.model import product_s as compressed_product_s
 from plansim.costs.compute import (
     attention_s,
     conv2d_s,
@@ -29,6 +30,7 @@ from plansim.workload.operators import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from plansim.costs.compression.model import Effect
     from plansim.hardware.device import Device
     from plansim.hardware.stack import Stack
 
@@ -62,11 +64,16 @@ class OperatorTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arithmetic:
-    """What decides an operator's speed: device, data type and software stack."""
+    """What decides an operator's speed: device, data type, software stack, and how the model is compressed.
+
+    With `replayed` a captured graph is launched whole, as serving does: no operator waits for the host.
+    """
 
     device: Device
     dtype: str
     stack: Stack
+    effect: Effect | None = None
+    replayed: bool = False
 
     @property
     def product_fraction(self) -> float:
@@ -82,7 +89,7 @@ class Arithmetic:
     @property
     def operator_host_s(self) -> float:
         """Host time of one operator, seconds."""
-        return self.stack.operator_host_s / self.device.host_speed
+        return 0.0 if self.replayed else self.stack.operator_host_s / self.device.host_speed
 
     @property
     def wide(self) -> str:
@@ -118,7 +125,10 @@ def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
     if op.groups > 1:
         forward, input_, weight = _grouped(op, how, dtype)
     else:
-        forward = matmul_s(how.device, op.m, op.n, op.k, dtype=dtype, batch=op.batch, cast=False)
+        if how.effect is None or not op.weight or op.name in HEAD_PRODUCTS:
+            forward = matmul_s(how.device, op.m, op.n, op.k, dtype=dtype, batch=op.batch, cast=False)
+        else:
+            forward = compressed_product_s(how.effect, how.device, op.m, op.n, op.k, dtype)
         input_ = matmul_s(how.device, op.m, op.k, op.n, dtype=dtype, batch=op.batch)
         weight = matmul_s(how.device, op.k, op.n, op.m, dtype=dtype, batch=op.batch, cast=False)
     fraction = how.product_fraction * (how.stack.grouped_efficiency if op.groups > 1 else 1.0)
@@ -178,6 +188,8 @@ def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
 
 
 def _convolution(op: Convolution, how: Arithmetic) -> OperatorTime:
+    narrow = how.effect.dtype if how.effect is not None and how.effect.convolutions else None
+
     def pass_s(direction: str) -> float:
         seconds = conv2d_s(
             how.device,
@@ -189,7 +201,7 @@ def _convolution(op: Convolution, how: Arithmetic) -> OperatorTime:
             kernel=op.kernel,
             stride=op.stride,
             groups=op.groups,
-            dtype=how.dtype,
+            dtype=narrow or how.dtype,
             direction=direction,
         )
         return seconds / how.product_fraction

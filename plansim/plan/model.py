@@ -102,6 +102,11 @@ class Method:
     def __hash__(self) -> int:
         return hash((self.method, tuple(sorted(self.options.items()))))
 
+    @property
+    def words(self) -> str:
+        """The method with its options in one line, as ``powersgd rank=4``."""
+        return " ".join([self.method, *(f"{k}={v}" for k, v in sorted(self.options.items()))])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compression:

@@ -13,6 +13,7 @@ from plansim.errors import PlanError, UnknownNameError
 from plansim.hardware.profile import Profile
 from plansim.plan.grid import AXES
 from plansim.plan.model import Plan
+from plansim.plan.reshape import reshaped
 from plansim.schedules import find_schedule
 from plansim.workload.model import ATTENTION_FAMILIES, UNCUT_FAMILIES, Model
 from plansim.workload.totals import pipeline_layers
@@ -351,6 +352,10 @@ def check_plan(
     extra : mapping of str to callable, optional
         Further rules, such as what a compression method supports.
     """
+    try:
+        model = reshaped(model, plan.compression.model)
+    except PlanError as error:
+        return [Rejected(plan=plan, rule="compression", detail=str(error))]
     case = Case(plan=plan, model=model, profile=profile)
     found = ((name, rule(case)) for name, rule in {**RULES, **(extra or {})}.items())
     return [Rejected(plan=plan, rule=n, detail=b.detail, remedy=b.remedy) for n, b in found if b]

@@ -247,6 +247,10 @@ def check_compression(space: Space) -> None:
 
 def _check_runtime(space: Space, model: Model, job: Job) -> None:
     """Refuse a job that the runtime cannot run in any plan."""
+    if job.phase != "train":
+        raise InputError(
+            "the search is for training; write a plan with phase infer and predict it with plansim simulate"
+        )
     runtime = space.backend
     if runtime is None:
         return
@@ -254,7 +258,7 @@ def _check_runtime(space: Space, model: Model, job: Job) -> None:
         raise InputError(
             f"{runtime.name} builds no {model.family} models (it has {', '.join(runtime.families)})"
         )
-    for name in ("dtype", "optimizer", "phase"):
+    for name in ("dtype", "optimizer"):
         allowed = runtime.allows.get(name)
         if allowed is not None and getattr(job, name) not in allowed:
             raise InputError(f"{runtime.name} has no {name} {getattr(job, name)}; use {' or '.join(allowed)}")

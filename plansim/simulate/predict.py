@@ -12,6 +12,7 @@ from plansim.costs.build import (
     without_optimizer,
     without_weight_gradients,
 )
+from plansim.costs.compression.model import model_notes
 from plansim.costs.host import on_host
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_weights
@@ -78,7 +79,8 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
     """Return the prediction that a simulated step of a layout means."""
     plan, job, world = layout.plan, layout.plan.job, layout.plan.parallel.world_size
     step_s = result.step_time_s
-    flop = model_flop_per_sample(layout.model, job.seq_len) * job.global_batch
+    passes = layout.flop_fraction / (3 if job.phase == "infer" else 1)  # a backward is twice a forward
+    flop = passes * model_flop_per_sample(layout.model, job.seq_len) * job.global_batch
     achieved = flop / step_s / world
     peak = layout.profile.device.peak(job.dtype)
     memory = tuple(stage_memory(layout, s) for s in range(plan.parallel.pp))
@@ -104,6 +106,7 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
         step_inflation=step_inflation(layout),
         critical_path=result.critical_path,
         bubble_fraction=result.bubble_fraction,
+        notes=model_notes(plan.compression.model, job.phase),
         details={
             "stack": layout.stack.name,
             "optimizer_shard": shard_degree(layout),

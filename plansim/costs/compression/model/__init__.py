@@ -1,5 +1,11 @@
 """Compressing the model itself: numbers, zeros, factors, students. Records of speed, bytes and quality."""
 
+from plansim.costs.compression.model.apply import (
+    compressed_blocks,
+    dense_part,
+    kernel_effect,
+    model_notes,
+)
 from plansim.costs.compression.model.base import (
     Effect,
     ModelMethod,
@@ -15,6 +21,10 @@ __all__ = [
     "Effect",
     "ModelMethod",
     "Quality",
+    "compressed_blocks",
+    "dense_part",
+    "kernel_effect",
+    "model_notes",
     "product_s",
     "training_surcharge_s",
     "weight_bytes",

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from plansim.costs.compression.options import Option, checked
 from plansim.costs.compute import matmul_s, memory_bound_s
-from plansim.costs.compute.curves import matmul_curve_of
-from plansim.costs.compute.dtypes import OPERAND_BYTES, arithmetic_class, peak_flop_per_s
+from plansim.costs.compute.dtypes import OPERAND_BYTES, arithmetic_class
+from plansim.costs.compute.matmul import matmul_kernel
 from plansim.errors import PlanError
 from plansim.hardware.device import Device
 
@@ -64,8 +64,13 @@ class Effect:
         is smaller than dense.
     sparse_speedup : float
         Speed of the sparse kernel over the dense one.
-    training_passes : float
-        Extra read-and-write passes over the weights in each training step (fake quantisation, masks).
+    training_passes, gradient_passes : float
+        Extra read-and-write passes over the weights in each forward of training (fake quantisation, masks),
+        and over their gradients in each backward (masks).
+    convolutions : bool
+        Whether convolutions run in `dtype` too: kernels that find their scales at run time do not.
+    cast : bool
+        Whether activations are narrowed in a pass of their own; with static scales the kernel before does.
     teacher : bool
         Whether every training step also runs the forward pass of an uncompressed teacher.
     """
@@ -81,7 +86,15 @@ class Effect:
     scattered: float | None = None
     sparse_speedup: float = 1.0
     training_passes: float = 0.0
+    gradient_passes: float = 0.0
+    convolutions: bool = False
+    cast: bool = True
     teacher: bool = False
+
+    @property
+    def narrow_kernels(self) -> bool:
+        """Whether products run on the narrow weights themselves; else they are dense in memory as before."""
+        return self.dtype is not None or self.weight_only or self.sparse_speedup != 1.0
 
 
 class ModelMethod(ABC):
@@ -103,6 +116,18 @@ class ModelMethod(ABC):
     @abstractmethod
     def effect(self, options: Mapping[str, Any] | None = None) -> Effect:
         """Return what happens to products and bytes."""
+
+    def remark(self, options: Mapping[str, Any] | None, phase: str) -> str:
+        """Return what a reader would expect of the method that it does not do; empty where it does."""
+        effect = self.effect(options)
+        smaller = effect.inner < 1.0 or effect.rank_fraction is not None
+        if self.name == "none" or smaller or (phase == "infer" and effect.narrow_kernels):
+            return ""
+        if phase == "train":
+            return (
+                f"model.{self.name}: training computes as before; speed and bytes are gained when it is used"
+            )
+        return f"model.{self.name}: no faster and dense in memory; its bytes are saved where it is stored"
 
     @abstractmethod
     def quality(self, options: Mapping[str, Any] | None = None) -> Quality:
@@ -138,20 +163,21 @@ def product_s(effect: Effect, device: Device, m: float, n: float, k: float, dtyp
     Notes
     -----
     Quantised products: `matmul_s` in the narrow type, with the cast of the activations. Weight-only: the
-    dense product reads fewer bytes but not below its arithmetic. Pruned rows and columns: a smaller product.
-    Low rank: two products. Zeros scattered in a dense array: no gain.
+    dense kernel reads fewer bytes for the same arithmetic. 2:4: fewer bytes as well, and the sparse units
+    pass over the zeros. Pruned rows and columns: a smaller product. Low rank: two products. Zeros scattered
+    in a dense array: no gain.
     """
     n, k = n * effect.outer, k * effect.inner
     if effect.rank_fraction is not None:
         rank = max(1.0, round(effect.rank_fraction * min(n, k)))
         return matmul_s(device, m, rank, k, dtype=dtype) + matmul_s(device, m, n, rank, dtype=dtype)
-    dense = matmul_s(device, m, n, k, dtype=effect.dtype or dtype)
-    if effect.weight_only and effect.stored_bits is not None:
-        saved = n * k * (OPERAND_BYTES[arithmetic_class(dtype)] - effect.stored_bits / 8)
-        peak = peak_flop_per_s(device, dtype) * matmul_curve_of(device, arithmetic_class(dtype)).peak_fraction
-        streaming = memory_bound_s(device, saved, launches=0)
-        return max(dense - streaming, 2 * m * n * k / peak, 0.05 * dense)
-    return dense / effect.sparse_speedup
+    if effect.dtype is not None or effect.stored_bits is None:
+        return matmul_s(device, m, n, k, dtype=effect.dtype or dtype, cast=effect.cast)
+    if not effect.weight_only and effect.sparse_speedup == 1.0:
+        return matmul_s(device, m, n, k, dtype=dtype)
+    kernel = matmul_kernel(device, dtype)
+    nbytes = kernel.operand_bytes * m * k + effect.stored_bits / 8 * n * k + kernel.result_bytes * m * n
+    return kernel.total_s(kernel.compute_s(m, n, k, 1) / effect.sparse_speedup, nbytes, 0.0)
 
 
 def training_surcharge_s(effect: Effect, device: Device, parameters: float, forward_s: float) -> float:
@@ -164,6 +190,6 @@ def training_surcharge_s(effect: Effect, device: Device, parameters: float, forw
     forward_s : float
         Forward time of the teacher on this device for the step's samples.
     """
-    passes = 8.0 * parameters * effect.training_passes
+    passes = 8.0 * parameters * (effect.training_passes + effect.gradient_passes)
     extra = memory_bound_s(device, passes, launches=4) if passes else 0.0
     return extra + (forward_s if effect.teacher else 0.0)

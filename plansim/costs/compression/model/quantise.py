@@ -29,9 +29,9 @@ class Int8(ModelMethod):
     )
 
     def effect(self, options: Mapping[str, Any] | None = None) -> Effect:
-        """Return 8 stored bits and 8-bit products."""
-        self.resolve(options)
-        return Effect(stored_bits=8.0 + 16 / 256, dtype=self.dtype)
+        """Return 8 stored bits and 8-bit products; static scales are applied by the kernel before."""
+        static = self.resolve(options).get("scales") == "static"
+        return Effect(stored_bits=8.0 + 16 / 256, dtype=self.dtype, convolutions=static, cast=not static)
 
     def quality(self, options: Mapping[str, Any] | None = None) -> Quality:
         """Return 0 to 3 %."""
