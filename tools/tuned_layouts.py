@@ -48,7 +48,7 @@ MODELS: tuple[tuple[str, str, int], ...] = (
     (r"^deepseek_v3", "deepseek-v3", 4096),
     (r"^kimi_k2", "kimi-k2", 4096),
     (r"^gpt_oss_120b", "gpt-oss-120b", 4096),
-    (r"^gpt_oss_20b", "gpt-oss-20b", 4096),
+    (r"^gpt_oss_20b", "gpt-oss-20b", 8192),
 )
 """Recipe -> built-in model, and the sequence length its pre-training recipe has where the table is blank."""
 
@@ -68,7 +68,7 @@ READING = (
     "*recompute*: our memory model wants more recomputation than the recipe has; recomputing named modules",
     "and offloading activations are not in it. *rule 'ep'*: experts over the tensor ranks too.",
 )
-_OPTIMA: dict[tuple[str, int | None, str, Job], Plan | None] = {}
+_OPTIMA: dict[tuple[str, int | None, str, Job, int], Plan | None] = {}
 INHERITED = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -188,7 +188,7 @@ def judge(recipe: Mapping[str, str]) -> Outcome:
         room = profile.device.memory_bytes / 2**30
         detail = f"{over / 2**30:.1f} GiB over {room:.0f} GiB, recompute {plan.recompute}"
         return Outcome(recipe=recipe, status="too large", why="memory", detail=detail)
-    best = optimum(model, profile, plan.job)
+    best = optimum(model, profile, plan)
     if best is None:
         return Outcome(recipe=recipe, status="skipped", why="the planner found nothing that fits")
     ours = predict(model, profile, best)
@@ -300,11 +300,18 @@ def lightest(model: Model, profile: Profile, plan: Plan, granularity: str) -> tu
     return tried, over
 
 
-def optimum(model: Model, profile: Profile, job: Job) -> Plan | None:
-    """Return the planner's best plan on this runtime; recipes that differ in their layout alone share it."""
-    key = (model.name, model.window, profile.name, job)
+def optimum(model: Model, profile: Profile, plan: Plan) -> Plan | None:
+    """Return the planner's best plan on this runtime; recipes that differ in their layout alone share it.
+
+    What recipes take as given is given here too: how optimizer state is sharded, and that it stays on the
+    device.
+    """
+    zero = plan.parallel.zero_stage
+    key = (model.name, model.window, profile.name, plan.job, zero)
     if key not in _OPTIMA:
-        found = solve(ask(model, profile, job, backend="megatron"), Constraints()).found
+        fixed = {"zero_stage": zero, "zero_group": None, "offload": False}
+        question = ask(model, profile, plan.job, fix=fixed, backend="megatron")
+        found = solve(question, Constraints()).found
         _OPTIMA[key] = found.best[0][2] if found.best else None
     return _OPTIMA[key]
 

@@ -133,7 +133,29 @@ def _block_time(
         axis: interference("compute+comm", inter_node=group.inter_unit, device=device).first
         for axis, group in groups.items()
     }
-    return block_s(block, how, seconds, beside.__getitem__, tp_overlap=tp_overlap and stack.tp_overlap)
+    return block_s(
+        block,
+        how,
+        seconds,
+        beside.__getitem__,
+        tp_overlap=tp_overlap and stack.tp_overlap,
+        travels=lambda axis, copies: once_per_unit(groups[axis], copies),
+    )
+
+
+def once_per_unit(group: GroupShape, copies: int) -> float:
+    r"""Return the share of an exchange that crosses the links when every unit takes a row once.
+
+    A token goes to its k experts. Where they lie on N nodes, one copy goes to each node that holds some of
+    them and is handed on inside (hierarchical dispatch), in all to :math:`N (1 - (1 - 1/N)^k)` of them under
+    even routing, in place of k copies. Inside one node every copy travels.
+
+    References
+    ----------
+    DeepSeek-AI, "DeepSeek-V3 technical report", arXiv 2412.19437, section 3.2.2.
+    """
+    units = math.prod(group.counts[1:])
+    return min(1.0, units * (1.0 - (1.0 - 1.0 / units) ** copies) / copies) if units > 1 else 1.0
 
 
 def compression_memory_bytes(layout: Layout, stage: int) -> float:

@@ -244,6 +244,7 @@ def block_s(
     keeps: Callable[[str], float],
     *,
     tp_overlap: bool = False,
+    travels: Callable[[str, int], float] = lambda axis, copies: 1.0,
 ) -> BlockTime:
     """Return the passes of one block.
 
@@ -256,14 +257,19 @@ def block_s(
     tp_overlap : bool
         Tensor-parallel collectives are pipelined with the product beside them in chunks: only the first
         chunk (1/tp of the bytes) and what outlasts the product are exposed.
+    travels : callable
+        ``travels(axis, copies)`` gives the share of the bytes that crosses the links when every row goes to
+        `copies` ranks of the axis.
     """
     tally = _Tally()
     times = [operator_s(op, how) for op in block.operators]
     for i, (op, time) in enumerate(zip(block.operators, times, strict=True)):
         if isinstance(op, Communication):
-            _add_communication(tally, block.operators, times, i, how, comm_s, keeps, tp_overlap)
+            share = travels(op.axis, op.copies) if op.copies > 1 else 1.0
+            _add_communication(tally, block.operators, times, i, how, comm_s, keeps, tp_overlap, share)
         else:
             tally.add(op, time)
+    tally.expose_experts()
     return tally.result(how.operator_host_s)
 
 
@@ -287,6 +293,7 @@ class _Tally:
     def __init__(self) -> None:
         self.sums: dict[tuple[str, str], float] = {}
         self.launches = {"forward": 0, "core": 0, "elementwise": 0, "backward": 0}
+        self.hidden_experts = {"forward": 0.0, "input": 0.0}
 
     def put(self, where: str, part: str, seconds: float) -> None:
         self.sums[where, part] = self.sums.get((where, part), 0.0) + seconds
@@ -304,6 +311,12 @@ class _Tally:
         if op.core or isinstance(op, Elementwise):
             self.put("elementwise", "compute_s", time.forward_s)
             self.launches["elementwise"] += kernels
+
+    def expose_experts(self) -> None:
+        """Add what of the expert exchange outlasts the compute it runs beside: a block hides no more."""
+        for where, beside in (("forward", ("forward",)), ("input", ("input", "weight"))):
+            compute_s = sum(self.sums.get((name, "compute_s"), 0.0) for name in beside)
+            self.put(where, "ep_s", max(0.0, self.hidden_experts[where] - compute_s))
 
     def parts(self, where: str, kernels: int, launch_s: float) -> Parts:
         """Return the parts of one pass; what the device waits for launches is host time."""
@@ -333,13 +346,15 @@ def _add_communication(
     comm_s: Callable[[str, str, float], float],
     keeps: Callable[[str], float],
     tp_overlap: bool,
+    share: float,
 ) -> None:
     op = operators[index]
     assert isinstance(op, Communication)  # noqa: S101  # the caller dispatched on it
     entering = op.name.endswith("_in")
     neighbour = _neighbour(operators, times, index, +1 if entering else -1)
-    forward = op.repeat * comm_s(op.axis, op.collective, op.nbytes) if op.collective != "none" else 0.0
-    backward = op.repeat * comm_s(op.axis, op.backward, op.nbytes) if op.backward else 0.0
+    nbytes = op.nbytes * share
+    forward = op.repeat * comm_s(op.axis, op.collective, nbytes) if op.collective != "none" else 0.0
+    backward = op.repeat * comm_s(op.axis, op.backward, nbytes) if op.backward else 0.0
     if op.axis == "tp":
         hide_forward = hide_backward = 0.0
         if tp_overlap:
@@ -360,7 +375,10 @@ def _add_communication(
             _exposed(backward, core.input_s, keeps("cp")),
         )
     elif op.axis == "ep":
-        forward, backward = ((1.0 - how.stack.expert_overlap) * s for s in (forward, backward))
+        hidden = how.stack.expert_overlap
+        tally.hidden_experts["forward"] += hidden * forward
+        tally.hidden_experts["input"] += hidden * backward
+        forward, backward = (1.0 - hidden) * forward, (1.0 - hidden) * backward
     tally.put("forward", f"{op.axis}_s", forward)
     tally.put("input", f"{op.axis}_s", backward)
     tally.launches["forward"] += 1

@@ -135,7 +135,10 @@ class Recurrent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Communication:
-    """A collective inside a block; `nbytes` is the whole array S, `backward` its mirror (None: nothing)."""
+    """A collective inside a block; `nbytes` is the whole array S, `backward` its mirror (None: nothing).
+
+    `copies` is how many ranks every row goes to (the experts of a token).
+    """
 
     name: str
     axis: str
@@ -143,6 +146,7 @@ class Communication:
     nbytes: float
     backward: str | None = None
     repeat: int = 1
+    copies: int = 1
     saved_bytes: float = 0.0
     core: bool = False
 

@@ -11,6 +11,7 @@ from plansim.costs.build import (
     MAX_BUCKETS,
     gather_bytes,
     kept_bytes,
+    once_per_unit,
     optimizer_s,
     reduce_bytes,
     shard_degree,
@@ -22,6 +23,7 @@ from plansim.costs.build import (
 )
 from plansim.costs.layout import with_plan
 from plansim.costs.step import Parts
+from plansim.hardware.fabric import GroupShape
 from plansim.plan.model import Compression, Method
 from plansim.simulate.predict import predict_layout
 
@@ -263,3 +265,13 @@ def test_compression_sends_less_and_says_what_it_costs():
     assert all(b.blocking_s > 0 for b in step_costs(packed).stages[0].reductions)
     assert step_inflation(plain) == (1.0, 1.0)
     assert step_inflation(packed)[0] <= step_inflation(packed)[1]
+
+
+def test_a_token_crosses_to_each_node_once():
+    """Counted over all choices of 3 experts on 4 nodes of 2: distinct nodes over copies."""
+    drawn = [len({a // 2, b // 2, c // 2}) for a in range(8) for b in range(8) for c in range(8)]
+
+    found = once_per_unit(GroupShape(counts=(2, 4)), 3)
+
+    assert found == pytest.approx(sum(drawn) / len(drawn) / 3)
+    assert once_per_unit(GroupShape(counts=(8,)), 3) == 1.0

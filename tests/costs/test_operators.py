@@ -106,12 +106,33 @@ def test_whole_collectives_show_where_nothing_hides_them():
 
 def test_expert_exchange_hides_its_share():
     made = block(EXPERTS, ep=4)
+
+    def quick(axis: str, collective: str, nbytes: float) -> float:
+        return nbytes / 1e12
+
     shown, hidden = (
-        block_s(made, arithmetic(expert_overlap=share), slow, alone).forward.ep_s for share in (0.0, 0.75)
+        block_s(made, arithmetic(expert_overlap=share), quick, alone).forward.ep_s for share in (0.0, 0.75)
     )
 
     assert shown > 0
     assert hidden == pytest.approx(0.25 * shown)
+
+
+def test_expert_exchange_hides_behind_no_more_than_the_compute():
+    made = block(EXPERTS, ep=4)
+    shown = block_s(made, arithmetic(expert_overlap=0.0), slow, alone).forward
+    hidden = block_s(made, arithmetic(expert_overlap=0.9), slow, alone).forward
+
+    assert 0.9 * shown.ep_s > shown.compute_s
+    assert hidden.ep_s == pytest.approx(shown.ep_s - shown.compute_s)
+
+
+def test_rows_that_travel_once_take_their_share():
+    made = block(EXPERTS, ep=4)
+    whole = block_s(made, arithmetic(), slow, alone).forward.ep_s
+    once = block_s(made, arithmetic(), slow, alone, travels=lambda axis, copies: 0.5).forward.ep_s
+
+    assert once == pytest.approx(0.5 * whole)
 
 
 def test_low_precision_is_for_weight_products_alone():

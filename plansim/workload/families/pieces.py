@@ -283,16 +283,19 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     sent = e * local * factor * h
     rows = max(1, round(shard.tokens * factor))
     kept = shard.operand_bytes * rows * h
-    exchange: tuple[Operator, ...] = ()
-    if shard.ep > 1:
-        exchange = (
+    dispatch, combine = (
+        tuple(
             Communication(
-                name="dispatch", axis="ep", collective="all_to_all", nbytes=sent, backward="all_to_all"
-            ),
+                name=name,
+                axis="ep",
+                collective="all_to_all",
+                nbytes=sent,
+                backward="all_to_all",
+                copies=moe.top_k,
+            )
+            for _ in range(shard.ep > 1)
         )
-    combine = tuple(
-        Communication(name="combine", axis="ep", collective="all_to_all", nbytes=sent, backward="all_to_all")
-        for _ in exchange
+        for name in ("dispatch", "combine")
     )
     shared = mlp(model, shard, ffn=moe.shared_ffn, normed=False) if moe.shared_ffn else ()
     return (
@@ -301,7 +304,7 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
             name="router", m=max(1, round(local)), n=moe.experts, k=h, saved_bytes=FP32 * local * moe.experts
         ),
         Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=16),
-        *exchange,
+        *dispatch,
         *enter_tp(model, shard, "experts_in"),
         *_feed_forward(
             model,
