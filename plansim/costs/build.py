@@ -390,10 +390,18 @@ def _exchange(layout: Layout, collective: str, per_parameter: float, chunk: int)
 def _split(layout: Layout, axis: str, collective: str, nbytes: float) -> list[Bucket]:
     if not nbytes or layout.group(axis).size == 1:
         return []
-    overlaps = layout.plan.overlap.gradients and layout.stack.gradient_overlap
-    count = min(MAX_BUCKETS, max(1, math.ceil(nbytes / layout.stack.bucket_bytes))) if overlaps else 1
+    count = bucket_count(layout, axis, nbytes)
     one = _bucket(layout, axis, collective, nbytes / count, 1.0, 0)
     return [*(replace(one, ready_fraction=(i + 1) / count) for i in range(count - 1)), one]
+
+
+def bucket_count(layout: Layout, axis: str, nbytes: float) -> int:
+    """Return in how many buckets a chunk's gradients or gathered parameters travel, at most `MAX_BUCKETS`."""
+    stack = layout.stack
+    if not (layout.plan.overlap.gradients and stack.gradient_overlap):
+        return 1
+    size = max(stack.bucket_bytes, stack.bucket_rank_bytes * layout.group(axis).size)
+    return min(MAX_BUCKETS, max(1, math.ceil(nbytes / size)))
 
 
 def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: float, chunk: int) -> Bucket:

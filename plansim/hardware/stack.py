@@ -56,8 +56,9 @@ class Stack:
         gradients and gathered parameters travel as.
     bf16_accumulation_bytes : float
         Bytes per parameter that gradients take beyond `gradient_bytes` when they are bf16: fp32 accumulation.
-    bucket_bytes : float
-        Size of one gradient bucket, bytes.
+    bucket_bytes, bucket_rank_bytes : float
+        Size of one gradient bucket, and its least size for each data-parallel rank, bytes. Megatron-Core takes
+        40 million parameters, and at least a million per rank, so that long rings stay bound by bandwidth.
     gathered_layers : int
         Layers whose parameters are whole at one time under ZeRO-3 (prefetch depth + 1).
     keeps_quantised : bool
@@ -108,6 +109,7 @@ class Stack:
     gather_bytes: float = 2.0
     bf16_accumulation_bytes: float = 0.0
     bucket_bytes: float = 160e6
+    bucket_rank_bytes: float = 0.0
     gathered_layers: int = 2
     keeps_quantised: bool = False
     loss_copies: float = 1.0

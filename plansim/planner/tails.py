@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plansim.costs.build import (
-    MAX_BUCKETS,
+    bucket_count,
     comm_s,
     gather_bytes,
     gradient_collective,
@@ -117,10 +116,8 @@ def _reductions(layout: Layout, held: Parameters) -> tuple[Buckets, Buckets]:
 def _reduce(layout: Layout, axis: str, parameters: float) -> Buckets:
     if not parameters or layout.group(axis).size == 1:
         return NOTHING
-    stack = layout.stack
     nbytes = parameters * reduce_bytes(layout)
-    overlaps = layout.plan.overlap.gradients and stack.gradient_overlap
-    count = min(MAX_BUCKETS, max(1, math.ceil(nbytes / stack.bucket_bytes))) if overlaps else 1
+    count = bucket_count(layout, axis, nbytes)
     collective = gradient_collective(layout)
     method = layout.plan.compression.gradients
     if method.method != "none":
@@ -162,12 +159,10 @@ def _replica(layout: Layout, first: Parameters) -> float:
 
 def _gathers(layout: Layout, held: Parameters) -> float:
     """Return the all-gathers of one chunk's updated parameters after a sharded step."""
-    overlaps = layout.plan.overlap.gradients and layout.stack.gradient_overlap
     total = 0.0
     for axis, parameters in zip(AXES, held, strict=True):
         nbytes = parameters * gather_bytes(layout)
-        count = min(MAX_BUCKETS, max(1, math.ceil(nbytes / layout.stack.bucket_bytes))) if overlaps else 1
-        total += _gather_axis(layout, axis, nbytes, count)
+        total += _gather_axis(layout, axis, nbytes, bucket_count(layout, axis, nbytes))
     return total
 
 
