@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from plansim.hardware.profile import Profile
-    from plansim.plan.model import Plan
+    from plansim.plan.model import Job, Plan
     from plansim.validate.live import LiveResult
     from plansim.validate.table import TableResult
     from plansim.workload.model import Model
@@ -47,6 +47,21 @@ def validate(
     refit: Annotated[
         bool, typer.Option("--refit", help="Scale the profile to half of the plans; judge the other half.")
     ] = False,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            "--rates",
+            metavar="LIST",
+            help="Run over a testbed's links of these rates, e.g. '50 Mbit/s,unshaped' (Linux, root); "
+            "without --plans the best plan of every strategy.",
+        ),
+    ] = None,
+    hosts: Annotated[
+        int, typer.Option("--hosts", min=1, max=64, help="With --rates: hosts of the testbed.")
+    ] = 2,
+    ranks_per_host: Annotated[
+        int, typer.Option("--ranks-per-host", min=1, help="With --rates: ranks that share a host.")
+    ] = 1,
     out: Annotated[
         str | None, typer.Option("--out", metavar="FOLDER", help="Where the report goes (reports/<profile>).")
     ] = None,
@@ -66,8 +81,18 @@ def validate(
     gate = None if max_error is None else percentage(max_error)
     if (table is None) == (profile is None and not plans):
         raise typer.BadParameter("say what to compare with: one of --table, --profile or --plans")
+    if rates is not None and (table is not None or refit):
+        raise typer.BadParameter(
+            "runs plans over links: neither with --table nor with --refit", param_hint="--rates"
+        )
     if table is None:
-        live = _live(profile, model, plans or [], top, repeats, steps, refit, out, override)
+        live = (
+            _live(profile, model, plans or [], top, repeats, steps, refit, out, override)
+            if rates is None
+            else _over_links(
+                rates, (hosts, ranks_per_host), profile, model, plans or [], repeats, steps, out, override
+            )
+        )
         console.emit_json(live.to_json()) if json else console.show(*_live_tables(live))
         check_gate(live.summary()["median_ape"], gate)
         return
@@ -95,14 +120,73 @@ def _live(
 ) -> LiveResult:
     """Return the plans asked for, predicted and run."""
     from plansim.cli import console
-    from plansim.cli.options import read_case, read_shape, split_overrides
+    from plansim.cli.options import split_overrides
     from plansim.errors import MissingExtraError
-    from plansim.hardware.read import load_profile
 
     try:
         from plansim.validate.live import validate_live
     except ImportError:
         raise MissingExtraError("running plans", "torch", "execute") from None
+
+    cases, cluster = _cases(profile, model, plans, override)
+    if cluster is None:
+        cluster, shape, job = _question(profile, model, split_overrides(override))
+        cases = _best_plans(shape, cluster, job, top)
+    folder = Path(out) if out else Path("reports") / cluster.name
+    return validate_live(
+        cases, cluster, out=folder, steps=steps, repeats=repeats, refit=refit, say=console.say
+    )
+
+
+def _over_links(
+    rates: str,
+    places: tuple[int, int],
+    profile: str | None,
+    model: str | None,
+    plans: list[str],
+    repeats: int,
+    steps: int,
+    out: str | None,
+    override: list[str] | None,
+) -> LiveResult:
+    """Return the plans asked for, predicted and run over links of every rate."""
+    import math
+
+    from plansim.cli import console
+    from plansim.cli.options import split_overrides
+    from plansim.errors import MissingExtraError
+
+    try:
+        from plansim.execute.testbed import TestbedSpec
+        from plansim.validate.beds import contenders, rates_of, validate_on_testbed
+    except ImportError:
+        raise MissingExtraError("running plans", "torch", "execute") from None
+
+    links = rates_of(rates)
+    cases, base = _cases(profile, model, plans, override)
+    if base is None:
+        changes = split_overrides(override)
+        base, shape, job = _question(profile, model, changes)
+        known = [math.log(r) for r in links.values() if r is not None]
+        middle = math.exp(sum(known) / len(known)) if known else None
+        bed = TestbedSpec.even(places[0], middle, ranks_per_host=places[1])
+        cases = contenders(shape, base, job, bed, say=console.say)
+    folder = Path(out) if out else Path("reports") / "testbed"
+    return validate_on_testbed(
+        cases, base, links, ranks_per_host=places[1], out=folder, steps=steps, repeats=repeats,
+        say=console.say,
+    )  # fmt: skip
+
+
+LIVE_MODEL = "gpt-mini"
+"""What is trained when no model is named: small enough for any machine."""
+
+
+def _cases(
+    profile: str | None, model: str | None, plans: list[str], override: list[str] | None
+) -> tuple[list[tuple[Model, Plan]], Profile | None]:
+    """Return the plan files with their models, and the profile of the first; None without a file."""
+    from plansim.cli.options import read_case
 
     cases: list[tuple[Model, Plan]] = []
     cluster: Profile | None = None
@@ -110,34 +194,28 @@ def _live(
         plan, shape, lies_on = read_case(path, override, profile=profile, model=model)
         cases.append((shape, plan))
         cluster = cluster or lies_on
-    changes = split_overrides(override)
-    if cluster is None:
-        cluster = load_profile(profile or "local-cpu", changes["profile"])
-        shape = read_shape(model or LIVE_MODEL, changes["model"])
-        cases = _best_plans(shape, cluster, changes["job"], top)
-    folder = Path(out) if out else Path("reports") / cluster.name
-    return validate_live(
-        cases, cluster, out=folder, steps=steps, repeats=repeats, refit=refit, say=console.say
-    )
+    return cases, cluster
 
 
-LIVE_MODEL = "gpt-mini"
-"""What is trained when no model is named: small enough for any machine."""
-
-
-def _best_plans(
-    shape: Model,
-    cluster: Profile,
-    changes: dict[str, str],
-    top: int,
-) -> list[tuple[Model, Plan]]:
-    """Return the best plans this machine can run."""
+def _question(
+    profile: str | None, model: str | None, changes: dict[str, dict[str, str]]
+) -> tuple[Profile, Model, Job]:
+    """Return what to plan for when no plan was given."""
+    from plansim.cli.options import read_shape
+    from plansim.hardware.read import load_profile
     from plansim.plan.read import job_from_data
-    from plansim.planner import plan as search_plans
 
+    cluster = load_profile(profile or "local-cpu", changes["profile"])
+    shape = read_shape(model or LIVE_MODEL, changes["model"])
     dtype = "fp32" if cluster.device.kind == "cpu" else "bf16"
     given = {"global_batch": 16, "seq_len": shape.seq_len, "dtype": dtype}
-    job = job_from_data(given, overrides=changes)
+    return cluster, shape, job_from_data(given, overrides=changes["job"])
+
+
+def _best_plans(shape: Model, cluster: Profile, job: Job, top: int) -> list[tuple[Model, Plan]]:
+    """Return the best plans this machine can run."""
+    from plansim.planner import plan as search_plans
+
     return [
         (shape, ranked.plan) for ranked in search_plans(shape, cluster, job, top=top, backend="plansim").plans
     ]

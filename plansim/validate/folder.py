@@ -10,6 +10,7 @@ from plansim.files import dump_json, write_atomic
 from plansim.hardware.profile import Profile
 from plansim.hardware.write import profile_data
 from plansim.units import format_bytes, format_seconds
+from plansim.validate.links_report import over_links
 from plansim.validate.live import phases
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def report(result: LiveResult) -> str:
         "",
     ]
     lines += [f"- {line}" for line in findings(result)]
+    lines += over_links(result.compared)
     lines += _refit(result.refit)
     lines += _phase_table(result)
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 from plansim.errors import ExecutionError, InputError
 from plansim.execute import RunOptions, check_plan_runs, run_plan
+from plansim.execute.launch import Place
 from plansim.files import dump_json, write_atomic
 from plansim.hardware.profile import Profile
 from plansim.plan.grid import Grid, grid_of
@@ -18,16 +19,14 @@ from plansim.plan.model import Plan
 from plansim.plan.read import plan_data
 from plansim.results import Measurement, Prediction
 from plansim.simulate.predict import predict
-from plansim.validate.metrics import Pair, kendall_tau, quantile, regret, summary
+from plansim.validate.flips import flips_data
+from plansim.validate.metrics import NOISE, Pair, kendall_tau, quantile, regret, summary
 from plansim.workload.model import Model
 
 MAX_FOREIGN = 0.05
 """Share of the machine that other processes may use while a plan is timed; above it the run is done again."""
 
 MAX_AGAIN = 3
-NOISE = 0.03
-"""Two plans whose measured times differ by less are tied: the run-to-run noise of a quiet machine."""
-
 Say = Callable[[str], None]
 
 
@@ -39,6 +38,8 @@ class LivePlan:
     ----------
     runs : tuple of Measurement
         One per repeat; `discarded` counts those that other processes disturbed.
+    link, link_bytes_per_s : str, float or None
+        Rate of the links it ran over, in words and as a number (None: not shaped); empty inside the machine.
     """
 
     id: str
@@ -48,6 +49,8 @@ class LivePlan:
     runs: tuple[Measurement, ...] = ()
     discarded: int = 0
     skipped: str | None = None
+    link: str = ""
+    link_bytes_per_s: float | None = None
 
     @property
     def measured_s(self) -> float:
@@ -89,6 +92,7 @@ class LivePlan:
             "feasible": p.fits,
             "skipped": self.skipped,
             "discarded_runs": self.discarded,
+            **({"link": self.link} if self.link else {}),
         }
         if not self.runs:
             return row | dict.fromkeys(
@@ -182,15 +186,17 @@ class LiveResult:
             "rows": [row.to_json() for row in self.plans],
             "summary": {"all": self.summary(), "by_source": {}},
         }
+        data |= flips_data(self.compared) if any(row.link for row in self.compared) else {}
         return data | ({"refit": self.refit} if self.refit is not None else {})
 
 
 def _rivals(rows: Sequence[LivePlan]) -> dict[str, list[LivePlan]]:
-    """Return the plans by what they compete for: one model and one batch."""
+    """Return the plans by what they compete for: one model and one batch, over links of one rate."""
     groups: dict[str, list[LivePlan]] = {}
     for row in rows:
         job = row.plan.job
-        groups.setdefault(f"{row.model.name} batch {job.global_batch} x {job.seq_len}", []).append(row)
+        at = f" at {row.link}" if row.link else ""
+        groups.setdefault(f"{row.model.name} batch {job.global_batch} x {job.seq_len}{at}", []).append(row)
     return groups
 
 
@@ -247,7 +253,7 @@ def validate_live(
     for number in range(repeats):
         for i, row in enumerate(rows):
             say(f"run {number + 1} of {repeats}: {row.id}")
-            rows[i] = _run_again(row, replace(options, trace=number == repeats - 1), steps, warmup)
+            rows[i] = run_again(row, replace(options, trace=number == repeats - 1), steps, warmup)
     result = LiveResult(
         profile=profile.name,
         plans=tuple(rows),
@@ -274,14 +280,16 @@ def with_blocks(profile: Profile, cases: Sequence[tuple[Model, Plan]], say: Say)
     return replace(profile, calibration={**profile.calibration, "blocks": rows})
 
 
-def _run_again(row: LivePlan, options: RunOptions, steps: int, warmup: int) -> LivePlan:
+def run_again(
+    row: LivePlan, options: RunOptions, steps: int, warmup: int, place: Place | None = None
+) -> LivePlan:
     """Run a plan once more; repeat while other processes disturb it."""
     if row.skipped:
         return row
     discarded, best = row.discarded, None
     for _ in range(MAX_AGAIN):
         try:
-            run = run_plan(row.plan, row.model, steps=steps, warmup=warmup, options=options)
+            run = run_plan(row.plan, row.model, steps=steps, warmup=warmup, options=options, place=place)
         except ExecutionError as error:
             return replace(row, skipped=str(error))
         foreign = float(run.hardware.get("foreign_cpu_fraction", 0.0))

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+NOISE = 0.03
+"""Two plans whose measured times differ by less are tied: the run-to-run noise of a quiet machine."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
