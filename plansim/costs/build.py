@@ -35,21 +35,22 @@ BlockNetwork = tuple[tuple[GroupShape, ...], Fabric, str]
 """The groups of `BLOCK_AXES`, the fabric they lie on, and the communication library."""
 
 
-def step_costs(layout: Layout, *, cpu: bool = False) -> StepCosts:
+def step_costs(layout: Layout, *, clock: str = "wall") -> StepCosts:
     """Return the durations of everything one step of a plan does.
 
-    On a calibrated CPU profile measured durations replace modelled ones; with `cpu` they are CPU seconds.
+    On a calibrated CPU profile measured durations replace modelled ones; `clock` says in which seconds (see
+    `plansim.costs.host.HostStep`).
     """
-    costs = host_step_costs(layout, _modelled_costs(layout), block_time, cpu=cpu)
+    costs = host_step_costs(layout, _modelled_costs(layout), block_time, clock=clock)
     if layout.plan.job.phase == "infer":
         return forward_only(costs)
-    return with_teacher(costs, _teacher_costs(layout, cpu=cpu))
+    return with_teacher(costs, _teacher_costs(layout, clock=clock))
 
 
-def _teacher_costs(layout: Layout, *, cpu: bool) -> StepCosts | None:
+def _teacher_costs(layout: Layout, *, clock: str) -> StepCosts | None:
     """Return the inference of the uncompressed model that a student learns from; None without one."""
     teacher = teacher_of(layout)
-    return None if teacher is None else step_costs(teacher, cpu=cpu)
+    return None if teacher is None else step_costs(teacher, clock=clock)
 
 
 def _modelled_costs(layout: Layout) -> StepCosts:

@@ -48,6 +48,7 @@ class HostCalibration:
         self.data = data
         self.frameworks: Mapping[str, float] = data.get("frameworks", {})
         self.contention = float(data.get("contention", 1.0))
+        self.shared_cores: int | None = data.get("shared_cores")
 
     def collective_s(self, collective: str, nbytes: float, ranks: int, *, cpu: bool = False) -> float | None:
         """Return the seconds of one collective (`cpu`: CPU time of one rank), None if never measured."""
@@ -93,12 +94,19 @@ def on_host(layout: Layout) -> HostCalibration | None:
 
 @dataclass(frozen=True, slots=True)
 class HostStep:
-    """Rewrites the costs of a step with measured ones; `cpu` asks for CPU time, where ranks share cores."""
+    """Rewrites the costs of a step with measured ones.
+
+    Attributes
+    ----------
+    clock : str
+        What communication is counted in: ``wall`` seconds; ``cpu`` seconds of one rank, where ranks share
+        cores; or ``wire``, the seconds that a slow link takes beyond those.
+    """
 
     layout: Layout
     host: HostCalibration
     block_time: Callable[[Layout, Block], BlockTime]
-    cpu: bool = False
+    clock: str = "wall"
 
     def costs(self, modelled: StepCosts) -> StepCosts:
         """Return the step with measured durations, nothing overlapped."""
@@ -110,14 +118,20 @@ class HostStep:
         )  # fmt: skip
 
     def collective_s(self, collective: str, nbytes: float, ranks: int, axis: str) -> float:
-        """Return seconds over the groups of `axis`: as measured inside the machine, or what the wire takes.
+        """Return seconds over the groups of `axis`: as measured inside the machine, or as the wire takes."""
+        measured = self._measured_s(collective, nbytes, ranks)
+        if self.clock == "cpu":
+            return measured
+        beyond = max(0.0, self._wire_s(collective, nbytes, axis) - measured)
+        return beyond if self.clock == "wire" else measured + beyond
 
-        Collectives never measured cost as an all-reduce of the same bytes.
-        """
-        found = self.host.collective_s(collective, nbytes, ranks, cpu=self.cpu)
+    def _measured_s(self, collective: str, nbytes: float, ranks: int) -> float:
+        """Return what was measured inside the machine; what never was costs as an all-reduce of the same."""
+        cpu = self.clock != "wall"
+        found = self.host.collective_s(collective, nbytes, ranks, cpu=cpu)
         if found is None:
-            found = self.host.collective_s("all_reduce", nbytes, ranks, cpu=self.cpu)
-        return max(found or 0.0, 0.0 if self.cpu else self._wire_s(collective, nbytes, axis))
+            found = self.host.collective_s("all_reduce", nbytes, ranks, cpu=cpu)
+        return found or 0.0
 
     def _wire_s(self, collective: str, nbytes: float, axis: str) -> float:
         """Return how long a collective keeps links busy that are slower than this machine's loopback."""
@@ -269,20 +283,18 @@ class HostStep:
         It was measured with its coding; a slow link adds what its own messages take longer there.
         """
         given = self.layout.plan.compression.gradients
-        plain = self.collective_s("all_reduce", nbytes, ranks, "dp_cp")
-        if given.method == "none":
-            return plain
-        found = self.host.collective_s(f"all_reduce:{given.method}", nbytes, ranks, cpu=self.cpu)
-        if found is None:
-            return plain
+        coded = f"all_reduce:{given.method}"
+        if given.method == "none" or self.host.collective_s(coded, nbytes, ranks) is None:
+            return self.collective_s("all_reduce", nbytes, ranks, "dp_cp")
         method = find_method(given.method)
         traffic = Traffic(num_elements=nbytes / 4.0, element_bytes=4.0, matrix=self.layout.matrix)
         sent = method.wire("all_reduce", traffic, ranks, method.resolve(given.options))
-        return found + sum(
+        beyond = sum(
             self.collective_s(t.collective, t.nbytes, ranks, "dp_cp")
-            - (self.host.collective_s(t.collective, t.nbytes, ranks, cpu=self.cpu) or 0.0)
+            - (0.0 if self.clock == "wire" else self._measured_s(t.collective, t.nbytes, ranks))
             for t in sent
         )
+        return beyond + (0.0 if self.clock == "wire" else self._measured_s(coded, nbytes, ranks))
 
     def _gather(self, parameters: float) -> list[Bucket]:
         """Return what ZeRO-1 broadcasts once a step, or ZeRO-2 gathers once a microbatch."""
@@ -317,7 +329,7 @@ def host_step_costs(
     modelled: StepCosts,
     block_time: Callable[[Layout, Block], BlockTime],
     *,
-    cpu: bool = False,
+    clock: str = "wall",
 ) -> StepCosts:
     """Return the costs of a step with what was measured on this CPU in place of what was modelled.
 
@@ -325,9 +337,8 @@ def host_step_costs(
     ----------
     block_time : callable
         Modelled times of a block, for those that were never timed.
-    cpu : bool
-        Count CPU seconds of collectives in place of wall seconds: where ranks share cores, waiting is not
-        work.
+    clock : str
+        As `HostStep`: what communication is counted in.
     """
     host = on_host(layout)
-    return modelled if host is None else HostStep(layout, host, block_time, cpu).costs(modelled)
+    return modelled if host is None else HostStep(layout, host, block_time, clock).costs(modelled)

@@ -14,7 +14,8 @@ def profile_of_testbed(spec: TestbedSpec, base: Profile) -> Profile:
 
     A device is a rank's place; a node is a host. Ranks on one host talk as `base` says, hosts over links
     of the shaped rate, headers included (unshaped: as `base` says too). Unequal rates are described by
-    the slowest, since every collective waits for it.
+    the slowest, since every collective waits for it. However many hosts there are, they share the cores of
+    one machine.
 
     Parameters
     ----------
@@ -35,6 +36,7 @@ def profile_of_testbed(spec: TestbedSpec, base: Profile) -> Profile:
         groups=(group,),
         fabric=fabric if spec.ranks_per_host > 1 else fabric[1:],
         host=replace(base.host, cores=cores, memory_bytes=base.host.memory_bytes / spec.hosts),
+        calibration={**base.calibration, "shared_cores": base.host.cores},
         sources={**base.sources, f"fabric.{_links(spec, inner).name}": _source(spec)},
     )
 

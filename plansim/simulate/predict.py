@@ -66,10 +66,13 @@ def predict_layout(layout: Layout, *, work: str = "pretrain") -> Prediction:
 def _on_shared_cores(layout: Layout, result: StepResult) -> StepResult:
     """Return the step with its time on a CPU host of fewer cores than ranks; the parts keep their shares."""
     host, cores = on_host(layout), layout.profile.host.cores * layout.num_nodes
-    if host is None or layout.plan.parallel.world_size <= cores:
+    if host is None:
         return result
-    costs = step_costs(layout, cpu=True)
-    step_s = shared_cores_s(costs, grid_of(layout.plan), cores, contention=host.contention)
+    cores = min(cores, host.shared_cores or cores)
+    if layout.plan.parallel.world_size <= cores:
+        return result
+    busy, wire = (step_costs(layout, clock=clock) for clock in ("cpu", "wire"))
+    step_s = shared_cores_s(busy, grid_of(layout.plan), cores, contention=host.contention, wire=wire)
     factor = step_s / result.step_time_s
     parts = {f.name: factor * getattr(result.breakdown, f.name) for f in fields(result.breakdown)}
     return replace(result, step_time_s=step_s, breakdown=replace(result.breakdown, **parts))

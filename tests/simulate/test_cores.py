@@ -1,5 +1,7 @@
 """Ranks on shared cores: the closed forms of processor sharing, and who waits for whom."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from plansim.errors import SimulationError
 from plansim.plan.grid import Grid
 from plansim.simulate import cores as module
 from plansim.simulate.cores import shared_cores_s
+from plansim.simulate.step import simulate_step
 
 times = st.floats(min_value=0.01, max_value=10.0)
 
@@ -80,3 +83,23 @@ def test_ranks_that_wait_for_ever_are_an_error(monkeypatch):
 
     with pytest.raises(SimulationError, match="for ever"):
         shared_cores_s(costs(), grid(dp=2), 2)
+
+
+def test_a_slow_wire_keeps_ranks_waiting_without_their_cores():
+    bucket = Bucket(nbytes=1.0, comm_s=0.5, ready_fraction=1.0, chunk=0)
+    end, late = StageEnd(reductions=(bucket,)), StageEnd(reductions=(replace(bucket, comm_s=2.0),))
+
+    step = shared_cores_s(costs(end=end), grid(dp=4), 2, wire=costs(forward=0.0, backward=0.0, end=late))
+
+    assert step == pytest.approx(2 * (3.0 + 0.5) + 2.0)
+
+
+@given(m=st.integers(1, 5), send=times)
+def test_with_a_core_each_messages_travel_as_in_the_other_engine(m, send):
+    plain = costs(3, m)
+    sending = replace(plain, chunks=tuple(chunk(1.0, 2.0, send) for _ in plain.chunks))
+    wire = replace(plain, chunks=tuple(chunk(0.0, 0.0, send) for _ in plain.chunks))
+
+    assert shared_cores_s(plain, grid(pp=3), 3, wire=wire) == pytest.approx(
+        simulate_step(sending).step_time_s
+    )
