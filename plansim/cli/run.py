@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from plansim.hardware.profile import Profile
     from plansim.plan.model import Plan
-    from plansim.results import Measurement
+    from plansim.results import Measurement, Prediction
     from plansim.workload.model import Model
 
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Timed steps of each repeat.")]
@@ -59,7 +59,7 @@ def run(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Execute a plan on this machine and measure it.
+    """Execute a plan on this machine, and print what was measured beside what is predicted.
 
     The first losses are compared with a single process before anything is timed. CPU profiles run on gloo,
     others on NCCL. Under torchrun it joins as one rank; on several machines start it on each with torchrun:
@@ -92,10 +92,24 @@ def run(
     if trace is not None and first_process():
         _write_trace(trace, measured, given, shape, cluster)
         console.say(f"wrote {trace}; open it in ui.perfetto.dev")
+    expected = predicted(given, shape, cluster)
     if json:
-        console.emit_json(measured.to_json())
+        console.emit_json(with_prediction(measured, expected))
         return
-    console.show(*tables(measured))
+    console.show(*tables(measured, expected))
+
+
+def predicted(plan: Plan, model: Model, profile: Profile) -> Prediction:
+    """Return the prediction of the plan that ran; it depends on nothing that the run measured."""
+    from plansim.simulate.predict import predict
+
+    return predict(model, profile, plan)
+
+
+def with_prediction(measured: Measurement, expected: Prediction) -> dict[str, Any]:
+    """Return the measurement as JSON, with what was predicted and the error of the step time."""
+    error = expected.step_time_s / measured.step_time_s - 1.0
+    return {**measured.to_json(), "prediction": expected.to_json(), "error": error}
 
 
 def _write_trace(path: str, measured: Measurement, plan: Plan, model: Model, profile: Profile) -> None:
@@ -107,21 +121,16 @@ def _write_trace(path: str, measured: Measurement, plan: Plan, model: Model, pro
     write_trace(path, merge(step_spans(model, profile, plan), [Span(**span) for span in measured.spans]))
 
 
-def tables(measured: Measurement) -> list[RenderableType]:
-    """Return the summary and one row a rank."""
+def tables(measured: Measurement, expected: Prediction) -> list[RenderableType]:
+    """Return the summary, predicted beside measured, and one row a rank."""
     from plansim.cli import console
-    from plansim.units import format_bytes, format_count, format_seconds
+    from plansim.units import format_bytes, format_seconds
 
-    step = measured.step_time_s
-    summary = console.table(what="measured", value=">")
-    for what, value in (
-        ("step time (median, slowest rank)", f"{format_seconds(step)} ± {measured.spread:.1%}"),
-        ("samples/s", format_count(measured.samples_per_step / step)),
-        ("tokens/s", format_count(measured.tokens_per_step / step)),
-        ("peak memory", format_bytes(measured.peak_memory_bytes)),
-        ("loss, first → last", f"{measured.ranks[0].losses[0]:.4f} → {measured.ranks[0].losses[-1]:.4f}"),
-    ):
-        summary.add_row(what, value)
+    summary = console.table(what="", predicted="predicted>", measured="measured>", error="error>")
+    for what, before, after, error in _sides(measured, expected):
+        summary.add_row(what, before, after, f"{error:+.1%}")
+    losses = measured.ranks[0].losses
+    summary.add_row("loss, first → last", "", f"{losses[0]:.4f} → {losses[-1]:.4f}", "")
     phases = list(measured.ranks[0].phases_s)
     ranks = console.table(
         rank="rank>", step="step>", memory="memory>", **{phase: f"{phase}>" for phase in phases}
@@ -135,3 +144,25 @@ def tables(measured: Measurement) -> list[RenderableType]:
             *(format_seconds(r.phases_s[p]) for p in phases),
         )
     return [summary, ranks, *(f"note: {note}" for note in measured.notes)]
+
+
+def _sides(measured: Measurement, expected: Prediction) -> list[tuple[str, str, str, float]]:
+    """Return what is predicted and measured alike: its name, both sides in words, relative error."""
+    from plansim.units import format_bytes, format_count, format_seconds
+
+    step, said = measured.step_time_s, expected.step_time_s
+    low, high = format_seconds(expected.step_time_low_s), format_seconds(expected.step_time_high_s)
+    held, peak = measured.peak_memory_bytes, expected.peak_memory_bytes
+    took = f"{format_seconds(step)} ± {measured.spread:.1%}"
+    rows = [
+        (
+            "step time (median, slowest rank)",
+            f"{format_seconds(said)} ({low} to {high})",
+            took,
+            said / step - 1,
+        )
+    ]
+    for unit, per_step in (("samples/s", measured.samples_per_step), ("tokens/s", measured.tokens_per_step)):
+        rows.append((unit, format_count(per_step / said), format_count(per_step / step), step / said - 1))
+    rows.append(("peak memory", format_bytes(peak), format_bytes(held), peak / held - 1 if held else 0.0))
+    return rows

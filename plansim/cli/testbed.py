@@ -96,19 +96,20 @@ def run(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Execute a plan with its ranks on the hosts of a testbed, and measure it.
+    """Execute a plan with its ranks on the hosts of a testbed; print it measured and predicted.
 
     Everything is removed afterwards, also after Ctrl-C; what a kill -9 leaves goes with the next testbed.
     """
     from contextlib import nullcontext
 
     from plansim.cli import console
-    from plansim.cli.run import tables
+    from plansim.cli.run import predicted, tables, with_prediction
 
-    given, shape, _ = read_case(plan, override, model=model)
+    given, shape, machine = read_case(plan, override, model=model)
     _needs_torch()
     from plansim.execute import RunOptions, run_plan
     from plansim.execute.testbed import find, temporary_testbed
+    from plansim.execute.testbed_profile import profile_of_testbed
 
     needed = -(-given.parallel.world_size // ranks_per_host)
     bed = (
@@ -120,10 +121,11 @@ def run(
     with bed as place:
         place.host(given.parallel.world_size - 1)
         measured = run_plan(given, shape, steps=steps, warmup=warmup, out=out, options=options, place=place)
+        expected = predicted(given, shape, profile_of_testbed(place.spec, machine))
     if json:
-        console.emit_json(measured.to_json())
+        console.emit_json(with_prediction(measured, expected))
         return
-    console.show(*tables(measured))
+    console.show(*tables(measured, expected))
 
 
 @testbed.command()
