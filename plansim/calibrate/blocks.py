@@ -28,11 +28,13 @@ from plansim.execute import system
 from plansim.execute.data import make_batches
 from plansim.execute.launch import Rendezvous, launch
 from plansim.execute.mesh import process_mesh
+from plansim.execute.model_compression import held_bytes
 from plansim.execute.models import Blueprint, blueprint
 from plansim.execute.models.base import Chunk
 from plansim.execute.parallel.recompute import recomputing
 from plansim.plan.grid import Grid
-from plansim.plan.model import Parallel, Plan
+from plansim.plan.model import Compression, Method, Parallel, Plan
+from plansim.plan.reshape import reshaped
 from plansim.workload.model import Model
 
 ROUNDS, TRIES = 5, 3
@@ -79,6 +81,9 @@ class BlockSample:
     forward_peak_bytes: float = 0.0
     backward_peak_bytes: float = 0.0
     output_bytes: float = 0.0
+    weight_bytes: float = 0.0
+    phase: str = "train"
+    compression: str = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +104,11 @@ def measure_blocks(cases: Iterable[tuple[Model, Plan]], *, timeout_s: float = 60
         for mode in {plan.recompute_of(stage) for stage in range(p.pp)}:
             wrapper = "dtensor" if p.tp > 1 else "sharded" if p.zero_stage > 1 else "plain"
             case = _Case(wrapper=wrapper, microbatch=p.microbatch, tp=p.tp, recompute=mode)
-            key = (model, case, plan.attention, plan.job.dtype, plan.job.seq_len)
+            method = plan.compression.model
+            key = (model, case, plan.attention, plan.job.dtype, plan.job.seq_len, plan.job.phase, method)
             todo.setdefault(key, (model, case, plan))
+            if plan.job.phase == "train" and method.method == "distill":
+                todo.setdefault((*key[:-2], "infer", Method()), (model, case, _teacher(plan)))
     return launch(partial(_measure, list(todo.values())), 1, timeout_s=timeout_s)[0] if todo else []
 
 
@@ -137,6 +145,7 @@ def local_model(model: Model, tp: int) -> Model:
 
 def _case(model: Model, case: _Case, plan: Plan, *, memory: bool) -> list[BlockSample]:
     whole = replace(plan, parallel=Parallel(microbatch=case.microbatch))
+    infer, name = plan.job.phase == "infer", reshaped(model, plan.compression.model).name
     print_ = blueprint(local_model(model, case.tp), whole)
     batches = make_batches("synthetic", print_.data, case.microbatch)
     kinds: dict[str, int] = {}
@@ -153,24 +162,60 @@ def _case(model: Model, case: _Case, plan: Plan, *, memory: bool) -> list[BlockS
             kinds[key] = index
             last = index == len(print_.blocks) - 1
             cut = case.wrapper == "dtensor" and print_.data.kind == "tokens"
-            times = _timed(blocks, x, targets if last else None, print_, cut=cut)
-            kept, forward_peak, backward_peak = (
-                _memory(blocks[0], x, targets if last else None, print_, cut=cut) if memory else (0.0,) * 3
+            times, (kept, forward_peak, backward_peak) = (
+                (_timed_forward(blocks, x), _forward_memory(blocks[0], x, memory=memory))
+                if infer
+                else (
+                    _timed(blocks, x, targets if last else None, print_, cut=cut),
+                    _memory(blocks[0], x, targets if last else None, print_, cut=cut)
+                    if memory
+                    else (0.0, 0.0, 0.0),
+                )
             )
             samples.append(
                 BlockSample(
-                    model=model.name, kind=key, wrapper=case.wrapper, microbatch=case.microbatch,
+                    model=name, kind=key, wrapper=case.wrapper, microbatch=case.microbatch,
                     seq_len=plan.job.seq_len, tp=case.tp, recompute=case.recompute, attention=plan.attention,
                     dtype=plan.job.dtype, forward_s=times[0], backward_s=times[1], accumulate_s=times[2],
                     parameters=sum(_local(p).numel() for p in blocks[0].parameters()),
                     tensors=len(list(blocks[0].parameters())), kept_bytes=kept,
                     forward_peak_bytes=forward_peak, backward_peak_bytes=backward_peak,
-                    output_bytes=float(_local(out).nbytes),
+                    output_bytes=float(_local(out).nbytes), weight_bytes=held_bytes(blocks[0]),
+                    phase=plan.job.phase, compression=plan.compression.model.words,
                 )
             )  # fmt: skip
         if index < len(print_.blocks) - 1:
             x = out.detach()
     return samples
+
+
+def _teacher(plan: Plan) -> Plan:
+    """Return the inference of the model that a student learns from."""
+    return replace(plan, job=replace(plan.job, phase="infer"), compression=Compression())
+
+
+@torch.inference_mode()
+def _timed_forward(blocks: list[nn.Module], x: torch.Tensor) -> tuple[float, float, float]:
+    """Return the seconds of inference of a block; what a backward pass and accumulating take is nothing."""
+    read = clock_s(torch.device("cpu"))
+    times = []
+    for _ in range(TRIES + 1):
+        start = read()
+        for block in blocks:
+            block(x)
+        times.append(read() - start)
+    return statistics.median(times[1:]) / len(blocks), 0.0, 0.0
+
+
+@torch.inference_mode()
+def _forward_memory(block: nn.Module, x: torch.Tensor, *, memory: bool) -> tuple[float, float, float]:
+    """Return the most that inference of a block holds above its start, with its input, bytes."""
+    if not memory:
+        return 0.0, 0.0, 0.0
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
+        block(x)
+    changes = [e.nbytes() for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return 0.0, float(x.nbytes + max(itertools.accumulate(changes, initial=0))), 0.0
 
 
 def _wrapped(print_: Blueprint, index: int, case: _Case, family: str) -> nn.Module:

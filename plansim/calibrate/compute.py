@@ -9,8 +9,12 @@ import torch
 from torch.nn import functional
 
 from plansim.calibrate.timing import copies, median_s
+from plansim.execute.model_compression.onnx_blocks import OnnxBlock, has_onnxruntime
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+MOST_GRAPHS = 4
+"""Graphs of one product that are timed in turns; making one takes longer than many runs."""
 
 CPU_PRODUCTS = (
     (64, 64, 64), (128, 256, 256), (512, 256, 256), (1024, 256, 256), (256, 1024, 256), (1024, 1024, 256),
@@ -63,6 +67,8 @@ def measure_compute(device_type: str) -> ComputeSamples:
     heads = CUDA_ATTENTION if cuda else CPU_ATTENTION
     with torch.no_grad():
         products = {d: tuple(_product(device, d, *s) for s in shapes) for d in dtypes}
+        if not cuda and has_onnxruntime():
+            products["int8"] = tuple(_int8_product(*s) for s in shapes)
         streams = tuple(_stream(device, n) for n in (CUDA_STREAMS if cuda else CPU_STREAMS))
         attention = {d: tuple(_attention(device, d, *s) for s in heads) for d in dtypes}
     return ComputeSamples(
@@ -88,6 +94,17 @@ def _product(device: torch.device, dtype: str, m: int, n: int, k: int) -> tuple[
     left = [torch.randn(m, k, device=device, dtype=kind) for _ in range(count)]
     right = [torch.randn(n, k, device=device, dtype=kind) for _ in range(count)]
     seconds = median_s(lambda i: functional.linear(left[i % count], right[i % count]), device)
+    return float(m), float(n), float(k), seconds
+
+
+def _int8_product(m: int, n: int, k: int) -> tuple[float, float, float, float]:
+    """Time a product in int8 by ONNX Runtime, scales found at run time: what int8 inference runs on a CPU."""
+    count = copies(n * k)
+    x = torch.randn(m, k)
+    blocks = [OnnxBlock(torch.nn.Linear(k, n, bias=False)) for _ in range(min(count, MOST_GRAPHS))]
+    for block in blocks:
+        block(x)
+    seconds = median_s(lambda i: blocks[i % len(blocks)](x), torch.device("cpu"))
     return float(m), float(n), float(k), seconds
 
 

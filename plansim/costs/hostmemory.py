@@ -68,8 +68,11 @@ def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
     known = [row for row in found if row is not None]
     if len(known) < len(found):
         return None
+    ends = (0, len(layout.chunks) - 1)
+    tied = layout.model.tied_embeddings and all(c in layout.chunks_of_stage[stage] for c in ends)
+    table = 4.0 * layout.model.vocab * layout.model.hidden if tied else 0.0  # the embedding's is the head's
     return StageMemory(
-        weights=float(sum(row.get("weight_bytes", 4.0 * row["parameters"]) for row in known)),
+        weights=float(sum(row.get("weight_bytes", 4.0 * row["parameters"]) for row in known)) - table,
         activations=float(max(row["forward_peak_bytes"] for row in known)),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from plansim.costs.compression.model import narrow_dtype
 from plansim.costs.compression.model import product_s as compressed_product_s
 from plansim.costs.compute import (
     attention_s,
@@ -188,7 +189,9 @@ def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
 
 
 def _convolution(op: Convolution, how: Arithmetic) -> OperatorTime:
-    narrow = how.effect.dtype if how.effect is not None and how.effect.convolutions else None
+    narrow = (
+        narrow_dtype(how.effect, how.device) if how.effect is not None and how.effect.convolutions else None
+    )
 
     def pass_s(direction: str) -> float:
         seconds = conv2d_s(

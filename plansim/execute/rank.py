@@ -19,13 +19,15 @@ from plansim.execute.data import Batches, make_batches
 from plansim.execute.launch import Rendezvous
 from plansim.execute.measure import Timed, timed_steps, traced_step, watching_memory
 from plansim.execute.mesh import Mesh, process_mesh
+from plansim.execute.model_compression import held_bytes
 from plansim.execute.models import blueprint
 from plansim.execute.models.base import Blueprint
 from plansim.execute.phases import PhaseClock, median_phases
 from plansim.execute.reference import compare_losses, reference_losses
 from plansim.execute.trainer import COMPUTE_DTYPES, Trainer
 from plansim.plan.grid import grid_of
-from plansim.plan.model import Plan
+from plansim.plan.model import Method, Plan
+from plansim.plan.reshape import RESHAPING
 from plansim.results.measurement import RankMeasurement
 from plansim.results.span import Span
 from plansim.schedules import find_schedule
@@ -104,7 +106,15 @@ def run_rank(model: Model, plan: Plan, options: RunOptions, meet: Rendezvous) ->
         expert_parallel=p.ep,
         tied=print_.tied and ends > 0,
     ) as mesh:
-        return _Run(print_, plan, options, mesh, batches).measure()
+        return _Run(print_, plan, options, mesh, batches, _uncompressed(model, plan)).measure()
+
+
+def _uncompressed(model: Model, plan: Plan) -> Blueprint | None:
+    """Return the model that compressed inference is compared with; None where it is another network."""
+    method = plan.compression.model.method
+    if plan.job.phase == "train" or method == "none" or method in RESHAPING:
+        return None
+    return blueprint(model, replace(plan, compression=replace(plan.compression, model=Method())))
 
 
 def _prepare(options: RunOptions, meet: Rendezvous) -> torch.device:
@@ -123,10 +133,19 @@ class _Run:
     """One rank's run, step by step."""
 
     def __init__(
-        self, print_: Blueprint, plan: Plan, options: RunOptions, mesh: Mesh, batches: Batches
+        self,
+        print_: Blueprint,
+        plan: Plan,
+        options: RunOptions,
+        mesh: Mesh,
+        batches: Batches,
+        compared: Blueprint | None = None,
     ) -> None:
         self.print, self.plan, self.options, self.mesh, self.batches = print_, plan, options, mesh, batches
+        self.compared = print_ if compared is None else compared
         self.notes: list[str] = []
+        if print_.teaching is not None:
+            self.notes.append("the teacher has its initial weights: times are real, what is taught is not")
         self.checkpoints = Checkpoints(options.checkpoint, plan, mesh) if options.checkpoint else None
 
     def measure(self) -> RankResult:
@@ -177,6 +196,8 @@ class _Run:
         The memory peak is theirs too: the allocator's events of every step would slow the timed ones.
         """
         options, mesh = self.options, self.mesh
+        if self.plan.job.phase == "infer":
+            return self._first_inference(clock, expected)
         with watching_memory(mesh.device) as peak:
             trainer = Trainer(
                 self.print, self.plan, mesh, seed=options.seed, bucket_mb=options.bucket_mb, clock=clock
@@ -189,6 +210,19 @@ class _Run:
         losses = self._global_losses(first)
         self._check(losses, expected)
         return trainer, Progress(step=len(first), losses=losses, peak_memory_bytes=peak.nbytes)
+
+    def _first_inference(self, clock: PhaseClock, expected: list[float] | None) -> tuple[Trainer, Progress]:
+        """Build the model, run and check its first passes; the peak is its weights and what a pass holds."""
+        options = self.options
+        trainer = Trainer(self.print, self.plan, self.mesh, seed=options.seed, clock=clock)
+        first = [self._step(trainer, n) for n in range(CHECK_STEPS)]
+        with watching_memory(self.mesh.device) as peak:
+            self._step(trainer, CHECK_STEPS)
+        losses = self._global_losses(first)
+        self._check(losses, expected)
+        inputs = self.batches.batch(0)[0].nbytes / self.plan.num_microbatches / self.plan.parallel.dp
+        held = held_bytes(trainer.model) + inputs + peak.nbytes
+        return trainer, Progress(step=CHECK_STEPS, losses=losses, peak_memory_bytes=held)
 
     def _untimed(self, done: Progress, total: int) -> int:
         """Return up to which step nothing is timed: the warm-up, and one step after a restart."""
@@ -245,7 +279,7 @@ class _Run:
         if not self.options.check or self.mesh.rank != 0:
             return None
         return reference_losses(
-            self.print, self.plan, self.batches, CHECK_STEPS,
+            self.compared, self.plan, self.batches, CHECK_STEPS,
             device=self.mesh.device, dtype=COMPUTE_DTYPES[self.plan.job.dtype], seed=self.options.seed,
         )  # fmt: skip
 
@@ -257,7 +291,9 @@ class _Run:
                     "use fp32 or bf16"
                 )
         if expected is not None:
-            exact = all(method.method in EXACT for _, method in self.plan.compression.items())
+            same = self.compared is self.print  # else one of the two is compressed
+            edges = [method for edge, method in self.plan.compression.items() if edge != "model"]
+            exact = same and all(method.method in EXACT for method in edges)
             self.notes.append(compare_losses(losses[: len(expected)], expected, self.plan, exact=exact))
 
     def _global_losses(self, mine: list[torch.Tensor | None]) -> list[float]:

@@ -9,8 +9,10 @@ import torch
 
 from plansim.errors import ExecutionError
 from plansim.execute.data import Batches
-from plansim.execute.models.base import Blueprint, Chunk
+from plansim.execute.model_compression import keep_clipped
+from plansim.execute.models.base import Blueprint
 from plansim.execute.optimizers import make_optimizer
+from plansim.execute.teacher import Objective, whole_model
 from plansim.plan.model import Plan
 
 TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 2e-2, "fp16": 2e-2}
@@ -35,10 +37,10 @@ def reference_losses(
     Replicas and microbatches are run one after the other and their gradients averaged, which is exact also
     for models with batch norm, whose statistics are those of one microbatch.
     """
-    model = Chunk({i: blueprint.build_block(i, seed=seed) for i in range(len(blueprint.blocks))}).to(device)
-    if blueprint.tied:
-        model.blocks[str(len(blueprint.blocks) - 1)].lm_head.weight = model.blocks["0"].tokens.weight
-    optimizer = make_optimizer(plan.job.optimizer, model.parameters())
+    model = whole_model(blueprint, device, seed=seed)
+    objective = Objective(blueprint, device, seed=seed)
+    learns = plan.job.phase == "train"
+    optimizer = make_optimizer(plan.job.optimizer, model.parameters()) if learns else None
     mixed = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
     losses = []
     for step in range(steps):
@@ -46,12 +48,15 @@ def reference_losses(
         parts = plan.parallel.dp * plan.num_microbatches
         total = 0.0
         for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-            with mixed:
-                loss = blueprint.loss(model(x), y) / parts
-            loss.backward()
+            with mixed, torch.set_grad_enabled(learns):
+                loss = objective(model(x), y, x) / parts
+            if learns:
+                loss.backward()
             total += float(loss.detach())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            keep_clipped(model, plan)
         losses.append(total)
     return losses
 

@@ -105,8 +105,8 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
     p = plan.parallel
     blueprint(model, plan)
     grid_of(plan)
-    if plan.job.phase != "train":
-        raise PlanError(f"phase '{plan.job.phase}' cannot be run; only 'train'")
+    if plan.job.phase != "train" and p.tp * p.pp * p.cp * p.ep * (p.zero_stage + 1) > 1:
+        raise PlanError("inference can be run with dp alone; use tp, pp, cp and ep 1 and zero_stage 0")
     if plan.offload:
         raise PlanError(
             "offload cannot be run: torch's CPU offload needs an accelerator beside the CPU; it is "
@@ -147,8 +147,8 @@ def _check_compression(plan: Plan) -> None:
     p = plan.parallel
     for edge, method in plan.compression.items():
         name = method.method
-        if name == "none":
-            continue
+        if name == "none" or edge == "model":
+            continue  # `blueprint` has checked the model's own
         if edge not in ("gradients", "parameters", "outer"):
             raise PlanError(f"compression of {edge} by '{name}' cannot be run; it is simulated only")
         if edge == "gradients" and p.zero_stage > 1 and name not in ("bf16", "fp16", *SHARDED_METHODS):

@@ -16,6 +16,7 @@ from plansim.errors import PlanError
 from plansim.execute.build import build_chunks, place_batch
 from plansim.execute.comm_hooks import make_hook
 from plansim.execute.mesh import Mesh
+from plansim.execute.model_compression import keep_clipped
 from plansim.execute.models.base import Blueprint
 from plansim.execute.optimizers import make_optimizer
 from plansim.execute.outer import OuterSync
@@ -29,7 +30,11 @@ from plansim.execute.parallel.tensor import (
     sum_gradients,
 )
 from plansim.execute.phases import PhaseClock
+from plansim.execute.teacher import Objective
 from plansim.plan.model import Plan
+
+SCORED_STEPS = 3
+"""Passes of inference whose loss is worked out: the checked ones, which are not timed."""
 
 COMPUTE_DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Arithmetic of the products by the job's data type; parameters and optimizer state stay fp32."""
@@ -75,10 +80,14 @@ class Trainer:
         self.parameters = list(self.model.parameters())
         self.optimizer = self._optimizer()
         self.outer = self._outer()
+        self.scores, self.last_loss = SCORED_STEPS, torch.zeros((), device=mesh.device)
+        self.objective = Objective(blueprint, mesh.device, seed=seed)
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
         """Train on this replica's share of a global batch; return its mean loss where the head is."""
         x, y = place_batch(inputs, targets, self.plan, self.mesh, self.blueprint.data)
+        if self.plan.job.phase == "infer":
+            return self._score(x, y)
         with self._arithmetic():
             loss = self.pipeline.step(x, y) if self.pipeline else self._accumulate(x, y)
         with record_function("plansim::gradients"), self.clock.phase("communication"):
@@ -93,11 +102,25 @@ class Trainer:
         for i, (inputs, targets) in enumerate(zip(x.chunk(count), y.chunk(count), strict=True)):
             with self._without_sync(last=i == count - 1):
                 with record_function("plansim::forward"), self.clock.phase("forward"):
-                    loss = self.blueprint.loss(self.step_model(inputs), targets)
+                    loss = self.objective(self.step_model(inputs), targets, inputs)
                 with record_function("plansim::backward"), self.clock.phase("backward"):
                     (loss / count).backward()
             total += _plain(loss) / count
         return total
+
+    @torch.inference_mode()
+    def _score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Run the forward passes; the loss is worked out once, outside the timed passes."""
+        count = self.plan.num_microbatches
+        outputs = []
+        with self._arithmetic(), record_function("plansim::forward"), self.clock.phase("forward"):
+            for inputs in x.chunk(count):
+                outputs.append(self.step_model(inputs))
+        if self.scores:
+            self.scores -= 1
+            parts = zip(outputs, y.chunk(count), strict=True)
+            self.last_loss = torch.stack([self.blueprint.loss(out, to) for out, to in parts]).mean()
+        return self.last_loss
 
     def _pipeline(self, chunks: dict[int, nn.Module]) -> Pipeline:
         return Pipeline(chunks, self.mesh, self.plan, self.blueprint.loss, self.clock)
@@ -115,6 +138,8 @@ class Trainer:
     def _update(self) -> None:
         if self.optimizer is not None:
             self.optimizer.step()
+        for chunk in self.model:
+            keep_clipped(chunk, self.plan)
         if self.outer is not None:
             self.outer.step()
         for parameter in self.parameters:
@@ -145,6 +170,7 @@ class Trainer:
             or self.plan.compression.outer.method != "none"
             or self.plan.parallel.zero_stage > 1
             or self.mesh.size("replicas") == 1
+            or self.plan.job.phase == "infer"
         ):
             return chunk
         if self.mesh.size("tp") > 1:
@@ -152,6 +178,8 @@ class Trainer:
         where: dict[str, Any] = {"process_group": self.mesh.groups["replicas"]}
         if self.mesh.device.type == "cuda":
             where["device_ids"] = [self.mesh.device.index]
+        masks = [name for name, _ in chunk.named_buffers() if name.endswith("_mask")]
+        chunk._ddp_params_and_buffers_to_ignore = masks  # equal on all ranks; DDP would send them every step
         model = DistributedDataParallel(
             chunk,
             bucket_cap_mb=bucket_mb,
@@ -175,6 +203,8 @@ class Trainer:
             return ParameterServer(self.model, self.mesh, plan.servers)
         if p.zero_stage > 1 or self.mesh.size("replicas") == 1 or plan.compression.outer.method != "none":
             return None
+        if plan.job.phase == "infer":
+            return None
         after = p.pp > 1 or p.ep > 1 or p.cp > 1 or not plan.overlap.gradients
         after = after or (p.tp > 1 and plan.recompute == "full")  # a forward repeated inside DDP's backward
         return FlatReducer(self.model, self.mesh, self._hook()) if after else None
@@ -188,6 +218,8 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
         name = self.plan.job.optimizer
+        if self.plan.job.phase == "infer":
+            return None
         if isinstance(self.reducer, ParameterServer):
             owned = self.reducer.owned()
             return make_optimizer(name, owned) if owned else None

@@ -32,7 +32,7 @@ def _model(case: Case, method: Method) -> str | None:
         raise UnknownNameError("model compression method", method.method, MODEL_METHODS)
     entry = MODEL_METHODS[method.method]
     entry.resolve(method.options)
-    return entry.supports(case.profile.device, case.plan.job.phase)
+    return entry.supports(case.profile.device, case.plan.job.phase, method.options)
 
 
 def _message(case: Case, edge: str, method: Method) -> str | None:

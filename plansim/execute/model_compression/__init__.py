@@ -6,8 +6,8 @@ recurrent layers only. `MODEL_COMPRESSORS` names them as the plan's `model` edge
 
 from plansim.execute.model_compression.distill import distill_loss
 from plansim.execute.model_compression.factor import low_rank
-from plansim.execute.model_compression.layers import compressible, nonzero_fraction
-from plansim.execute.model_compression.prune import clip, prune, prune_2_4, prune_structured
+from plansim.execute.model_compression.layers import compressible, held_bytes, nonzero_fraction
+from plansim.execute.model_compression.prune import clip, keep_clipped, prune, prune_2_4, prune_structured
 from plansim.execute.model_compression.quantise import binarise, fake_quantised, int8_linears, round_weights
 from plansim.execute.model_compression.registry import MODEL_COMPRESSORS
 
@@ -18,7 +18,9 @@ __all__ = [
     "compressible",
     "distill_loss",
     "fake_quantised",
+    "held_bytes",
     "int8_linears",
+    "keep_clipped",
     "low_rank",
     "nonzero_fraction",
     "prune",

@@ -10,6 +10,7 @@ from torch.nn.utils import prune as torch_prune
 
 from plansim.errors import InputError
 from plansim.execute.model_compression.layers import compressible
+from plansim.plan.model import Plan
 
 
 def prune(model: nn.Module, fraction: float) -> None:
@@ -59,6 +60,15 @@ def clip(model: nn.Module, sigma: float = 2.0) -> None:
     for _, _, weight in compressible(model):
         bound = float(sigma * weight.std())
         weight.clamp_(-bound, bound)
+
+
+def keep_clipped(model: nn.Module, plan: Plan) -> None:
+    """Clip the weights again after an optimizer step, where the plan says so; heads stay as they are."""
+    method = plan.compression.model
+    if method.method == "clip":
+        blocks = list(getattr(model, "blocks", {}).values())
+        for block in blocks[:-1]:
+            clip(block, float(method.options.get("sigma", 2.0)))
 
 
 def _check(fraction: float) -> None:

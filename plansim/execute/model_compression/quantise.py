@@ -74,6 +74,26 @@ def fake_quantised(model: nn.Module, bits: int = 4) -> Iterator[nn.Module]:
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
 
 
+def train_rounded(model: nn.Module, bits: int = 4) -> None:
+    """Let every product of a model see rounded weights (`bits` 1: signs) from now on."""
+
+    def rounding(weight: torch.Tensor) -> torch.Tensor:
+        return signs(weight) if bits == 1 else rounded(weight, bits)
+
+    for layer, name, _ in list(compressible(model)):
+        if not isinstance(layer, nn.RNNBase):
+            parametrize.register_parametrization(layer, name, _StraightThrough(rounding))
+
+
+def int8_weights(model: nn.Module) -> None:
+    """Store the weights of linear layers in int8 and widen them before each product, by torchao."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError:
+        raise MissingExtraError("int8 weights", "torchao", "compression") from None
+    quantize_(model, Int8WeightOnlyConfig())
+
+
 def int8_linears(model: nn.Module) -> None:
     """Run linear layers in int8 with activation scales found at run time, by torchao.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from plansim.errors import UnknownNameError
+from plansim.execute.model_compression.apply import compressed_blueprint
 from plansim.execute.models.base import Blueprint, Chunk
 from plansim.execute.models.cnn import cnn
 from plansim.execute.models.decoder import decoder
@@ -13,6 +14,7 @@ from plansim.execute.models.mlp import mlp
 from plansim.execute.models.module import module
 from plansim.execute.models.rnn import rnn
 from plansim.plan.model import Plan
+from plansim.plan.reshape import reshaped
 from plansim.workload.model import Model
 
 BUILDERS: dict[str, Callable[[Model, Plan], Blueprint]] = {
@@ -40,7 +42,9 @@ def blueprint(model: Model, plan: Plan) -> Blueprint:
         build = BUILDERS[model.family]
     except KeyError:
         raise UnknownNameError("model family", model.family, BUILDERS) from None
-    return build(model, plan)
+    smaller = reshaped(model, plan.compression.model)
+    teacher = build(model, plan) if smaller is not model else None
+    return compressed_blueprint(build(smaller, plan), plan, teacher)
 
 
 __all__ = ["BUILDERS", "Blueprint", "Chunk", "blueprint"]

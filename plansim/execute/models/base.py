@@ -48,6 +48,23 @@ class DataShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Teaching:
+    """What a student learns from beside its labels.
+
+    Attributes
+    ----------
+    teacher : Blueprint
+        The model whose outputs it imitates; it does not learn.
+    temperature, weight : float
+        As in `plansim.execute.model_compression.distill_loss`.
+    """
+
+    teacher: Blueprint
+    temperature: float = 2.0
+    weight: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
     """A model that can be built whole or in pieces; equal pieces get equal weights on every rank.
 
@@ -59,6 +76,8 @@ class Blueprint:
         Mean loss of (output, target).
     tied : bool
         Whether the head multiplies by the embedding's table.
+    teaching : Teaching or None
+        Whom the model imitates, where it is a student.
     """
 
     name: str
@@ -67,6 +86,7 @@ class Blueprint:
     data: DataShape
     loss: Loss
     tied: bool = False
+    teaching: Teaching | None = None
 
     def build_block(self, index: int, *, seed: int) -> nn.Module:
         """Return block `index`, its weights a function of `seed` and `index` alone."""

@@ -35,7 +35,7 @@ PLANSIM = Backend(
         "recompute": ("none", "selective", "full"),
         "dtype": ("bf16", "fp16", "fp32"),
         "optimizer": ("sgd", "momentum", "adam", "adamw"),
-        "phase": ("train",),
+        "phase": ("train", "infer"),
         "offload": (False,),
         "compression.gradients": ("none", *HOOKS),
         "compression.parameters": ("none", *SHARDED),

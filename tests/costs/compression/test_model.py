@@ -71,7 +71,7 @@ def test_structured_pruning_speeds_every_device_up():
         ("fp8", A100, "fp8 arithmetic"),
         ("prune_2_4", V100, "use prune_structured"),
         ("prune_2_4", CPU, "use prune_structured"),
-        ("int8", CPU, "use prune_structured"),
+        ("int8", CPU, "int8 with engine onnxruntime"),
         ("int4_weight_only", CPU, "use prune_structured"),
     ],
 )

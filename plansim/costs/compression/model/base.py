@@ -133,7 +133,9 @@ class ModelMethod(ABC):
     def quality(self, options: Mapping[str, Any] | None = None) -> Quality:
         """Return what is lost of the model's score."""
 
-    def supports(self, device: Device, phase: str = "infer") -> str | None:
+    def supports(
+        self, device: Device, phase: str = "infer", options: Mapping[str, Any] | None = None
+    ) -> str | None:
         """Return why `device` cannot gain by the method, and what would work there; None when it can."""
         if phase == "train" and not self.trains:
             return f"{self.name} acts on a trained model; use qat, prune or distill while training"
@@ -172,12 +174,18 @@ def product_s(effect: Effect, device: Device, m: float, n: float, k: float, dtyp
         rank = max(1.0, round(effect.rank_fraction * min(n, k)))
         return matmul_s(device, m, rank, k, dtype=dtype) + matmul_s(device, m, n, rank, dtype=dtype)
     if effect.dtype is not None or effect.stored_bits is None:
-        return matmul_s(device, m, n, k, dtype=effect.dtype or dtype, cast=effect.cast)
+        return matmul_s(device, m, n, k, dtype=narrow_dtype(effect, device) or dtype, cast=effect.cast)
     if not effect.weight_only and effect.sparse_speedup == 1.0:
         return matmul_s(device, m, n, k, dtype=dtype)
     kernel = matmul_kernel(device, dtype)
     nbytes = kernel.operand_bytes * m * k + effect.stored_bits / 8 * n * k + kernel.result_bytes * m * n
     return kernel.total_s(kernel.compute_s(m, n, k, 1) / effect.sparse_speedup, nbytes, 0.0)
+
+
+def narrow_dtype(effect: Effect, device: Device) -> str | None:
+    """Return the arithmetic of products; None for the job's, also on a CPU whose int8 nobody measured."""
+    measured = effect.dtype in device.peak_flop_per_s
+    return effect.dtype if measured or device.kind != "cpu" else None
 
 
 def training_surcharge_s(effect: Effect, device: Device, parameters: float, forward_s: float) -> float:

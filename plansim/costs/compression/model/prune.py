@@ -122,11 +122,13 @@ class Prune24(ModelMethod):
         )
         return Quality(low=low, high=high, source=source)
 
-    def supports(self, device: Device, phase: str = "infer") -> str | None:
+    def supports(
+        self, device: Device, phase: str = "infer", options: Mapping[str, Any] | None = None
+    ) -> str | None:
         """Refuse devices without sparse matrix units."""
         if device.vendor.lower() != "nvidia" or device.architecture not in SPARSE_TENSOR_CORES:
             return f"{device.id} has no 2:4 sparse matrix units; use prune_structured, faster on any device"
-        return super().supports(device, phase)
+        return super().supports(device, phase, options)
 
 
 class Clip(ModelMethod):

@@ -26,6 +26,13 @@ class Int8(ModelMethod):
         Option(
             name="scales", kind=str, default="dynamic", choices=("dynamic", "static"), help="of activations"
         ),
+        Option(
+            name="engine",
+            kind=str,
+            default="torch",
+            choices=("torch", "onnxruntime"),
+            help="what runs it: torchao's kernels, or ONNX Runtime's on CPUs",
+        ),
     )
 
     def effect(self, options: Mapping[str, Any] | None = None) -> Effect:
@@ -37,17 +44,21 @@ class Int8(ModelMethod):
         """Return 0 to 3 %."""
         return Quality(low=0.0, high=0.03, source=f"{STUDY}: 1 to 3 % if tuned; none on {DIGITS}")
 
-    def supports(self, device: Device, phase: str = "infer") -> str | None:
+    def supports(
+        self, device: Device, phase: str = "infer", options: Mapping[str, Any] | None = None
+    ) -> str | None:
         """Refuse devices without the arithmetic."""
         try:
             peak_flop_per_s(device, self.dtype)
         except UnknownNameError:
+            if device.kind == "cpu" and (options or {}).get("engine") == "onnxruntime":
+                return super().supports(device, phase, options)
             have = ", ".join(sorted(device.peak_flop_per_s))
             other = "int8_weight_only or int4_weight_only, which compute in the job's type"
             if device.kind == "cpu":  # where those are emulated
-                other = "prune_structured, faster on any device"
+                other = "prune_structured, faster on any device, or int8 with engine onnxruntime"
             return f"{device.id} has no {self.dtype} arithmetic (it has {have}); use {other}"
-        return super().supports(device, phase)
+        return super().supports(device, phase, options)
 
 
 class Fp8(Int8):
@@ -88,12 +99,14 @@ class Int8WeightOnly(ModelMethod):
             low=0.0, high=self.worst, source=f"{STUDY}: W4A16 about W8A8; within 0.8 % on {DIGITS}"
         )
 
-    def supports(self, device: Device, phase: str = "infer") -> str | None:
+    def supports(
+        self, device: Device, phase: str = "infer", options: Mapping[str, Any] | None = None
+    ) -> str | None:
         """Refuse CPUs: torch widens the weights in memory there, which is slower than fp32."""
         if device.kind == "cpu":
             other = "int8 with ONNX Runtime" if "int8" in device.peak_flop_per_s else "prune_structured"
             return f"{self.name} is emulated on a CPU, 1.1 to 40 x slower than fp32; use {other}"
-        return super().supports(device, phase)
+        return super().supports(device, phase, options)
 
 
 class Int4WeightOnly(Int8WeightOnly):
