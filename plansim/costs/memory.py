@@ -113,7 +113,7 @@ def flights_of(
     found = find_schedule(schedule)
     if found.name == "gpipe" and pp > 1:
         return np.array([[float(num_microbatches)]])  # it holds them all; nothing is periodic
-    actions = found.actions(pp, min(num_microbatches, pp * max(4, 2 * virtual_stages)), virtual_stages)[stage]
+    actions = found.actions(pp, min(num_microbatches, pp * 4), virtual_stages)[stage]
     chunks = sorted({a.chunk for a in actions})
     live = dict.fromkeys(chunks, 0)
     last = "W" if any(a.kind == "W" for a in actions) else "B"

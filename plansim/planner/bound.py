@@ -11,6 +11,11 @@ model and ``f``, ``b`` of its last chunk also (where a pipeline is longer than i
 
     T >= F + B + (m - 1)(f + b)(last chunk) + end(0).
 
+Where chunks are interleaved, no gradient is complete before the last round's first chunk: with ``w`` the
+backward work of a rank from there on and ``R`` its gradient traffic,
+
+    T >= before(r) + m (f + b)(r) - w(r) + R(r).
+
 Where weight gradients stand apart, only input gradients travel back. Compute ``W`` and
 communication ``C`` beside each other, slowed by ``ks`` and ``kc`` while both run, take at least
 ``W + C - x (1/ks + 1/kc - 1)`` with ``x = min(W ks, C kc)``, the longest they can run together.
@@ -58,6 +63,9 @@ class Core:
         From the rank's last backward to the end of the first rank's.
     first_forward, last_backward : array
         One pass of the rank's first chunk; that of its backward that nothing follows.
+    window : array
+        Backward work during which the rank's first to its last gradient become complete, infinite where
+        that is not known.
     path : array
         Until the last microbatch that leaves the last chunk is back at the first, the same for every rank.
     bound : array (entries,)
@@ -70,6 +78,7 @@ class Core:
     back: Array
     first_forward: Array
     last_backward: Array
+    window: Array
     path: Array
     bound: Array
 
@@ -197,7 +206,7 @@ def _assemble(
     if not bench.stack.pipeline_overlap:
         _block_sends(core, columns, options, bench, send)
     if scale is not None:
-        for name in ("before", "work", "chained", "back", "first_forward", "last_backward", "path"):
+        for name in ("before", "work", "chained", "back", "first_forward", "last_backward", "window", "path"):
             getattr(core, name)[:] *= scale[:, None]
     chained = (core.before + core.chained + core.back).max(axis=1)
     core.bound[:] = np.maximum.reduce([chained, (core.before + core.work).max(axis=1), core.path[:, 0]])
@@ -234,6 +243,13 @@ def _stage_times(
     core.back[where] = (i if stages.splits_backward else i + w) + hops
     f, i, w = of(stages.first_chunk)
     core.first_forward[where], core.last_backward[where] = f, i + w
+    core.window[where] = np.inf
+    if stages.schedule == "interleaved" and stages.virtual_stages > 1:
+        per_round = m // np.maximum(1.0, m // stages.pp)
+        _, i, w = of(stages.chunks[:, :-1].sum(axis=1))
+        core.window[where] = per_round * (i + w)
+        _, i, w = of(stages.chunks[:, -1])
+        core.window[where] += i + w
     weights = np.zeros_like(send[:, None])
     if stages.splits_backward:  # the first rank's last weight gradient follows its last input gradient
         core.back[where] += w[:, :1]
@@ -419,7 +435,10 @@ def pair_bounds(core: Core, columns: Columns, ends: Ints, tails: Tails, overlaps
     chained = np.maximum((before + core.chained + core.back).max(axis=1), late + core.path[:, 0])
     chained += (exposed + finish)[:, 0]
     direct = (before + core.work + exposed + finish).max(axis=1)
-    found: Array = np.maximum.reduce([own.max(axis=1), whole[:, 0], chained, direct]) * SAFETY
+    traffic = (before + core.work - core.window + np.where(beside_g & ~every, reduces, 0.0) + finish).max(
+        axis=1
+    )
+    found: Array = np.maximum.reduce([own.max(axis=1), whole[:, 0], chained, direct, traffic]) * SAFETY
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from plansim.errors import InputError, PlanError
 
@@ -13,8 +13,7 @@ Kind = Literal["F", "B", "I", "W"]
 """F forward, B whole backward, I input gradient, W weight gradient."""
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """One piece of work of a pipeline rank: `kind` of `microbatch` on model chunk `chunk`.
 
     Chunks are numbered in model order, 0 to ``pp * virtual_stages - 1``. The text form (``2F5``) is the one

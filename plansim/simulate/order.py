@@ -15,6 +15,10 @@ from plansim.schedules.phases import Rhythm, rhythm_of, whole
 KINDS = ("F", "B", "I", "W")
 
 
+Slots = tuple[int, int, int, int]
+"""(box read, box written, wire, plain variant), -1 for none."""
+
+
 class Task(NamedTuple):
     """One action with everything the engines look up by number.
 
@@ -40,6 +44,8 @@ class Order:
     ----------
     uses : tuple of tuple of int
         For every rank its chunks in the order of their first use.
+    kinds : tuple of str
+        The kinds of actions there are.
     num_boxes, num_links : int
         How many message queues and directed wires the tasks use.
     """
@@ -53,6 +59,7 @@ class Order:
     uses: tuple[tuple[int, ...], ...]
     num_boxes: int
     num_links: int
+    kinds: tuple[str, ...] = KINDS
 
 
 def variant_of(kind: str, chunk: int, num_chunks: int, *, first: bool, last: bool) -> int:
@@ -118,6 +125,7 @@ def _compiled(rhythm: Rhythm, schedule: Schedule, pp: int, virtual_stages: int) 
         uses=uses_of(one),
         num_boxes=max(writer.num_boxes, 1),
         num_links=max(len(writer.links), 1),
+        kinds=tuple(k for k in KINDS if any(a.kind == k for actions in one for a in actions)),
     )
 
 
@@ -132,25 +140,38 @@ class _Writer:
         self._place = [0] * len(short)
         self._short = short
         self._last = last_gradients(short)
+        self._following = [_followers(actions, len(ranks)) for actions in short]
         self._boxes: dict[tuple[str, int, int], int] = {}
-        self._known: dict[tuple[str, int, int], tuple[int, int]] = {}
+        self._known: dict[tuple[str, int, int], Slots] = {}
         self._in_order = in_order
 
     def phase(self, program: Program) -> tuple[Task, ...] | None:
         """Return one phase's tasks, or None when some rank cannot get through it."""
         tasks: list[Task] = []
         at = [0] * len(program)
+        waiting, last = self._waiting, self._last
         moved = True
         while moved:
             moved = False
             for rank, actions in enumerate(program):
                 first = i = at[rank]
+                place, following = self._place[rank], self._following[rank]
                 while i < len(actions):
-                    boxes = self._boxes_of(actions[i])
-                    if boxes[0] >= 0 and not self._waiting[boxes[0]]:
-                        break
-                    tasks.append(self._task(rank, actions[i], boxes))
-                    i += 1
+                    action = actions[i]
+                    inbox, outbox, link, variant = self._slots(rank, action)
+                    if inbox >= 0:
+                        if not waiting[inbox]:
+                            break
+                        waiting[inbox] -= 1
+                    if outbox >= 0:
+                        waiting[outbox] += 1
+                    if action.kind == "F":
+                        variant += action.microbatch == 0
+                    elif (rank, place) in last:
+                        variant += 2
+                    tasks.append(Task(rank, inbox, variant, outbox, link, following[place], action))
+                    i, place = i + 1, place + 1
+                self._place[rank] = place
                 at[rank] = i
                 moved = moved or i > first
         return tuple(tasks) if all(n == len(a) for n, a in zip(at, program, strict=True)) else None
@@ -160,42 +181,19 @@ class _Writer:
         """How many message queues the tasks use."""
         return len(self._boxes)
 
-    def _task(self, rank: int, action: Action, boxes: tuple[int, int]) -> Task:
-        place = self._place[rank]
-        self._place[rank] += 1
-        inbox, outbox = boxes
-        if inbox >= 0:
-            self._waiting[inbox] -= 1
-        link = -1
-        if outbox >= 0:
-            self._waiting[outbox] += 1
-            target = self.ranks[action.chunk + (1 if action.kind == "F" else -1)]
-            if target != rank:
-                link = self.links.setdefault((rank, target), len(self.links))
-        variant = variant_of(
-            action.kind,
-            action.chunk,
-            self.num_chunks,
-            first=action.kind == "F" and action.microbatch == 0,
-            last=(rank, place) in self._last,
-        )
-        return Task(
-            rank,
-            inbox,
-            variant,
-            outbox,
-            link,
-            following_of(self._short[rank], place, self.num_chunks),
-            action,
-        )
-
-    def _boxes_of(self, action: Action) -> tuple[int, int]:
-        """Return the message queues that an action reads and writes, -1 for none."""
-        if action.kind == "W":
-            return -1, -1
-        key = (action.kind, action.chunk, -1 if self._in_order else action.microbatch)
+    def _slots(self, rank: int, action: Action) -> Slots:
+        """Return what tasks of this kind and chunk have in common (and microbatch, where orders differ)."""
+        kind, microbatch, chunk = action
+        key = (kind, chunk, -1 if self._in_order else microbatch)
         if key not in self._known:
-            self._known[key] = self._new_boxes(action)
+            inbox, outbox = (-1, -1) if kind == "W" else self._new_boxes(action)
+            link = -1
+            if outbox >= 0:
+                target = self.ranks[chunk + (1 if kind == "F" else -1)]
+                if target != rank:
+                    link = self.links.setdefault((rank, target), len(self.links))
+            variant = variant_of(kind, chunk, self.num_chunks, first=False, last=False)
+            self._known[key] = inbox, outbox, link, variant
         return self._known[key]
 
     def _new_boxes(self, action: Action) -> tuple[int, int]:
@@ -235,6 +233,17 @@ def following_of(actions: Sequence[Action], place: int, num_chunks: int) -> int:
         if (a := actions[later]).kind != "W":
             return variant_of(a.kind, a.chunk, num_chunks, first=False, last=False)
     return -1
+
+
+def _followers(actions: Sequence[Action], num_chunks: int) -> list[int]:
+    """Return `following_of` for every place."""
+    found, later = [-1] * len(actions), -1
+    for place in range(len(actions) - 1, -1, -1):
+        found[place] = later
+        kind, _, chunk = actions[place]
+        if kind != "W":
+            later = variant_of(kind, chunk, num_chunks, first=False, last=False)
+    return found
 
 
 def keeps_order(program: Program) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -55,7 +55,8 @@ def build_work(costs: StepCosts, order: Order) -> Work:
     steps: list[tuple[Step, ...]] = [()] * size
     first_gather: list[tuple[float, str] | None] = [None] * size
     traffic = _by_chunk(costs, order)
-    for kind in KINDS:
+    known: dict[Hashable, tuple[Step, ...]] = {}
+    for kind in order.kinds:
         for chunk, cost in enumerate(costs.chunks):
             base = action_seconds(cost, kind)
             send = {"F": cost.send_forward_s, "W": 0.0}.get(kind, cost.send_backward_s)
@@ -68,7 +69,15 @@ def build_work(costs: StepCosts, order: Order) -> Work:
             gathers = _pass_gathers(cost, kind)
             for own_end in (False, True):  # the first forward, or the last backward, of the step
                 events = _events(costs, traffic[chunk], kind, chunk, own_end)
-                made = _steps(base, events, costs.overlap_parameters) if events else ()
+                made: tuple[Step, ...] = ()
+                if events:
+                    alike = (
+                        base,
+                        *((at, what, b and (b.what, b.comm_s, b.blocking_s)) for at, _, what, b in events),
+                    )
+                    if alike not in known:
+                        known[alike] = _steps(base, events, costs.overlap_parameters)
+                    made = known[alike]
                 for other in (False, True):
                     first, last = (own_end, other) if kind == "F" else (other, own_end)
                     v = variant_of(kind, chunk, chunks, first=first, last=last)

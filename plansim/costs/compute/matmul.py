@@ -19,6 +19,7 @@ NVIDIA, "Matrix Multiplication Background User's Guide" (tile and wave quantisat
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -232,8 +233,9 @@ def _grouped_compute_s(kernel: MatmulKernel, rows: Sequence[float], n: float, k:
     curve, units = kernel.curve, kernel.units
     depth = -(-k // curve.depth_step) * curve.depth_step + curve.prologue_depth
     best = math.inf
+    alike = Counter(rows).items()
     for tile_rows, tile_columns, step_s in kernel.tiles:
-        tiles = sum(-(-r // tile_rows) for r in rows) * -(-n // tile_columns)
+        tiles = sum(-(-r // tile_rows) * count for r, count in alike) * -(-n // tile_columns)
         soft = curve.wave_quantisation
         best = min(best, (soft * -(-tiles // units) + (1 - soft) * max(1.0, tiles / units)) * step_s * depth)
     return best * (1 + curve.throttle_fraction / (1 + curve.throttle_s / best))
