@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from plansim.costs.build import step_costs, step_inflation
@@ -17,17 +16,16 @@ from plansim.plan.model import Job, Plan
 from plansim.plan.rules import Rejected, check_plan
 from plansim.planner.objective import Constraints, Figures
 from plansim.simulate.predict import interval_factor
-from plansim.simulate.relax import relax
-from plansim.simulate.step import finish_rank
+from plansim.simulate.run import run_step
+from plansim.simulate.uses import network_of
 from plansim.units import format_bytes
 from plansim.workload.model import Model
 
 
 @lru_cache(maxsize=4096)
 def step_seconds(costs: StepCosts) -> float:
-    """Return the step time alone, as `simulate_step` finds it."""
-    machine, _, _ = relax(costs)
-    return max(finish_rank(costs, machine, rank).finish_s for rank in range(costs.pp)) + costs.outer_s
+    """Return the step time alone, as `simulate_step` finds it when every transfer has its links to itself."""
+    return run_step(costs).finish_s + costs.outer_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,20 @@ class Evaluator:
 
     def __call__(self, plan: Plan) -> Figures | Rejected:
         """Return the figures of a plan, or why it cannot be."""
+        outcome = self.apart(plan)
+        return outcome if isinstance(outcome, Rejected) else self.settle(plan, outcome)
+
+    def settle(self, plan: Plan, figures: Figures) -> Figures:
+        """Return the figures of a plan with the time that its transfers lose on links they share."""
+        layout = Layout.of(self.model, self.profile, plan)
+        costs = step_costs(layout)
+        network = network_of(layout, costs)
+        if network is None:
+            return figures
+        return replace(figures, step_time_s=run_step(costs, network).finish_s + costs.outer_s)
+
+    def apart(self, plan: Plan) -> Figures | Rejected:
+        """Return the figures of a plan if no transfer met another: never slower than it is."""
         broken = check_plan(plan, self.model, self.profile)
         if broken:
             return broken[0]
@@ -88,14 +100,25 @@ class Bounded:
         Whether the figures' pessimistic ends are held against the constraints.
     """
 
-    evaluate: Callable[[Plan], Figures | Rejected]
+    evaluate: Evaluator
     limits: Constraints
     job: Job
     robust: bool = False
 
     def __call__(self, plan: Plan) -> Figures | Rejected:
         """Return the figures of a plan, or why it cannot be."""
-        outcome = self.evaluate(plan)
+        return self._within(plan, self.evaluate(plan))
+
+    def apart(self, plan: Plan) -> Figures | Rejected:
+        """Return the figures of a plan if no transfer met another, as `Evaluator.apart` does."""
+        return self._within(plan, self.evaluate.apart(plan))
+
+    def settle(self, plan: Plan, figures: Figures) -> Figures | Rejected:
+        """Return the figures of a plan with what shared links cost, as `Evaluator.settle` does."""
+        return self._within(plan, self.evaluate.settle(plan, figures))
+
+    def _within(self, plan: Plan, outcome: Figures | Rejected) -> Figures | Rejected:
+        """Refuse what breaks a constraint."""
         if isinstance(outcome, Rejected):
             return outcome
         broken = self.limits.broken(outcome.at_worst() if self.robust else outcome, self.job)

@@ -118,9 +118,9 @@ def plan(
     stats = stats_of(solved.pool, found, time.process_time() - started)
     plans = ranked(question, found)
 
-    def scorer(other: Profile) -> Bounded:
-        """Return what scores plans on another cluster, within what may be lost."""
-        return Bounded(Evaluator(model, other, question.memory_limit_bytes), limits.quality, job)
+    def scorer(other: Profile) -> Callable[[Plan], Figures | Rejected]:
+        """Return what compares plans on another cluster, within what may be lost, transfers apart."""
+        return Bounded(Evaluator(model, other, question.memory_limit_bytes), limits.quality, job).apart
 
     first = Layout.of(model, profile, plans[0].plan)
     answer = PlanningResult(

@@ -7,6 +7,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Generic, Protocol, TypeVar
 
 from plansim.plan.rules import Rejected
@@ -92,6 +93,7 @@ def search(
     *,
     top: int = 5,
     key: Callable[[P], Any] = repr,
+    settle: Callable[[P, F], F | Rejected] | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Found[P, F]:
     """Return the `top` best candidates.
@@ -106,6 +108,9 @@ def search(
         Figures to a score; smaller is better.
     key : callable
         Orders plans of equal score, so that the order of enumeration does not matter.
+    settle : callable, optional
+        Plan and figures to figures that are exact and no better, where `evaluate` is only near; asked in
+        order of the near scores, for those alone that could still be among the best.
     progress : callable, optional
         Told how many were evaluated and the best score so far.
 
@@ -123,44 +128,58 @@ def search(
     pool: Candidates[P] = candidates if hasattr(candidates, "take") else Listed(list(candidates))  # type: ignore[assignment]
     found: Found[P, F] = Found()
     heap: list[tuple[float, int]] = []
+    nearly: list[tuple[float, Any, P, F]] = []  # scored, not settled; best first
     try:
         while True:
             cutoff = found.best[top - 1][0] if len(found.best) >= top else float("inf")
             floor = pool.floor()
-            if heap and heap[0][0] <= floor:
-                if heap[0][0] > cutoff:
-                    break
-                _look(found, pool, heapq.heappop(heap)[1], evaluate, objective, key, top)
+            bounded = heap[0][0] if heap else float("inf")
+            scored = nearly[0][0] if nearly else float("inf")
+            if settle is not None and scored <= min(bounded, floor, cutoff) and nearly:
+                _, _, plan, figures = nearly.pop(0)
+                _keep(found, plan, settle(plan, figures), objective, key, top)
+            elif heap and bounded <= min(floor, cutoff):
+                plan = pool.plan(heapq.heappop(heap)[1])
+                outcome = evaluate(plan)
+                found.evaluated += 1
+                if settle is None or isinstance(outcome, Rejected):
+                    _keep(found, plan, outcome, objective, key, top)
+                else:
+                    insort(nearly, (objective(outcome), key(plan), plan, outcome), key=_order)
                 if progress:
-                    progress(found.evaluated, found.best[0][0] if found.best else float("inf"))
-            elif floor < float("inf") and floor <= cutoff:
+                    progress(
+                        found.evaluated, min([e[0] for e in (*found.best[:1], *nearly[:1])], default=inf)
+                    )
+            elif floor < float("inf") and floor <= min(bounded, cutoff):
                 for entry in pool.take(cutoff):
                     heapq.heappush(heap, entry)
             else:
                 break
     except KeyboardInterrupt:
         found.complete = False
+        for _, _, plan, figures in nearly[:top]:
+            _keep(found, plan, settle(plan, figures) if settle else figures, objective, key, top)
     found.lowest_open = min(heap[0][0] if heap else float("inf"), pool.floor())
     return found
 
 
-def _look(
+def _order(entry: tuple[float, Any, P, F]) -> tuple[float, Any]:
+    """Return what entries are sorted by."""
+    return entry[0], entry[1]
+
+
+def _keep(
     found: Found[P, F],
-    pool: Candidates[P],
-    number: int,
-    evaluate: Callable[[P], F | Rejected],
+    plan: P,
+    outcome: F | Rejected,
     objective: Callable[[F], float],
     key: Callable[[P], Any],
     top: int,
 ) -> None:
-    """Evaluate one candidate and keep it if it is among the best."""
-    plan = pool.plan(number)
-    outcome = evaluate(plan)
-    found.evaluated += 1
+    """Keep a candidate if it is among the best; count it if it cannot be."""
     if isinstance(outcome, Rejected):
         found.rejected[outcome.rule] += 1
         found.examples.setdefault(outcome.rule, outcome)
         return
-    entry = (objective(outcome), key(plan), plan, outcome)
-    insort(found.best, entry, key=lambda e: (e[0], e[1]))
+    insort(found.best, (objective(outcome), key(plan), plan, outcome), key=_order)
     del found.best[top:]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from plansim.plan.model import Plan
+from plansim.plan.rules import Rejected
 from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.objective import Constraints, Figures
 from plansim.planner.pool import Pool, Question
@@ -62,27 +61,22 @@ def solve(question: Question, limits: Constraints, top: int = 1, progress: Progr
     return solved
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Leave the collector of cycles off: a search makes many records and no cycles, and it looks at them all."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def best_first(question: Question, limits: Constraints, top: int, progress: Progress | None = None) -> Solved:
     """Search the space on all devices allowed; on fewer where all of them cannot be used."""
     evaluate = Bounded(evaluator_of(question), limits, question.job, question.robust)
     devices = min(question.profile.num_devices, limits.devices or question.profile.num_devices)
     first: Solved | None = None
     for world in (devices, *subsets(devices, question.profile.devices_per_node)):
-        with uncollected():
-            pool = Pool(question, (world,))
-            found = search(pool, evaluate, question.objective.score, top=top, key=repr, progress=progress)
+        pool = Pool(question, (world,))
+        found = search(
+            pool,
+            evaluate.apart,
+            question.objective.score,
+            top=top,
+            key=repr,
+            settle=evaluate.settle,
+            progress=progress,
+        )
         solved = Solved(question, pool, found)
         if found.best or not found.complete:
             return solved
@@ -136,12 +130,19 @@ def helpful(solved: Solved) -> list[str]:
     score, _, best, _ = found.best[0]
     names = []
     for name, other in _variants(solved.question, best):
-        figures = solved.evaluator(other)
-        if isinstance(figures, Figures) and objective.score(figures) < score * (1.0 - WORTH):
+        if _beats(solved, other, score * (1.0 - WORTH)):
             names.append(name)
     if _compression_helps(solved, score, best):
         names += ["compression.gradients", "compression.parameters"]
     return list(dict.fromkeys(names))
+
+
+def _beats(solved: Solved, plan: Plan, score: float) -> bool:
+    """Whether a plan's score is below `score`; what shared links cost is asked only where it could matter."""
+    objective, figures = solved.question.objective, solved.evaluator.apart(plan)
+    if isinstance(figures, Rejected) or objective.score(figures) >= score:
+        return False
+    return objective.score(solved.evaluator.settle(plan, figures)) < score
 
 
 def _variants(question: Question, best: Plan) -> Iterator[tuple[str, Plan]]:
@@ -166,13 +167,11 @@ def _compression_helps(solved: Solved, score: float, best: Plan) -> bool:
         return False
     allowed = widened(space, ["compression.gradients"]).of("compression.gradients")
     methods = tuple(m for m in allowed if m != "none")
-    evaluate, objective = solved.evaluator, solved.question.objective
     for probe in _with_more_replicas(best):
         if probe.parallel.dp * probe.parallel.cp == 1:
             continue
-        for _, other in compressed(probe, evaluate, methods):
-            figures = evaluate(other)
-            if isinstance(figures, Figures) and objective.score(figures) < score:
+        for _, other in compressed(probe, solved.evaluator.apart, methods):
+            if _beats(solved, other, score):
                 return True
     return False
 

@@ -37,8 +37,7 @@ def rhythm_of(schedule: Schedule, pp: int, num_microbatches: int, virtual_stages
     PlanError
         When the schedule cannot run with these counts.
     """
-    for step in (1, pp):
-        start = 2 * pp + 1 if step == 1 else 3 * pp
+    for step, start in ((1, pp + 1), (1, 2 * pp + 1), (pp, 3 * pp)):
         short = start + (num_microbatches - start) % step
         if num_microbatches < short + 2 * step or schedule.check(pp, num_microbatches, virtual_stages):
             continue

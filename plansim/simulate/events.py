@@ -1,7 +1,8 @@
 """The discrete-event engine: one step as actors on SimPy, for contention, chance, stragglers and failures.
 
 Each rank is a process that works through its actions, each wire a resource that messages queue for, each
-communication stream an actor. On programs without chance or contention it agrees with the relaxation engine.
+communication stream an actor, and the links of the cluster are shared by all. Without chance it agrees with
+`plansim.simulate.run`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from plansim.results import Span
 from plansim.schedules import find_schedule
 from plansim.schedules.base import Action, Program
 from plansim.simulate import work as w
-from plansim.simulate.actors import Communication, Device, Wait
+from plansim.simulate.actors import Communication, Device, Links, Wait
+from plansim.simulate.network import Network, Shares
 from plansim.simulate.order import Order, following_of, last_gradients, uses_of, variant_of
 
 
@@ -73,7 +75,11 @@ class EventResult:
 
 
 def simulate_events(
-    costs: StepCosts, disturbance: Disturbance | None = None, *, rng: np.random.Generator | None = None
+    costs: StepCosts,
+    disturbance: Disturbance | None = None,
+    *,
+    network: Network | None = None,
+    rng: np.random.Generator | None = None,
 ) -> EventResult:
     """Return one step run by events.
 
@@ -81,6 +87,8 @@ def simulate_events(
     ----------
     disturbance : Disturbance
         Stragglers, random durations, shared wires, failures; none by default.
+    network : Network
+        The links that transfers share; without, every transfer has its links to itself.
     rng : numpy.random.Generator
         Needed when `disturbance.jitter` is not 0; the same state gives the same step.
 
@@ -92,13 +100,19 @@ def simulate_events(
     disturbance = disturbance or Disturbance()
     if disturbance.jitter > 0 and rng is None:
         raise InputError("random durations need an rng: numpy.random.default_rng(seed)")
-    return _Step(costs, disturbance, rng).run()
+    return _Step(costs, disturbance, network, rng).run()
 
 
 class _Step:
     """The actors of one step and what they share."""
 
-    def __init__(self, costs: StepCosts, disturbance: Disturbance, rng: np.random.Generator | None) -> None:
+    def __init__(
+        self,
+        costs: StepCosts,
+        disturbance: Disturbance,
+        network: Network | None,
+        rng: np.random.Generator | None,
+    ) -> None:
         self.costs, self._disturbance, self._rng = costs, disturbance, rng
         schedule = find_schedule(costs.schedule)
         pp, v = costs.pp, costs.virtual_stages
@@ -127,9 +141,10 @@ class _Step:
         self._at: list[Action | None] = [None] * pp
         self._finish = [0.0] * pp
         self._spans: list[Span] = []
-        devices = [Device(self._env, costs.compute_slowdown, costs.comm_slowdown) for _ in range(pp)]
-        self._devices = devices
-        self._comms = [Communication(self._env, device) for device in devices]
+        self._links = Links(self._env, Shares(network) if network is not None else None)
+        slower = (costs.compute_slowdown, costs.comm_slowdown)
+        self._devices = [Device(self._env, *slower, self._links) for _ in range(pp)]
+        self._comms = [Communication(self._env, device, r) for r, device in enumerate(self._devices)]
 
     def run(self) -> EventResult:
         """Run to the end of the last rank."""
@@ -189,21 +204,27 @@ class _Step:
             sigma = self._disturbance.jitter
             factor *= float(np.exp(self._rng.normal(-sigma * sigma / 2, sigma)))
         lasts = self._work.plain[variant]
+        bit = self._links.number(("burst", action.kind, action.chunk))
         if lasts is not None:
-            yield from self._devices[rank].work("compute", lasts * factor)
+            yield from self._devices[rank].work("compute", lasts * factor, bit)
             return
         following = following_of(self.program[rank], place, chunks)
         gather = self._work.first_gather[following] if following >= 0 else None
-        yield from self._steps(rank, self._work.steps[variant], gather, factor)
+        yield from self._steps(rank, self._work.steps[variant], gather, factor, bit)
 
     def _steps(
-        self, rank: int, steps: tuple[w.Step, ...], next_gather: tuple[float, str] | None, factor: float
+        self,
+        rank: int,
+        steps: tuple[w.Step, ...],
+        next_gather: tuple[float, str] | None,
+        factor: float,
+        bit: int = -1,
     ) -> Wait:
         """Carry out steps as `plansim.simulate.work.perform` does."""
         comm = self._comms[rank]
         for what, seconds, name in steps:
             if what == w.RUN:
-                yield from self._devices[rank].work("compute", seconds * factor)
+                yield from self._devices[rank].work("compute", seconds * factor, bit)
             elif what == w.WAIT:
                 yield from _until(comm.gathers.popleft())
             elif what == w.WAIT_STAGE:
@@ -268,13 +289,14 @@ class _Step:
             return
         cost = self.costs.chunks[action.chunk]
         seconds = cost.send_forward_s if step == 1 else cost.send_backward_s
-        transfer = self._transfer(rank, self._ranks[target], seconds, message)
+        bit = self._links.number(("F" if step == 1 else "B", action.chunk))
+        transfer = self._transfer(rank, self._ranks[target], seconds, message, bit)
         if self.costs.async_sends:
             self._env.process(transfer)
         else:
             yield from transfer
 
-    def _transfer(self, rank: int, target: int, seconds: float, message: simpy.Event) -> Wait:
+    def _transfer(self, rank: int, target: int, seconds: float, message: simpy.Event, bit: int) -> Wait:
         """Occupy the wire for `seconds`; the message has arrived when its last byte has."""
         name = self._disturbance.wires.get((rank, target), f"{rank}-{target}")
         if name not in self._wires:
@@ -282,7 +304,7 @@ class _Step:
         with self._wires[name].request() as turn:
             yield turn
             begin = self._env.now
-            yield self._env.timeout(seconds)
+            yield from self._links.carry(seconds, bit)
         self._wire_busy[name] = self._wire_busy.get(name, 0.0) + seconds
         self._note(rank, "pp_send", f"to {target}", "pp_exposed", begin, self._env.now)
         message.succeed()

@@ -13,7 +13,7 @@ from plansim.simulate.relax import Machine
 from plansim.simulate.work import action_seconds
 
 if TYPE_CHECKING:
-    from plansim.simulate.step import RankEnd
+    from plansim.simulate.run import RankEnd
 
 WORDS = {
     "compute_s": "computes on stage {rank}",
@@ -65,7 +65,7 @@ def critical_path(
     until = end.actions_s
     while at >= 0:
         task = order.tail[at]
-        arrived, start, stop, sent = log[at]
+        arrived, start, stop, _, sent = log[at]
         names = {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient"}
         leaves = sent if blocking and task.link >= 0 else stop
         seconds[f"sends of stage {task.rank}"] += until - min(leaves, until) + leaves - stop

@@ -24,6 +24,7 @@ from plansim.results import Prediction
 from plansim.simulate.cores import shared_cores_s
 from plansim.simulate.result import StepResult
 from plansim.simulate.step import simulate_step
+from plansim.simulate.uses import network_of
 from plansim.workload.model import Model
 from plansim.workload.totals import model_flop_per_sample
 
@@ -55,12 +56,13 @@ def predict_layout(layout: Layout, *, work: str = "pretrain") -> Prediction:
     """
     costs = step_costs(layout)
     if work == "lora":
-        found = prediction_of(layout, simulate_step(without_weight_gradients(costs)))
+        costs = without_weight_gradients(costs)
+        found = prediction_of(layout, simulate_step(costs, network_of(layout, costs)))
         memory = tuple(with_frozen_weights(m) for m in found.memory)
         return replace(found, memory=memory, peak_memory_bytes=max(m.total_bytes for m in memory))
     if work == "layer-microbenchmark":
         costs = without_optimizer(costs)
-    return prediction_of(layout, _on_shared_cores(layout, simulate_step(costs)))
+    return prediction_of(layout, _on_shared_cores(layout, simulate_step(costs, network_of(layout, costs))))
 
 
 def _on_shared_cores(layout: Layout, result: StepResult) -> StepResult:

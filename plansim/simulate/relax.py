@@ -22,6 +22,10 @@ SAME = 1e-13
 """Two times are the same when they differ by less than this fraction of the clock: rounding, not waiting."""
 
 
+Entry = tuple[float, float, float, float, float]
+"""One action: arrival of its message, start, end, and from when to when the message it sends is on the wire."""
+
+
 @dataclass(slots=True, eq=False)
 class Machine:
     """The state of all ranks while the tasks are relaxed.
@@ -40,19 +44,23 @@ class Machine:
     boxes: list[deque[float]]
     link_free: list[float]
     streams: list[Streams]
-    log: list[tuple[float, float, float, float]] | None = None
+    log: list[Entry] | None = None
     periods_skipped: int = 0
     blocks_run: int = 0
     _anchor: list[float] = field(default_factory=list)
 
 
-def relax(costs: StepCosts, *, spans: bool = False, extrapolate: bool = True) -> tuple[Machine, Order, Work]:
+def relax(
+    costs: StepCosts, *, spans: bool = False, log: bool = False, extrapolate: bool = True
+) -> tuple[Machine, Order, Work]:
     """Return the machine after every rank's last action, with the order and the work it went through.
 
     Parameters
     ----------
     spans : bool
-        Log every action: (arrival of its message, start, end of compute, arrival of the message it sends).
+        Write the whole program out and log every action of it.
+    log : bool
+        Log what is relaxed: the head, the blocks before whole periods are skipped, the tail.
     extrapolate : bool
         Skip whole periods once the state repeats.
     """
@@ -63,8 +71,10 @@ def relax(costs: StepCosts, *, spans: bool = False, extrapolate: bool = True) ->
         clock=[0.0] * order.pp,
         boxes=[deque() for _ in range(order.num_boxes)],
         link_free=[0.0] * order.num_links,
-        streams=[Streams(costs.compute_slowdown, costs.comm_slowdown, log=spans) for _ in range(order.pp)],
-        log=[] if spans else None,
+        streams=[
+            Streams(costs.compute_slowdown, costs.comm_slowdown, log=spans or log) for _ in range(order.pp)
+        ],
+        log=[] if spans or log else None,
     )
     for streams, steps in zip(machine.streams, work.at_start, strict=True):
         perform(streams, 0.0, steps, None)
@@ -102,7 +112,7 @@ def _go(machine: Machine, tasks: Sequence[Task], work: Work, blocking: bool) -> 
         else:
             gather = work.first_gather[following] if following >= 0 else None
             t = perform(streams[rank], t, work.steps[variant], gather)
-        end = sent = t
+        end = begin = sent = t
         if outbox >= 0:
             if link >= 0:
                 begin = free[link]
@@ -114,7 +124,7 @@ def _go(machine: Machine, tasks: Sequence[Task], work: Work, blocking: bool) -> 
             boxes[outbox].append(sent)
         clock[rank] = t
         if log is not None:
-            log.append((arrived if inbox >= 0 else 0.0, start, end, sent))
+            log.append((arrived if inbox >= 0 else 0.0, start, end, begin, sent))
 
 
 def _repeat(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from plansim.results import Breakdown, CriticalTerm, Span
+from plansim.simulate.network import Shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class RankUse:
         is their utilisation.
     held : dict
         Microbatches held per chunk when it holds most activation bytes, and those bytes.
+    shared_s : dict
+        By axis, time its own collectives lose to other traffic on their links.
     """
 
     finish_s: float
@@ -39,6 +42,7 @@ class RankUse:
     pp_link_s: float
     held: dict[int, int]
     held_bytes: float
+    shared_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +61,14 @@ class StepResult:
         Pipeline rank that ends last (of several, the one that waits least).
     ranks : tuple of RankUse
         One entry per pipeline rank.
+    contended : bool
+        Whether transfers had to share links.
     critical_path : tuple of CriticalTerm
         What the step time consists of, largest first.
     spans : tuple of Span
         Everything that ran, when asked for.
+    sets, shares : tuple, Shares
+        From when on which transfers were under way together, and what each got (contended, with spans).
     """
 
     step_time_s: float
@@ -68,8 +76,11 @@ class StepResult:
     bubble_fraction: float
     critical_rank: int
     ranks: tuple[RankUse, ...]
+    contended: bool = False
     critical_path: tuple[CriticalTerm, ...] = ()
     spans: tuple[Span, ...] = ()
+    sets: tuple[tuple[float, int], ...] = ()
+    shares: Shares | None = None
 
     @property
     def per_rank_busy_s(self) -> tuple[float, ...]:

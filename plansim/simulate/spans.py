@@ -11,14 +11,14 @@ from plansim.simulate.order import Order, Task
 from plansim.simulate.relax import Machine
 
 if TYPE_CHECKING:
-    from plansim.simulate.step import RankEnd
+    from plansim.simulate.run import RankEnd
 
 
 def spans_of(costs: StepCosts, machine: Machine, order: Order, ends: list[RankEnd]) -> tuple[Span, ...]:
     """Return the spans of a logged run, by rank and start."""
     spans: list[Span] = []
-    for task, (_, start, end, sent) in zip(order.tail, machine.log or [], strict=True):
-        spans += _action(costs, order, task, start, end, sent)
+    for task, (_, start, end, begin, sent) in zip(order.tail, machine.log or [], strict=True):
+        spans += _action(costs, order, task, start, end, (begin, sent))
     for rank in range(order.pp):
         spans += _traffic(machine, rank)
         spans += _end(rank, ends[rank])
@@ -26,7 +26,7 @@ def spans_of(costs: StepCosts, machine: Machine, order: Order, ends: list[RankEn
 
 
 def _action(
-    costs: StepCosts, order: Order, task: Task, start: float, end: float, sent: float
+    costs: StepCosts, order: Order, task: Task, start: float, end: float, wire: tuple[float, float]
 ) -> Iterator[Span]:
     """Yield the spans of one action: recomputation, work, and the message it sends."""
     action, rank = task.action, task.rank
@@ -58,7 +58,6 @@ def _action(
         return
     forward = action.kind == "F"
     target = order.rank_of_chunk[action.chunk + (1 if forward else -1)]
-    seconds = cost.send_forward_s if forward else cost.send_backward_s
     what = "activation" if forward else "gradient"
     flow = f"{what} {action.microbatch} of chunk {action.chunk}"
     for at, stream, name in (
@@ -70,8 +69,8 @@ def _action(
             stream=f"{stream}_{'forward' if forward else 'backward'}",
             name=name,
             category="pp_exposed",
-            start_s=sent - seconds,
-            end_s=sent,
+            start_s=wire[0],
+            end_s=wire[1],
             microbatch=action.microbatch,
             chunk=action.chunk,
             flow=flow,

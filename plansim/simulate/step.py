@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StepCosts
 from plansim.results import Breakdown
+from plansim.simulate.network import Network
 from plansim.simulate.order import Order
 from plansim.simulate.path import critical_path, terms_of
-from plansim.simulate.relax import Machine, relax
 from plansim.simulate.result import RankUse, StepResult
+from plansim.simulate.run import Run, run_step
 from plansim.simulate.spans import spans_of
 from plansim.simulate.work import action_seconds
 
 
-def simulate_step(costs: StepCosts, *, spans: bool = False, extrapolate: bool = True) -> StepResult:
-    """Return the time of one step and where it goes, by relaxation.
+def simulate_step(
+    costs: StepCosts, network: Network | None = None, *, spans: bool = False, extrapolate: bool = True
+) -> StepResult:
+    """Return the time of one step and where it goes.
 
     Parameters
     ----------
     costs : StepCosts
         Durations of everything; the order comes from the schedule it names.
+    network : Network, optional
+        The links that its transfers share; without, every transfer takes the time that it takes alone.
     spans : bool
         Write every action and transfer out, and trace the critical path; cost grows with microbatches.
     extrapolate : bool
@@ -33,14 +38,16 @@ def simulate_step(costs: StepCosts, *, spans: bool = False, extrapolate: bool = 
     SimulationError
         When some rank waits for ever.
     """
-    machine, order, _ = relax(costs, spans=spans, extrapolate=extrapolate)
-    ends = [finish_rank(costs, machine, rank) for rank in range(costs.pp)]
+    run = run_step(costs, network, spans=spans, extrapolate=extrapolate)
+    machine, order, ends = run.machine, run.order, run.ends
     held = most_held(costs, order)
-    uses = [_use(costs, order, machine, rank, end, held[rank]) for rank, end in enumerate(ends)]
+    uses = [_use(costs, run, rank, held[rank]) for rank in range(costs.pp)]
     last = max(u.finish_s for u in uses)
     critical = min(range(costs.pp), key=lambda r: (-uses[r].finish_s, uses[r].pp_wait_s, r))
-    saved = last - _finish_without_sends(costs) if _has_sends(costs) else 0.0
-    breakdown = _breakdown(costs, order, machine, uses[critical], critical, saved)
+    saved = (
+        last - _finish_without_sends(costs, network if run.contended else None) if _has_sends(costs) else 0.0
+    )
+    breakdown = _breakdown(costs, order, uses[critical], critical, saved)
     step_time_s = last + costs.outer_s
     idle = sum(last - (u.finish_s - u.pp_wait_s) for u in uses)
     path = critical_path(costs, machine, order, critical, ends) if spans else terms_of(breakdown, critical)
@@ -50,52 +57,11 @@ def simulate_step(costs: StepCosts, *, spans: bool = False, extrapolate: bool = 
         bubble_fraction=idle / (costs.pp * step_time_s) if step_time_s > 0 else 0.0,
         critical_rank=critical,
         ranks=tuple(uses),
+        contended=run.contended,
         critical_path=path,
         spans=spans_of(costs, machine, order, ends) if spans else (),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankEnd:
-    """When a rank reaches each point after its last action, seconds.
-
-    Attributes
-    ----------
-    actions_s, reduced_s, tail_s, optimizer_s, gathered_s, finish_s : float
-        End of its last action, of its gradient reductions, of the tail synchronisation, of the optimizer,
-        of parameter gathers that do not overlap, and of the fixed host time.
-    """
-
-    actions_s: float
-    reduced_s: float
-    tail_s: float
-    optimizer_s: float
-    gathered_s: float
-    finish_s: float
-
-
-def finish_rank(costs: StepCosts, machine: Machine, rank: int) -> RankEnd:
-    """Carry a rank from its last action to the end of the step."""
-    end, streams = costs.stages[rank], machine.streams[rank]
-    t = actions_s = machine.clock[rank]
-    if not costs.overlap_gradients:
-        for bucket in end.reductions:
-            t = streams.run(t, bucket.blocking_s)
-            streams.issue(t, bucket.comm_s, bucket.what)
-    t = reduced_s = streams.drain(t)
-    t = tail_s = t + end.tail_s
-    t = optimizer_s = t + end.optimizer_s
-    if not costs.overlap_parameters:
-        for bucket in end.gathers:
-            t = streams.wait(t, streams.issue(t, bucket.comm_s, bucket.what))
-            t = streams.run(t, bucket.blocking_s)
-    return RankEnd(
-        actions_s=actions_s,
-        reduced_s=reduced_s,
-        tail_s=tail_s,
-        optimizer_s=optimizer_s,
-        gathered_s=t,
-        finish_s=t + end.host_s,
+        sets=run.sets,
+        shares=run.shares,
     )
 
 
@@ -145,21 +111,16 @@ def _blocking(buckets: tuple[Bucket, ...]) -> float:
     return sum(b.blocking_s for b in buckets)
 
 
-def _use(
-    costs: StepCosts,
-    order: Order,
-    machine: Machine,
-    rank: int,
-    end: RankEnd,
-    most_held: tuple[dict[int, int], float],
-) -> RankUse:
+def _use(costs: StepCosts, run: Run, rank: int, most_held: tuple[dict[int, int], float]) -> RankUse:
     """Return how a rank spends the step; what is not its own work is waiting for other ranks."""
-    stage, streams = costs.stages[rank], machine.streams[rank]
+    order, end = run.order, run.ends[rank]
+    stage, streams = costs.stages[rank], run.machine.streams[rank]
     busy = _actions_s(costs, order, rank) + _coding_s(costs, order, rank) + stage.optimizer_s + stage.host_s
     dp_wait = streams.waited_s + streams.slowed_s + stage.tail_s
     link_s = _send_s(costs, order, rank)
     send = 0.0 if costs.async_sends else link_s
-    wait = end.finish_s - busy - dp_wait - send
+    shared = run.held_s[rank]
+    wait = end.finish_s - busy - dp_wait - send - sum(shared.values())
     held, held_bytes = most_held
     return RankUse(
         finish_s=end.finish_s,
@@ -171,6 +132,7 @@ def _use(
         pp_link_s=link_s,
         held=held,
         held_bytes=held_bytes,
+        shared_s=shared,
     )
 
 
@@ -211,20 +173,17 @@ def _has_sends(costs: StepCosts) -> bool:
     return costs.pp > 1 and any(c.send_forward_s > 0 or c.send_backward_s > 0 for c in costs.chunks)
 
 
-def _finish_without_sends(costs: StepCosts) -> float:
+def _finish_without_sends(costs: StepCosts, network: Network | None) -> float:
     """Return when the step would end if messages between stages took no time, seconds."""
     free = replace(costs, chunks=tuple(_without_sends(c) for c in costs.chunks))
-    machine, _, _ = relax(free)
-    return max(finish_rank(free, machine, rank).finish_s for rank in range(costs.pp))
+    return run_step(free, network).finish_s
 
 
 def _without_sends(chunk: ChunkCosts) -> ChunkCosts:
     return replace(chunk, send_forward_s=0.0, send_backward_s=0.0)
 
 
-def _breakdown(
-    costs: StepCosts, order: Order, machine: Machine, use: RankUse, rank: int, saved_s: float
-) -> Breakdown:
+def _breakdown(costs: StepCosts, order: Order, use: RankUse, rank: int, saved_s: float) -> Breakdown:
     """Return where the critical rank's step goes.
 
     `pp_exposed_s` is what the step would gain from free messages between stages, as far as this rank waits
@@ -237,11 +196,11 @@ def _breakdown(
     named = Breakdown(
         compute_s=work.compute_s,
         recompute_s=again.compute_s,
-        tp_exposed_s=both.tp_s,
+        tp_exposed_s=both.tp_s + use.shared_s.get("tp", 0.0),
         pp_exposed_s=pp_exposed,
         dp_exposed_s=use.dp_wait_s + costs.outer_s,
-        cp_exposed_s=both.cp_s,
-        ep_exposed_s=both.ep_s,
+        cp_exposed_s=both.cp_s + use.shared_s.get("cp", 0.0),
+        ep_exposed_s=both.ep_s + use.shared_s.get("ep", 0.0),
         optimizer_s=costs.stages[rank].optimizer_s,
         compression_s=both.compression_s + _coding_s(costs, order, rank),
         host_s=both.host_s + costs.stages[rank].host_s,

@@ -8,11 +8,11 @@ from collections import deque
 class Ticket:
     """A piece of communication that was handed to the stream; `end_s` is None until it is known."""
 
-    __slots__ = ("end_s", "left_s", "name", "start_s")
+    __slots__ = ("end_s", "left_s", "name", "seconds", "start_s")
 
-    def __init__(self, name: str, left_s: float) -> None:
+    def __init__(self, name: str, seconds: float) -> None:
         self.name = name
-        self.left_s = left_s
+        self.seconds = self.left_s = seconds
         self.start_s = 0.0
         self.end_s: float | None = None
 

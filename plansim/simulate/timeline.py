@@ -13,6 +13,7 @@ from plansim.results import Prediction, Span
 from plansim.results.trace import memory_samples, trace_events, use_samples
 from plansim.simulate.predict import predict_layout
 from plansim.simulate.step import simulate_step
+from plansim.simulate.uses import network_of
 from plansim.workload.model import Model
 
 MAX_ACTIONS = 500_000
@@ -38,7 +39,7 @@ def predict_traced(
     if 2 * p.pp * p.virtual_stages * plan.num_microbatches > MAX_ACTIONS:
         return prediction, None
     costs = step_costs(layout)
-    traced = simulate_step(costs, spans=True)
+    traced = simulate_step(costs, network_of(layout, costs), spans=True)
     kept = {i: chunk.activation_bytes for i, chunk in enumerate(costs.chunks)}
     counters = memory_samples(traced.spans, kept) | use_samples(traced.spans)
     events = trace_events(traced.spans, label="predicted", counters=counters)
@@ -53,4 +54,6 @@ def step_spans(model: Model, profile: Profile, plan: Plan) -> tuple[Span, ...]:
     PlanError
         When the plan does not lay out.
     """
-    return simulate_step(step_costs(Layout.of(model, profile, plan)), spans=True).spans
+    layout = Layout.of(model, profile, plan)
+    costs = step_costs(layout)
+    return simulate_step(costs, network_of(layout, costs), spans=True).spans
