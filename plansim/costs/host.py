@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from plansim.costs.collectives import gloo_wire_s
-from plansim.costs.compression import Traffic, find_method
+from plansim.costs.compression import Traffic, decode_s, encode_s, find_method, rates_of
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 
 if TYPE_CHECKING:
@@ -280,15 +280,23 @@ class HostStep:
     def _compressed_s(self, nbytes: float, ranks: int) -> float:
         """Return the all-reduce of gradients as the plan compresses them.
 
-        It was measured with its coding; a slow link adds what its own messages take longer there.
+        Where it was measured with its coding, a slow link adds what its own messages take longer there;
+        where it was not, the coding rates of the profile are added to the collectives that it is made of.
         """
         given = self.layout.plan.compression.gradients
         coded = f"all_reduce:{given.method}"
-        if given.method == "none" or self.host.collective_s(coded, nbytes, ranks) is None:
+        if given.method == "none":
             return self.collective_s("all_reduce", nbytes, ranks, "dp_cp")
         method = find_method(given.method)
         traffic = Traffic(num_elements=nbytes / 4.0, element_bytes=4.0, matrix=self.layout.matrix)
         sent = method.wire("all_reduce", traffic, ranks, method.resolve(given.options))
+        if self.host.collective_s(coded, nbytes, ranks) is None:
+            wire_s = sum(self.collective_s(t.collective, t.nbytes, ranks, "dp_cp") for t in sent)
+            profile = self.layout.profile
+            rates, device = rates_of(profile.device, profile.calibration), profile.device
+            coding = encode_s(given.method, traffic, device, given.options, rates)
+            coding += decode_s(given.method, traffic, ranks, device, given.options, rates)
+            return wire_s + (0.0 if self.clock == "wire" else coding)
         beyond = sum(
             self.collective_s(t.collective, t.nbytes, ranks, "dp_cp")
             - (0.0 if self.clock == "wire" else self._measured_s(t.collective, t.nbytes, ranks))
