@@ -141,7 +141,9 @@ class Fit:
         stack = replace(case.stack, **values)
         scale = (case.row.gbs or 1) / case.plan.job.global_batch
         layout = Layout.of(case.model, case.profile, case.plan, stack)
-        return math.log(predict_layout(layout, work=case.work or "pretrain").step_time_s * scale)
+        return math.log(
+            predict_layout(layout, work=case.work or "pretrain", contention=False).step_time_s * scale
+        )
 
     def slopes(self, n: int, x: np.ndarray, base: float) -> dict[int, float]:
         """Return d log(step) / d log(parameter) of one case."""

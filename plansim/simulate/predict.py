@@ -16,6 +16,7 @@ from plansim.costs.compression.model import model_notes
 from plansim.costs.host import on_host
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_weights
+from plansim.costs.step import StepCosts
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack
 from plansim.plan.grid import grid_of
@@ -48,21 +49,26 @@ def predict(model: Model, profile: Profile, plan: Plan, *, stack: Stack | None =
     return predict_layout(Layout.of(model, profile, plan, stack))
 
 
-def predict_layout(layout: Layout, *, work: str = "pretrain") -> Prediction:
+def predict_layout(layout: Layout, *, work: str = "pretrain", contention: bool = True) -> Prediction:
     """Return the prediction of a plan already laid out.
 
     `work` is ``pretrain``, ``lora`` (adapters beside frozen weights) or ``layer-microbenchmark`` (no
-    optimizer).
+    optimizer). Without `contention` every transfer has its links to itself: many times faster, and a percent
+    too short where transfers meet.
     """
     costs = step_costs(layout)
     if work == "lora":
         costs = without_weight_gradients(costs)
-        found = prediction_of(layout, simulate_step(costs, network_of(layout, costs)))
+        found = prediction_of(layout, _simulated(layout, costs, contention))
         memory = tuple(with_frozen_weights(m) for m in found.memory)
         return replace(found, memory=memory, peak_memory_bytes=max(m.total_bytes for m in memory))
     if work == "layer-microbenchmark":
         costs = without_optimizer(costs)
-    return prediction_of(layout, _on_shared_cores(layout, simulate_step(costs, network_of(layout, costs))))
+    return prediction_of(layout, _on_shared_cores(layout, _simulated(layout, costs, contention)))
+
+
+def _simulated(layout: Layout, costs: StepCosts, contention: bool) -> StepResult:
+    return simulate_step(costs, network_of(layout, costs) if contention else None)
 
 
 def _on_shared_cores(layout: Layout, result: StepResult) -> StepResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,12 +12,16 @@ from plansim.errors import PlansimError
 from plansim.plan.model import Plan
 from plansim.simulate.predict import predict_layout
 from plansim.validate.assume import Case
+from plansim.validate.software import SHARDED_STACKS, UNSTATED_RECOMPUTE
 
 RECOMPUTE = ("none", "selective", "full")
 DEGREES = (1, 2, 4, 8, 16, 32)
 MICROBATCHES = (1, 2, 4)
 TUNED_ALLOWANCE = 1.35
 """Memory over the limit that tuned recipes save by means no table states (offload, recomputed norms)."""
+
+OFFLOADING_STACKS = ("jax", "jax-gpu", "paxml")
+"""Stacks whose recipes move activations to host memory where a layout needs it."""
 
 MOST = 8
 """Layouts that are timed; the least divided come first."""
@@ -43,6 +48,8 @@ def _least_recompute(case: Case) -> str:
 
     Vendors tune full recomputation out where a little less memory does it.
     """
+    if case.stack.name in UNSTATED_RECOMPUTE:
+        return UNSTATED_RECOMPUTE[case.stack.name]
     allowance = TUNED_ALLOWANCE if case.stack.name.startswith("megatron-core") else 1.0
     return next((m for m in RECOMPUTE if _fits(case, replace(case.plan, recompute=m), allowance)), "full")
 
@@ -65,13 +72,14 @@ def _with_layout(case: Case) -> Case:
     """Return the case with the fastest layout among the least divided ones that fit."""
     found: list[Plan] = []
     smallest = 0
+    allowance = TUNED_ALLOWANCE if case.stack.name in OFFLOADING_STACKS else 1.0
     for plan in _candidates(case):
         p = plan.parallel
         divided = p.tp * p.pp * p.cp
         if (smallest and divided > 2 * smallest) or len(found) == MOST:
             break
         try:
-            if _fits(case, plan):
+            if _fits(case, plan, allowance):
                 found.append(plan)
                 smallest = smallest or divided
         except PlansimError:
@@ -88,21 +96,23 @@ def _with_layout(case: Case) -> Case:
 
 
 def _step_s(case: Case, plan: Plan) -> float:
-    return predict_layout(Layout.of(case.model, case.profile, plan, case.stack), work=case.work).step_time_s
+    return predict_layout(
+        Layout.of(case.model, case.profile, plan, case.stack), work=case.work, contention=False
+    ).step_time_s
 
 
 def _candidates(case: Case) -> Iterator[Plan]:
     """Yield layouts from the least divided to the most; each with the least recomputation that may fit."""
     row, base = case.row, case.plan.parallel
-    jax = case.stack.name.startswith("jax")
-    splits = sorted(
-        ((tp, pp, cp) for tp in DEGREES for pp in (DEGREES if not jax else (1,)) for cp in DEGREES),
-        key=lambda s: (s[0] * s[1] * s[2], s[2], s[1]),
-    )
+    sharded = case.stack.name in SHARDED_STACKS
+    tps, cps = (DEGREES if stated is None else (stated,) for stated in (row.tp, row.cp))
+    pps = (row.pp,) if row.pp is not None else (1,) if sharded else DEGREES
+    splits = sorted(itertools.product(tps, pps, cps), key=lambda s: (s[0] * s[1] * s[2], s[2], s[1]))
     n, batch = row.n_devices or 1, case.plan.job.global_batch
     batch = row.gbs or batch
-    modes = (row.recompute,) if row.recompute in RECOMPUTE else RECOMPUTE
-    zeros = (row.zero_stage,) if row.zero_stage is not None else (3,) if jax else (1, 3)
+    stated = row.recompute or UNSTATED_RECOMPUTE.get(case.stack.name, "")
+    modes = (stated,) if stated in RECOMPUTE else RECOMPUTE
+    zeros = (row.zero_stage,) if row.zero_stage is not None else (3,) if sharded else (1,)
     for tp, pp, cp in splits:
         dp = n // (tp * pp * cp)
         if n % (tp * pp * cp) or dp > batch or batch % dp or case.model.heads % tp or pp > case.model.layers:

@@ -11,20 +11,29 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"torchtitan", "torchtitan"),
     (r"simumax", "megatron-core-plain"),
     (r"internevo|internlm", "internevo"),
-    (r"maxtext|paxml|jax|tpu-recipes|palm|levanter|mesh.?tf", "jax"),
+    (r"paxml", "paxml"),
+    (r"maxtext|jax|tpu-recipes|palm|levanter|mesh.?tf", "jax"),
     (r"automodel|fsdp|llm-foundry|mosaic|foundation-model-stack", "fsdp"),
-    (r"vtrain|bigscience|bloom|megatron-deepspeed|mt-nlg|gpt-neox|pythia|glm-130b", "megatron-deepspeed"),
+    (r"gpt-neox|pythia", "gpt-neox"),
+    (r"vtrain|bigscience|bloom|megatron-deepspeed|mt-nlg|glm-130b", "megatron-deepspeed"),
     (r"amp \(neurips|deepspeed|bmtrain|zero-infinity", "deepspeed"),
     (r"zero-3|zero3|deepspeed zero", "deepspeed"),
     (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale", "megatron-lm"),
     (r"deeplearningexamples|nanogpt|horovod|pytorch ddp", "pytorch-ddp"),
     (r"nemo (26\.(0[6-9]|1\d)|2[7-9]\.\d\d)", "megatron-core-26.06"),
+    (r"nemo 26\.0[1-5]", "megatron-core-26.02"),
     (
         r"megatron|nemo|dgxc|mlperf|simumax|transformer engine|gpu-recipes|llama 3 paper|nemotron",
         "megatron-core",
     ),
 )
 """Words in a row's source -> stack; the first that matches counts."""
+
+SHARDED_STACKS = ("fsdp", "torchtitan", "jax", "jax-gpu", "paxml")
+"""Stacks whose way of fitting a model is to shard it whole; the others divide it (tensor, pipeline)."""
+
+UNSTATED_RECOMPUTE = {"gpt-neox": "full"}
+"""What a stack does when a row does not say: every configuration of GPT-NeoX and Pythia recomputes."""
 
 
 def stack_of(row: Row, device: Device) -> tuple[str, str | None]:
