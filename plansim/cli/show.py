@@ -13,7 +13,7 @@ from rich.text import Text
 from plansim.cli.console import table
 from plansim.results import Prediction, StageMemory
 from plansim.results.compare import TERM_NAMES, memory_changes, time_changes, why_slower
-from plansim.units import format_bytes, format_seconds
+from plansim.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
@@ -215,6 +215,40 @@ def memory(prediction: Prediction) -> RenderableType:
     made.caption = f"GiB; the limit is {prediction.memory_limit_bytes / 2**30:.2f} GiB"
     made.caption_justify = "left"
     return made
+
+
+def links(prediction: Prediction, most: int = 8) -> RenderableType:
+    """Return how much of each level's busiest links a step uses, and who uses them."""
+    uses = prediction.details.get("links", ())
+    if not uses:
+        return Text("")
+    made = table("\nLinks over the step", link="link~", capacity="one way>", use="mean use>", by="of which~")
+    seen: set[tuple[str, str]] = set()
+    for use in uses:
+        end = use["link"].removeprefix(use["level"]).split()[0]
+        key = (use["level"], f"{use['mean_use']:.3f} {end}")
+        if key in seen or len(seen) >= most or not use["mean_use"]:
+            continue
+        seen.add(key)
+        parts = ", ".join(f"{name} {part:.1%}" for name, part in use["by"].items())
+        made.add_row(use["link"], format_rate(use["capacity_bytes_per_s"]), f"{use['mean_use']:.1%}", parts)
+    made.caption = "links that carry the same share a line; " + (
+        "transfers that met on a link shared it"
+        if prediction.details.get("contended")
+        else "no transfer waited for a link"
+    )
+    made.caption_justify = "left"
+    return made
+
+
+def memory_peak(prediction: Prediction) -> Text:
+    """Return when the fullest device holds most."""
+    peak = prediction.details.get("memory_peak")
+    if not peak:
+        return Text("")
+    when = f"The peak is on stage {peak['stage']}, {format_seconds(peak['at_s'])} into the step"
+    held = f", with the activations of {peak['microbatches']} microbatches" if peak["microbatches"] else ""
+    return Text(f"{when}, during {peak['during']}{held}." if peak["during"] else f"{when}{held}.")
 
 
 def _runs(stages: Sequence[StageMemory]) -> list[tuple[int, int, StageMemory]]:

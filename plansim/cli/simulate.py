@@ -24,7 +24,8 @@ def simulate(
 ) -> None:
     """Predict one given plan.
 
-    Prints the step time with its parts, throughput, MFU, the memory of every stage and the critical path.
+    Prints the step time with its parts, throughput, MFU, the memory of every stage with its peak, the use of
+    the links and the critical path.
     """
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
@@ -49,5 +50,7 @@ def simulate(
         show.summary(given, prediction),
         show.breakdown(prediction),
         show.memory(prediction),
+        show.memory_peak(prediction),
+        show.links(prediction),
         show.critical_path(prediction),
     )

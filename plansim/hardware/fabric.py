@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ class FabricLevel:
         What one small message takes from device to device, seconds.
     oversubscription : float
         Capacity below over capacity above (1: full bisection).
+    cross_traffic : float
+        Share of every link of this level that other jobs take, 0 to below 1; `fabric_of` takes it off.
     rails : int or None
         NICs of one node into this level.
     dims, wrap : tuple
@@ -52,6 +54,7 @@ class FabricLevel:
     bandwidth_bytes_per_s: float
     latency_s: float
     oversubscription: float = 1.0
+    cross_traffic: float = 0.0
     rails: int | None = None
     dims: tuple[int, ...] | None = None
     wrap: tuple[bool, ...] | bool = True
@@ -69,6 +72,12 @@ class FabricLevel:
             raise ProfileError(f"{where}: latency must be >= 0 s, got {self.latency_s}")
         if not self.oversubscription >= 1:
             raise ProfileError(f"{where}: oversubscription must be >= 1, got {self.oversubscription}")
+        if not 0 <= self.cross_traffic < 1:
+            raise ProfileError(f"{where}: cross_traffic must be >= 0 and < 1, got {self.cross_traffic}")
+        if self.cross_traffic and self.kind == "graph":
+            raise ProfileError(
+                f"{where}: a graph file gives the bandwidth of every link; take cross_traffic off there"
+            )
         if self.group is not None and self.group < 1:
             raise ProfileError(f"{where}: group must be >= 1 device, got {self.group}")
         if self.rails is not None and self.rails < 1:
@@ -211,8 +220,15 @@ class GroupShape:
 
 
 def fabric_of(profile: Profile) -> Fabric:
-    """Return the fabric of a profile."""
-    return Fabric(levels=profile.fabric, devices_per_node=profile.devices_per_node)
+    """Return the fabric of a profile as a job finds it: without what cross-traffic takes."""
+    levels = tuple(_left_over(level) if level.cross_traffic else level for level in profile.fabric)
+    return Fabric(levels=levels, devices_per_node=profile.devices_per_node)
+
+
+def _left_over(level: FabricLevel) -> FabricLevel:
+    """Return a level with the bandwidth that other jobs leave; it stays the same kind of link."""
+    left = level.bandwidth_bytes_per_s * (1.0 - level.cross_traffic)
+    return replace(level, bandwidth_bytes_per_s=left)
 
 
 def group_shape(fabric: Fabric, axis_sizes: Sequence[int], axis: int) -> GroupShape:

@@ -58,6 +58,7 @@ class LevelSchema(Schema):
     bandwidth_per_direction: Annotated[BytesPerSecond, Field(gt=0)]
     latency: Annotated[Seconds, Field(ge=0)]
     oversubscription: Annotated[float, Field(ge=1)] = 1.0
+    cross_traffic: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rails: Count | None = None
     dims: list[Count] | None = None
     wrap: bool | list[bool] = True

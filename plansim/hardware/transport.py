@@ -191,11 +191,13 @@ def default_transport_name(level: FabricLevel, *, innermost: bool, backend: str)
     Parameters
     ----------
     level : FabricLevel
+        With the bandwidth that its `cross_traffic` leaves, as `plansim.hardware.fabric.fabric_of` gives it.
     innermost : bool
         Whether the level joins single devices.
     backend : str
         Collective library.
     """
+    speed = level.bandwidth_bytes_per_s / (1.0 - level.cross_traffic)
     if backend == "gloo":
         return "gloo-tcp"
     if backend == "ici" or level.is_grid:
@@ -203,9 +205,8 @@ def default_transport_name(level: FabricLevel, *, innermost: bool, backend: str)
     if innermost and not level.rails:
         if level.kind == "mesh":
             return "xgmi"
-        fallback = "pcie4" if level.bandwidth_bytes_per_s > 14e9 else "pcie3"
-        return _first_below(_SCALE_UP, level.bandwidth_bytes_per_s, fallback)
-    return _first_below(_SCALE_OUT, level.bandwidth_bytes_per_s, "tcp")
+        return _first_below(_SCALE_UP, speed, "pcie4" if speed > 14e9 else "pcie3")
+    return _first_below(_SCALE_OUT, speed, "tcp")
 
 
 def _first_below(table: tuple[tuple[float, str], ...], bandwidth: float, fallback: str) -> str:

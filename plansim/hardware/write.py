@@ -103,6 +103,7 @@ def _level_data(level: FabricLevel) -> dict[str, Any]:
         "bandwidth_per_direction": level.bandwidth_bytes_per_s,
         "latency": level.latency_s,
         "oversubscription": level.oversubscription,
+        "cross_traffic": level.cross_traffic or None,
         "rails": level.rails,
         "dims": None if level.dims is None else list(level.dims),
         "wrap": list(level.wrap) if isinstance(level.wrap, tuple) else level.wrap,

@@ -20,8 +20,8 @@ from plansim.results.span import Span
 MICROSECONDS = 1e6
 """Trace timestamps are microseconds."""
 
-Samples = Sequence[tuple[float, float]]
-"""(seconds, value) in order of time."""
+Samples = Sequence[tuple[float, float | Mapping[str, float]]]
+"""(seconds, value or values by part) in order of time."""
 
 
 def trace_events(
@@ -30,6 +30,7 @@ def trace_events(
     label: str = "",
     first_process: int = 0,
     counters: Mapping[tuple[int, str], Samples] | None = None,
+    links: Mapping[str, Samples] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the trace events of one run.
 
@@ -40,7 +41,10 @@ def trace_events(
     first_process : int
         Added to every rank to make the process number, so that two runs can share a file.
     counters : mapping
-        (rank, name) to samples; the value holds from its time to the next.
+        (rank, name) to samples; the value holds from its time to the next, and may be parts by name, which
+        are drawn on top of each other.
+    links : mapping
+        Name of a link to the share of its capacity in use; drawn in a process of their own after the ranks.
     """
     ordered = sorted(spans, key=lambda s: (s.rank, s.stream, s.start_s, s.end_s))
     streams: dict[int, dict[str, int]] = {}
@@ -61,10 +65,22 @@ def trace_events(
                 "pid": first_process + rank,
                 "name": name,
                 "ts": t * MICROSECONDS,
-                "args": {name: value},
+                "args": dict(value) if isinstance(value, Mapping) else {name: value},
             }
             for t, value in samples
         ]
+    if links:
+        process = first_process + max(streams, default=-1) + 1
+        name = f"{label} links".strip()
+        events.append({"ph": "M", "pid": process, "name": "process_name", "args": {"name": name}})
+        events.append(
+            {"ph": "M", "pid": process, "name": "process_sort_index", "args": {"sort_index": process}}
+        )
+        for link, samples in links.items():
+            events += [
+                {"ph": "C", "pid": process, "name": link, "ts": t * MICROSECONDS, "args": {"in use": value}}
+                for t, value in samples
+            ]
     return events
 
 
@@ -127,28 +143,6 @@ def merge(predicted: Iterable[Span], measured: Iterable[Span]) -> list[dict[str,
     return trace_events(predicted, label="predicted") + trace_events(
         measured, label="measured", first_process=count
     )
-
-
-def memory_samples(
-    spans: Iterable[Span], activation_bytes: Mapping[int, float]
-) -> dict[tuple[int, str], Samples]:
-    """Return the activation bytes of every rank over time: from a forward's start to its backward's end.
-
-    Parameters
-    ----------
-    activation_bytes : mapping
-        Chunk to the bytes that one microbatch keeps.
-    """
-    changes: dict[int, list[tuple[float, float]]] = {}
-    for span in spans:
-        if span.stream != "compute" or span.chunk is None:
-            continue
-        nbytes = activation_bytes.get(span.chunk, 0.0)
-        if span.name.startswith("F"):
-            changes.setdefault(span.rank, []).append((span.start_s, nbytes))
-        elif span.name[0] in "BW":
-            changes.setdefault(span.rank, []).append((span.end_s, -nbytes))
-    return {(rank, "activation bytes"): _running(moves) for rank, moves in changes.items()}
 
 
 def use_samples(

@@ -23,7 +23,7 @@ SAME = 1e-13
 
 
 Entry = tuple[float, float, float, float, float]
-"""One action: arrival of its message, start, end, and from when to when the message it sends is on the wire."""
+"""One action: arrival of its message, start, end, and when what it sends is on the wire, from and to."""
 
 
 @dataclass(slots=True, eq=False)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from plansim.costs.build import step_costs
 from plansim.costs.layout import Layout
+from plansim.costs.memory import stage_memory
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan
 from plansim.results import Prediction, Span
-from plansim.results.trace import memory_samples, trace_events, use_samples
+from plansim.results.trace import Samples, trace_events, use_samples
+from plansim.simulate.memory import memory_timelines, peak_of
 from plansim.simulate.predict import predict_layout
+from plansim.simulate.run import share_links
 from plansim.simulate.step import simulate_step
 from plansim.simulate.uses import network_of
+from plansim.simulate.utilisation import link_samples, link_use
 from plansim.workload.model import Model
 
 MAX_ACTIONS = 500_000
@@ -39,11 +43,23 @@ def predict_traced(
     if 2 * p.pp * p.virtual_stages * plan.num_microbatches > MAX_ACTIONS:
         return prediction, None
     costs = step_costs(layout)
-    traced = simulate_step(costs, network_of(layout, costs), spans=True)
-    kept = {i: chunk.activation_bytes for i, chunk in enumerate(costs.chunks)}
-    counters = memory_samples(traced.spans, kept) | use_samples(traced.spans)
-    events = trace_events(traced.spans, label="predicted", counters=counters)
-    return replace(prediction, critical_path=traced.critical_path), events
+    network = network_of(layout, costs)
+    traced = simulate_step(costs, network, spans=True)
+    timelines = memory_timelines(layout, costs, traced.spans)
+    counters: dict[tuple[int, str], Samples] = {
+        (rank, "memory"): [(t, {k: v for k, v in asdict(m).items() if v}) for t, m in timeline]
+        for rank, timeline in timelines.items()
+    }
+    counters |= use_samples(traced.spans)
+    links: dict[str, list[tuple[float, float]]] = {}
+    details = {**prediction.details, "contended": traced.contended}
+    if network is not None:
+        links = link_samples(share_links(costs, network, spans=True), network)
+        details["links"] = [asdict(use) for use in link_use(costs, network, traced.step_time_s)]
+    fullest = max(timelines, key=lambda rank: stage_memory(layout, rank).total_bytes)
+    details["memory_peak"] = asdict(peak_of(timelines[fullest], traced.spans, fullest))
+    events = trace_events(traced.spans, label="predicted", counters=counters, links=links)
+    return replace(prediction, critical_path=traced.critical_path, details=details), events
 
 
 def step_spans(model: Model, profile: Profile, plan: Plan) -> tuple[Span, ...]:

@@ -21,13 +21,12 @@ BLOCK_AXES = ("tp", "cp", "ep")
 
 
 def network_of(layout: Layout, costs: StepCosts) -> Network | None:
-    """Return the network of a step, or None where nothing could share a link.
+    """Return the network of a step, or None where nothing is sent.
 
-    That is where no two kinds of transfers exist, and on a calibrated CPU host, whose measured durations
-    already hold what its ranks cost each other.
+    None too on a calibrated CPU host, whose measured durations already hold what its ranks cost each other.
     """
     kinds = _traffic(layout, costs)
-    if len({(axis, kind) for axis, kind, _, _ in kinds}) < 2 or on_host(layout) is not None:
+    if not kinds or on_host(layout) is not None:
         return None
     p = layout.plan.parallel
     sizes = tuple((axis, getattr(p, axis)) for axis in layout.plan.placement)

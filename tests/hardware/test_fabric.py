@@ -39,6 +39,8 @@ def cluster(rails: int = 8, oversubscription: float = 1.0) -> Fabric:
         ({"bandwidth_bytes_per_s": float("nan")}, "bandwidth"),
         ({"latency_s": -1e-6}, "latency"),
         ({"oversubscription": 0.5}, "oversubscription"),
+        ({"cross_traffic": 1.0}, "cross_traffic must be >= 0 and < 1"),
+        ({"cross_traffic": 0.1, "kind": "graph"}, "take cross_traffic off there"),
         ({"rails": 0}, "rails"),
         ({"group": 0}, "group"),
         ({"kind": "torus"}, "needs dims"),

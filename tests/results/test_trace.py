@@ -3,7 +3,7 @@
 import json
 
 from plansim.results import Span
-from plansim.results.trace import memory_samples, merge, trace_events, use_samples, write_trace
+from plansim.results.trace import merge, trace_events, use_samples, write_trace
 
 
 def bar(rank, stream, name, start_s, end_s, **more):
@@ -54,9 +54,19 @@ def test_predicted_and_measured_share_a_file_without_sharing_processes(tmp_path)
 
 
 def test_counters_follow_what_is_held_and_what_is_in_use():
-    memory = memory_samples(SPANS, {0: 5.0, 1: 7.0})
-    assert memory[1, "activation bytes"] == [(0.0, 0.0), (1.5, 7.0), (4.5, 0.0)]
     use = use_samples(SPANS)
     assert use[0, "pp_send in use"] == [(0.0, 0.0), (1.0, 1.0), (1.5, 0.0)]
-    counters = [e for e in trace_events(SPANS, counters=memory) if e["ph"] == "C"]
-    assert {"ts": 1.5e6, "args": {"activation bytes": 7.0}}.items() <= counters[-2].items()
+    memory = {(1, "memory"): [(0.0, {"weights": 3.0}), (1.5, {"weights": 3.0, "activations": 7.0})]}
+    counters = [e for e in trace_events(SPANS, counters=use | memory) if e["ph"] == "C"]
+    assert {"pid": 0, "ts": 1e6, "args": {"pp_send in use": 1.0}}.items() <= counters[1].items()
+    assert {"pid": 1, "ts": 1.5e6, "args": {"weights": 3.0, "activations": 7.0}}.items() <= counters[
+        -1
+    ].items()
+
+
+def test_links_have_a_process_of_their_own_after_the_ranks():
+    events = trace_events(SPANS, label="predicted", links={"ib out of node 0": [(0.0, 0.0), (1.0, 0.9)]})
+    process = next(e for e in events if e.get("args", {}).get("name") == "predicted links")["pid"]
+    assert process == 2
+    used = [e for e in events if e["ph"] == "C" and e["pid"] == process]
+    assert [(e["name"], e["ts"], e["args"]) for e in used][-1] == ("ib out of node 0", 1e6, {"in use": 0.9})
