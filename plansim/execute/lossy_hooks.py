@@ -109,7 +109,9 @@ def float8(options: Mapping[str, Any], group: Any) -> Hook:
 
 def onebit(options: Mapping[str, Any], group: Any) -> Hook:
     """Return sign averaging with error feedback on both hops (Tang et al., arXiv 2102.02888)."""
-    expect_options(options, "error_feedback")
+    expect_options(options, "error_feedback", "exchange")
+    if options.get("exchange", "two_hop") != "two_hop":
+        raise InputError("onebit with exchange gather is simulated only; run it with two_hop")
     return two_hops(Signs(), group, feedback=bool(options.get("error_feedback", True)))
 
 

@@ -29,6 +29,8 @@ class Traffic:
         Bytes of one element as it would be sent without compression (2 in 16-bit training, 4 in fp32 runs).
     matrix : tuple of int or None
         Rows and columns of a typical weight matrix in the message; None means one square matrix.
+    matrices : tuple of (rows, columns, count)
+        Every matrix of the message, where they are known one by one; replaces `matrix`.
     vector_elements : float
         Elements of biases and norms among `num_elements`: low-rank methods send them as they are.
     """
@@ -36,6 +38,7 @@ class Traffic:
     num_elements: float
     element_bytes: float = 2.0
     matrix: tuple[int, int] | None = None
+    matrices: tuple[tuple[int, int, float], ...] = ()
     vector_elements: float = 0.0
 
     def __post_init__(self) -> None:
@@ -54,6 +57,14 @@ class Traffic:
         """Rows and columns of the matrices in the message."""
         side = max(1, isqrt(int(max(self.num_elements - self.vector_elements, 1))))
         return self.matrix or (side, side)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, float], ...]:
+        """Rows, columns and number of the matrices: those given, or typical ones that fill the message."""
+        if self.matrices:
+            return self.matrices
+        rows, columns = self.shape
+        return ((rows, columns, (self.num_elements - self.vector_elements) / (rows * columns)),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

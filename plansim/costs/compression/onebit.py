@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from plansim.costs.compression.base import PROXY, Inflation, Traffic
+from plansim.costs.compression.base import PROXY, Inflation, Traffic, Transfer
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
 from plansim.costs.compression.work import FEEDBACK, Work
+
+
+VOTE = Work(streamed_bytes=48, operations=10, fresh_bytes=16, launches=8)
+"""Signs of one rank to their sum, by plain tensor operations: fill, unpack, subtract, negate, reorder, add."""
 
 
 class OneBit(TwoHop):
@@ -25,12 +30,36 @@ class OneBit(TwoHop):
     shards: ClassVar[bool] = False
     options: ClassVar[tuple[Option, ...]] = (
         Option(name="error_feedback", kind=bool, default=True, help="add what was lost to the next gradient"),
+        Option(
+            name="exchange",
+            kind=str,
+            default="two_hop",
+            choices=("two_hop", "gather"),
+            help="in two hops, or every rank's signs to all and a vote there (simulated only)",
+        ),
     )
 
     def payload_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
         """Return one bit per element and a 4-byte scale."""
         self.resolve(options)
         return traffic.num_elements / 8 + 4
+
+    def wire(
+        self, operation: str, traffic: Traffic, ranks: int, options: Mapping[str, Any] | None = None
+    ) -> tuple[Transfer, ...]:
+        """Return the two hops, or one all-gather of every rank's signs."""
+        if operation == "all_reduce" and self.resolve(options)["exchange"] == "gather":
+            nbytes = self.payload_bytes(traffic, options) * ranks
+            return (Transfer(collective="all_gather", nbytes=nbytes),)
+        return super().wire(operation, traffic, ranks, options)
+
+    def decode_work(
+        self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
+        """Return the work of the two hops, or of unpacking every rank's signs and adding them."""
+        if self.resolve(options)["exchange"] == "gather":
+            return replace(VOTE.scaled(ranks), launches=VOTE.launches * ranks)
+        return super().decode_work(traffic, ranks, options, fused)
 
     def encode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return mean magnitude, compare and pack bits, with error feedback where it is on."""

@@ -24,6 +24,10 @@ INFLATION = ((1.0, 1.62), (4.0, 1.17), (16.0, 1.04), (64.0, 1.0))
 TILE_COLUMNS = 16
 """Columns that a matrix kernel computes at least; rank 1 is a matrix-vector product."""
 
+COLUMN_CALLS = 8
+"""Kernels of one column of Gram-Schmidt: square, sum, root, divide, and project, sum, scale, subtract from
+the columns after it (`torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook`, and the paper's own code)."""
+
 PANEL_COPIES = 1.5
 """Time of the products on a CPU over that of their arithmetic: panels of the matrix are copied on the way."""
 
@@ -73,16 +77,18 @@ class PowerSgd(CompressionMethod):
         )
 
     def _rounds(self, traffic: Traffic, options: Mapping[str, Any] | None) -> tuple[float, float]:
-        given, (rows, columns) = self.resolve(options), traffic.shape
+        given, width = self.resolve(options), min(4.0, traffic.element_bytes)
         rank = given["rank"]
-        self._check_rank(rank, rows, columns)
-        body = traffic.num_elements - traffic.vector_elements
-        if rank * (rows + columns) * given["min_compression"] >= rows * columns:
-            return traffic.nbytes, 0.0
-        matrices = body / (rows * columns)
-        width = min(4.0, traffic.element_bytes)
-        first = matrices * rows * rank * width + traffic.vector_elements * traffic.element_bytes
-        return first, matrices * columns * rank * width
+        first, second = traffic.vector_elements * traffic.element_bytes, 0.0
+        for rows, columns, count in traffic.shapes:
+            if not traffic.matrices:
+                self._check_rank(rank, rows, columns)
+            if rank * (rows + columns) * given["min_compression"] >= rows * columns:
+                first += rows * columns * count * traffic.element_bytes
+            else:
+                first += count * rows * rank * width
+                second += count * columns * rank * width
+        return first, second
 
     @staticmethod
     def _check_rank(rank: int, rows: int, columns: int) -> None:
@@ -94,29 +100,26 @@ class PowerSgd(CompressionMethod):
 
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return two products that read the matrix, orthogonalising P, and error feedback."""
-        given, (rows, columns) = self.resolve(options), traffic.shape
-        rank, matrices = given["rank"], traffic.num_elements / (rows * columns)
+        given = self.resolve(options)
+        rank, matrices = given["rank"], sum(count for *_, count in traffic.shapes)
         width = 1 if rank == 1 else max(rank, TILE_COLUMNS) * (1 if fused else PANEL_COPIES)
-        products = Work(
-            streamed_bytes=8,
-            flop=matrices * (4 * rows * columns * width + 2 * rows * rank**2),
-            launches=4 + matrices * (2 + 3 * rank),
-        )
+        flop = sum(n * (4 * r * c * width + 2 * r * rank**2) for r, c, n in traffic.shapes)
+        per_column = COLUMN_CALLS * rank
+        products = Work(streamed_bytes=8, flop=flop, launches=4 + matrices * (2 + per_column))
         return products + FEEDBACK if given["error_feedback"] else products
 
     def decode_work(
         self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
     ) -> Work:
         """Return one product that writes the matrix."""
-        rows, columns = traffic.shape
-        matrices = traffic.num_elements / (rows * columns)
-        flop = matrices * 2 * rows * columns * self.resolve(options)["rank"]
+        matrices = sum(count for *_, count in traffic.shapes)
+        flop = sum(2 * r * c * n for r, c, n in traffic.shapes) * self.resolve(options)["rank"]
         return Work(streamed_bytes=4, fresh_bytes=12, flop=flop, launches=1 + matrices)
 
     def extra_memory_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
         """Return error feedback and both factors in fp32, bytes."""
-        given, (rows, columns) = self.resolve(options), traffic.shape
-        factors = 4 * given["rank"] * (rows + columns) * traffic.num_elements / (rows * columns)
+        given = self.resolve(options)
+        factors = sum(4 * given["rank"] * (r + c) * n for r, c, n in traffic.shapes)
         return float(super().extra_memory_bytes(traffic, options) + factors)
 
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
