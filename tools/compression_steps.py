@@ -41,7 +41,7 @@ RESNET18 = (
     (64, 27, 1), (64, 576, 4), (128, 576, 1), (128, 1152, 3), (256, 1152, 1), (256, 2304, 3), (512, 2304, 1),
     (512, 4608, 3), (128, 64, 1), (256, 128, 1), (512, 256, 1), (10, 512, 1),
 )  # fmt: skip
-"""Outputs, inputs and number of the matrices of ResNet-18 for 32 x 32 images (He et al., arXiv 1512.03385)."""
+"""Outputs, inputs and number of the matrices of ResNet-18 on 32 x 32 images (arXiv 1512.03385)."""
 
 GRADIENTS = {
     "resnet-18": Traffic(
@@ -80,7 +80,7 @@ class Judged:
 
 
 def network_of(row: Mapping[str, str], reached: float | None = None) -> Network:
-    """Return the network of a row: nodes as its text says, links with the bandwidth it states (or reaches)."""
+    """Return the network of a row: nodes as its text says, links as it states or as they are reached."""
     ranks = int(row["n_devices"])
     found = re.search(r"(\d+) nodes x (\d+)|(\d+) GPUs/node", f"{row['device']} {row['inter_link']}")
     per_node = int(found[2] or found[3]) if found else 1

@@ -36,7 +36,7 @@ MATRICES = (
     (64, 27, 1), (64, 576, 4), (128, 576, 1), (128, 1152, 3), (256, 1152, 1), (256, 2304, 3), (512, 2304, 1),
     (512, 4608, 3), (128, 64, 1), (256, 128, 1), (512, 256, 1), (10, 512, 1),
 )  # fmt: skip
-"""Outputs, inputs and number of the matrices of ResNet-18 for 32 x 32 images (He et al., arXiv 1512.03385)."""
+"""Outputs, inputs and number of the matrices of ResNet-18 on 32 x 32 images (arXiv 1512.03385)."""
 
 RESNET18 = Traffic(num_elements=11.17e6, element_bytes=4, matrices=MATRICES, vector_elements=9.6e3)
 

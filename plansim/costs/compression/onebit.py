@@ -11,9 +11,8 @@ from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
 from plansim.costs.compression.work import FEEDBACK, Work
 
-
 VOTE = Work(streamed_bytes=48, operations=10, fresh_bytes=16, launches=8)
-"""Signs of one rank to their sum, by plain tensor operations: fill, unpack, subtract, negate, reorder, add."""
+"""Signs of one rank to their sum, by plain operations: fill, unpack, subtract, negate, reorder, add."""
 
 
 class OneBit(TwoHop):

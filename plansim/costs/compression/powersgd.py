@@ -26,7 +26,7 @@ TILE_COLUMNS = 16
 
 COLUMN_CALLS = 8
 """Kernels of one column of Gram-Schmidt: square, sum, root, divide, and project, sum, scale, subtract from
-the columns after it (`torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook`, and the paper's own code)."""
+the columns after it (torch's `powerSGD_hook`, and the paper's own code)."""
 
 PANEL_COPIES = 1.5
 """Time of the products on a CPU over that of their arithmetic: panels of the matrix are copied on the way."""
