@@ -11,6 +11,7 @@ from functools import lru_cache
 from plansim.costs.collectives import collective_s
 from plansim.costs.compression import EdgeTime, Network, Traffic, compressed_s, find_method, rates_of
 from plansim.costs.compression.model import Effect, kernel_effect
+from plansim.costs.compression.zeropp import secondary_bytes
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.host import host_step_costs
 from plansim.costs.inference import forward_only
@@ -167,9 +168,11 @@ def compression_memory_bytes(layout: Layout, stage: int) -> float:
     total = sum(_parameters(layout, layout.chunks_of_stage[stage]))
     traffic = Traffic(num_elements=total, element_bytes=reduce_bytes(layout), matrix=layout.matrix)
     edges = (layout.plan.compression.gradients, layout.plan.compression.outer)
-    return sum(
+    kept = sum(
         find_method(m.method).extra_memory_bytes(traffic, m.options) for m in edges if m.method != "none"
     )
+    again = layout.plan.compression.parameters.options.get("secondary")
+    return kept + (secondary_bytes(traffic, layout.group("shard").counts[0]) if again else 0.0)
 
 
 def step_inflation(layout: Layout) -> tuple[float, float]:

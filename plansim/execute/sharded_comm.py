@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
-from plansim.errors import UnknownNameError
+from plansim.errors import PlanError, UnknownNameError
 from plansim.execute.codecs import BlockIntegers, Float8, RowCodec
 
 
@@ -25,6 +25,9 @@ def sharded_codec(method: str, options: Mapping[str, Any]) -> RowCodec:
     UnknownNameError
         For any other method.
     """
+    for name in ("hierarchical", "secondary"):
+        if options.get(name):
+            raise PlanError(f"{method} with {name} is simulated only; leave it out to run the plan")
     block = int(options.get("block", 256))
     codecs: dict[str, RowCodec] = {
         "fp8": Float8(),

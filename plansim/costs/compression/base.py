@@ -12,6 +12,7 @@ from plansim.costs.compression.options import Option, checked
 from plansim.costs.compression.work import Work
 from plansim.errors import PlanError
 from plansim.hardware.device import Device
+from plansim.hardware.fabric import GroupShape
 
 OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "send_recv")
 """What an edge does without compression; a method replaces it by transfers of its own."""
@@ -73,11 +74,13 @@ class Transfer:
 
     For ``all_reduce``, ``reduce_scatter`` and ``all_to_all`` that is what each rank holds at the start, for
     ``all_gather`` what each rank holds at the end, for ``send_recv`` the message. Transfers of one method are
-    dependent rounds: the next starts when the one before has finished.
+    dependent rounds: the next starts when the one before has finished. `across` says who takes part: the
+    whole ``group``, its ranks in one ``node``, or one rank of each of its ``nodes``.
     """
 
     collective: str
     nbytes: float
+    across: str = "group"
 
     def sent_bytes(self, ranks: int) -> float:
         """Return what one rank sends when the collective is bandwidth-optimal, bytes."""
@@ -156,6 +159,18 @@ class CompressionMethod(ABC):
         self, operation: str, traffic: Traffic, ranks: int, options: Mapping[str, Any] | None = None
     ) -> tuple[Transfer, ...]:
         """Return the transfers that replace `operation`, in order."""
+
+    def wire_on(
+        self, operation: str, traffic: Traffic, group: GroupShape, options: Mapping[str, Any] | None = None
+    ) -> tuple[Transfer, ...]:
+        """Return the transfers on a group whose place on the fabric is known."""
+        return self.wire(operation, traffic, group.size, options)
+
+    def decode_work_on(
+        self, traffic: Traffic, group: GroupShape, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
+        """Return what decoding asks on such a group."""
+        return self.decode_work(traffic, group.size, options, fused)
 
     @abstractmethod
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from plansim.costs.compression.base import Traffic
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
+from plansim.costs.compression.zeropp import HIERARCHICAL, SECONDARY
 
 
 class Blockwise(TwoHop):
@@ -19,6 +20,8 @@ class Blockwise(TwoHop):
         Option(
             name="error_feedback", kind=bool, default=False, help="add what was lost to the next gradient"
         ),
+        HIERARCHICAL,
+        SECONDARY,
     )
 
     def payload_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:

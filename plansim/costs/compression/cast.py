@@ -14,7 +14,9 @@ from plansim.costs.compression.base import (
     Transfer,
     unknown_operation,
 )
+from plansim.costs.compression.options import Option
 from plansim.costs.compression.work import NO_WORK, Work
+from plansim.costs.compression.zeropp import SECONDARY
 
 
 class Cast(CompressionMethod):
@@ -23,6 +25,7 @@ class Cast(CompressionMethod):
     edges: ClassVar[frozenset[str]] = frozenset({"gradients", "parameters", "activations", "outer"})
     blocking: ClassVar[bool] = False
     shards: ClassVar[bool] = True
+    options: ClassVar[tuple[Option, ...]] = (SECONDARY,)
     wire_bytes: ClassVar[float] = 2.0
     rounding_operations: ClassVar[float] = 0.0
 

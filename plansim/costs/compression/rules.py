@@ -48,6 +48,9 @@ def _message(case: Case, edge: str, method: Method) -> str | None:
             f"{entry.name} does not work on {edge} (it works on {', '.join(sorted(entry.edges))}); "
             f"use one of {', '.join(fitting)}"
         )
+    for option, its_edge in (("secondary", "parameters"), ("hierarchical", "gradients")):
+        if options.get(option) and edge != its_edge:
+            return f"{option} is an option of compression.{its_edge}; leave it out here"
     if edge == "outer" and case.plan.compression.gradients.method != "none":
         return (
             f"replicas that step alone with {entry.name} send no gradients; "

@@ -10,6 +10,7 @@ from plansim.costs.collectives import collective_s
 from plansim.costs.compression.base import CompressionMethod, Traffic
 from plansim.costs.compression.registry import COMPRESSION_METHODS
 from plansim.costs.compression.work import CodingRates, coding_s, rates_of
+from plansim.costs.compression.zeropp import reaches, within_node
 from plansim.errors import UnknownNameError
 from plansim.hardware.device import Device
 from plansim.hardware.fabric import Fabric, GroupShape
@@ -111,7 +112,13 @@ def compressed_s(
     """
     if network.group.size == 1 or traffic.num_elements == 0:
         return EdgeTime(0.0, 0.0, 0.0)
-    return _compressed_s(operation, method, traffic, network, tuple(sorted((options or {}).items())))
+    first = _compressed_s(operation, method, traffic, network, tuple(sorted((options or {}).items())))
+    if operation != "all_gather" or not (options or {}).get("secondary"):
+        return first
+    # once from everybody in the forward pass, once inside the node in the backward pass: the mean of both
+    near = within_node(network.group)
+    again = collective_s("all_gather", traffic.nbytes, near, network.fabric, backend=network.backend)
+    return EdgeTime((first.comm_s + again) / 2, first.blocking_s / 2, first.coding_s / 2)
 
 
 def _compressed_s(
@@ -119,15 +126,17 @@ def _compressed_s(
 ) -> EdgeTime:
     method, given = find_method(name), dict(options)
     resolved = method.resolve(given)
-    ranks = network.group.size
+    group = network.group
     wire_s = sum(
-        collective_s(t.collective, t.nbytes, network.group, network.fabric, backend=network.backend)
-        for t in method.wire(operation, traffic, ranks, resolved)
+        collective_s(
+            t.collective, t.nbytes, reaches(group, t.across), network.fabric, backend=network.backend
+        )
+        for t in method.wire_on(operation, traffic, group, resolved)
     )
     rates = network.rates or rates_of(network.device)
     fused = network.device.kind != "cpu"
     encode = method.encode_work(traffic, resolved, fused)
-    decode = method.decode_work(traffic, ranks, resolved, fused)
+    decode = method.decode_work_on(traffic, group, resolved, fused)
     coding = coding_s(encode, traffic.num_elements, rates) + coding_s(decode, traffic.num_elements, rates)
     every = method.period(resolved)
     blocking = coding + (wire_s if method.blocking else 0.0)

@@ -13,6 +13,11 @@ from typing import Any, ClassVar
 
 from plansim.costs.compression.base import CompressionMethod, Traffic, Transfer, unknown_operation
 from plansim.costs.compression.work import Work
+from plansim.costs.compression.zeropp import nodes_of, with_hops
+from plansim.hardware.fabric import GroupShape
+
+ADD = Work(streamed_bytes=8.0)
+"""Adding a decoded piece: read and write the sum."""
 
 
 class TwoHop(CompressionMethod):
@@ -48,6 +53,25 @@ class TwoHop(CompressionMethod):
             raise unknown_operation(self.name, operation)
         return tuple(Transfer(collective=hop, nbytes=payload) for hop in hops[operation])
 
+    def wire_on(
+        self, operation: str, traffic: Traffic, group: GroupShape, options: Mapping[str, Any] | None = None
+    ) -> tuple[Transfer, ...]:
+        """Return the hops; asked for, the sum is made inside each node first."""
+        flat = super().wire_on(operation, traffic, group, options)
+        if not self.resolve(options).get("hierarchical"):
+            return flat
+        return with_hops(flat, self.payload_bytes(traffic, options), group)
+
+    def decode_work_on(
+        self, traffic: Traffic, group: GroupShape, options: Mapping[str, Any], fused: bool = False
+    ) -> Work:
+        """Return decoding; a sum inside the node is encoded, sent on, and decoded once more."""
+        work = super().decode_work_on(traffic, group, options, fused)
+        if not options.get("hierarchical") or nodes_of(group) == 1:
+            return work
+        again = self.encode_once(options, fused) + self.decode_once(options, fused) + ADD
+        return work + again.scaled(1 / group.counts[0])
+
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the work before the first hop: the whole message once."""
         return self.encode_once(options, fused)
@@ -57,5 +81,4 @@ class TwoHop(CompressionMethod):
     ) -> Work:
         """Return decoding and adding all pieces, encoding the sum (1/p), decoding the gathered sums."""
         encode, decode = self.encode_once(options, fused), self.decode_once(options, fused)
-        add = Work(streamed_bytes=8.0)
-        return decode + add + encode.scaled(1 / max(ranks, 1)) + decode
+        return decode + ADD + encode.scaled(1 / max(ranks, 1)) + decode
