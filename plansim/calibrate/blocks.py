@@ -212,7 +212,7 @@ def _forward_memory(block: nn.Module, x: torch.Tensor, *, memory: bool) -> tuple
     """Return the most that inference of a block holds above its start, with its input, bytes."""
     if not memory:
         return 0.0, 0.0, 0.0
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         block(x)
     changes = [e.nbytes() for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     return 0.0, float(x.nbytes + max(itertools.accumulate(changes, initial=0))), 0.0
@@ -273,7 +273,7 @@ def _memory(
     """Return bytes kept, and the peaks of both passes, from the allocator's own events."""
     block.zero_grad(set_to_none=True)
     given = x.detach().requires_grad_(x.is_floating_point())
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         with loss_parallel() if cut else nullcontext(), record_function("plansim::forward"):
             out = block(given)
             out = out if targets is None else print_.loss(out, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -90,8 +91,8 @@ def _rank(sizes: tuple[int, ...], meet: Rendezvous) -> list[tuple[str, int, floa
                 rows.append((collective, nbytes, wall, cpu))
         for method in COMPRESSED if meet.world_size > 1 else ():
             for nbytes in COMPRESSED_SIZES:
-                wall, cpu = _timed(_compressed(method, nbytes), nbytes)
-                rows.append((f"all_reduce:{method}", nbytes, wall, cpu))
+                work, held = _compressed(method, nbytes)
+                rows.append((f"all_reduce:{method}", held, *_timed(work, held)))
         return rows
     finally:
         dist.destroy_process_group()
@@ -126,20 +127,26 @@ def _operation(collective: str, nbytes: int, world: int, rank: int) -> Callable[
     return send_recv
 
 
-def _compressed(method: str, nbytes: int, side: int = 512) -> Callable[[], Any]:
-    """Return one compressed average of a bucket of square matrices, `nbytes` before compression."""
-    parameters = [
-        torch.nn.Parameter(torch.zeros(side, side)) for _ in range(max(1, nbytes // (4 * side * side)))
-    ]
+def _compressed(method: str, nbytes: int) -> tuple[Callable[[], Any], int]:
+    """Return one compressed average of a bucket of about `nbytes`, and its bytes before compression.
+
+    The bucket is filled by whole transformer layers.
+    Low-rank methods treat every shape by itself, and vectors apart: equal matrices alone would be too cheap.
+    """
+    hidden = 128 if nbytes < 2**22 else 256
+    shapes = [s for n in (3, 1, 4) for s in ((n * hidden, hidden), (n * hidden,))]
+    shapes += [(hidden, 4 * hidden), (hidden,)]
+    layers = max(1, round(nbytes / (4 * sum(math.prod(s) for s in shapes))))
+    parameters = [torch.nn.Parameter(torch.zeros(s)) for _ in range(layers) for s in shapes]
     for p in parameters:
-        p.grad = torch.randn(side, side)
+        p.grad = torch.randn_like(p)
     hook = make_hook(method, {"start_step": 2} if method == "powersgd" else {}, dist.group.WORLD)
     if hook is None:
         raise ValueError(method)
     bucket = FlatBucket(parameters)
     for _ in range(4 if method == "powersgd" else 0):
         hook(bucket).wait()
-    return lambda: hook(bucket).wait()
+    return lambda: hook(bucket).wait(), bucket.buffer().nbytes
 
 
 def _timed(work: Callable[[], Any], nbytes: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -282,6 +283,7 @@ def _rank_main(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _redirect(log)
     warnings.resetwarnings()  # the parent may turn warnings into errors; ours are only logged
+    gc.freeze()  # what the parent has loaded stays: a collection between steps looks at this rank's own
     try:
         if place:
             place.enter(meet.rank)

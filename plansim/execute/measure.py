@@ -47,7 +47,7 @@ def watching_memory(device: torch.device) -> Iterator[MemoryPeak]:
         yield peak
         peak.nbytes = float(torch.cuda.max_memory_allocated(device))
         return
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         yield peak
     peak.nbytes = peak_bytes(_allocations(prof.profiler.kineto_results.experimental_event_tree()))
 

@@ -38,5 +38,6 @@ def _stored(tensor: torch.Tensor) -> int:
     """Return the bytes of a tensor, or of the plain tensors inside one of a class of its own."""
     if type(tensor) in (torch.Tensor, nn.Parameter) and type(tensor.data) is torch.Tensor:
         return tensor.nbytes
-    inner, _ = tensor.__tensor_flatten__()
-    return sum(_stored(getattr(tensor, name)) for name in inner)
+    names, _ = tensor.__tensor_flatten__()
+    inner = [getattr(tensor, name) for name in names]
+    return sum(_stored(part) for part in inner if isinstance(part, torch.Tensor))
