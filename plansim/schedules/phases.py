@@ -14,17 +14,27 @@ class Rhythm:
 
     A pipeline in full swing repeats itself: more microbatches add blocks and nothing else. So a program of
     any length is described by a short one, and the cost of simulating it need not grow with its length.
-    `block` is empty where no such rhythm was found; then `tail` holds the whole program.
+    `block` is empty where no such rhythm was found; then `tail` holds the whole program. Where all forward
+    passes come before all backward ones, `middle` and `second` (as often as `block`) come before `tail`.
     """
 
     head: Program
     block: Program
     tail: Program
+    middle: Program = ()
+    second: Program = ()
+
+    @property
+    def parts(self) -> tuple[Program, ...]:
+        """The phases in order, each once."""
+        if not self.second:
+            return self.head, self.block, self.tail
+        return self.head, self.block, self.middle, self.second, self.tail
 
     @property
     def short(self) -> Program:
-        """Head, block and tail once each: every state the full program goes through."""
-        return tuple(h + b + t for h, b, t in zip(self.head, self.block, self.tail, strict=True))
+        """Every phase once: every state the full program goes through."""
+        return tuple(sum(ranks, ()) for ranks in zip(*self.parts, strict=True))
 
 
 def rhythm_of(schedule: Schedule, pp: int, num_microbatches: int, virtual_stages: int) -> tuple[Rhythm, int]:
@@ -45,6 +55,34 @@ def rhythm_of(schedule: Schedule, pp: int, num_microbatches: int, virtual_stages
         if rhythm is not None:
             return rhythm, (num_microbatches - short) // step
     return whole(schedule, pp, num_microbatches, virtual_stages), 0
+
+
+def two_blocks(
+    schedule: Schedule, pp: int, num_microbatches: int, virtual_stages: int
+) -> tuple[Rhythm, int] | None:
+    """Return the rhythm of a program that runs all forward passes first (GPipe), and its repeats, or None."""
+    repeats = num_microbatches - pp - 1
+    if virtual_stages > 1 or repeats < 1 or schedule.check(pp, pp + 2, virtual_stages):
+        return None
+    made = _forwards_first(schedule, pp)
+    return None if made is None else (made, repeats)
+
+
+@lru_cache(maxsize=256)
+def _forwards_first(schedule: Schedule, pp: int) -> Rhythm | None:
+    """Return the rhythm of ``F`` times m, then ``B`` times m on every rank, or None for any other order."""
+    m = pp + 2
+    program = schedule.actions(pp, m, 1)
+    for actions in program:
+        if [(a.kind, a.microbatch) for a in actions] != [(k, i) for k in "FB" for i in range(m)]:
+            return None
+
+    def cut(start: int, stop: int) -> Program:
+        return tuple(actions[start:stop] for actions in program)
+
+    return Rhythm(
+        cut(0, pp), cut(pp, pp + 1), cut(2 * m - 1, 2 * m), cut(pp + 1, m + pp), cut(m + pp, 2 * m - 1)
+    )
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from plansim.errors import SimulationError
 from plansim.schedules.base import Action, Program, Schedule
-from plansim.schedules.phases import Rhythm, rhythm_of, whole
+from plansim.schedules.phases import Rhythm, rhythm_of, two_blocks, whole
 
 KINDS = ("F", "B", "I", "W")
 
@@ -40,6 +40,8 @@ class Task(NamedTuple):
 class Order:
     """Tasks in executable order: ``head + block * n + tail``.
 
+    Where forward passes all come first it is ``head + block * n + middle + second * n + tail``.
+
     Attributes
     ----------
     uses : tuple of tuple of int
@@ -60,6 +62,8 @@ class Order:
     num_boxes: int
     num_links: int
     kinds: tuple[str, ...] = KINDS
+    middle: tuple[Task, ...] = ()
+    second: tuple[Task, ...] = ()
 
 
 def variant_of(kind: str, chunk: int, num_chunks: int, *, first: bool, last: bool) -> int:
@@ -68,7 +72,13 @@ def variant_of(kind: str, chunk: int, num_chunks: int, *, first: bool, last: boo
 
 
 def order_of(
-    schedule: Schedule, pp: int, num_microbatches: int, virtual_stages: int, *, full: bool = False
+    schedule: Schedule,
+    pp: int,
+    num_microbatches: int,
+    virtual_stages: int,
+    *,
+    full: bool = False,
+    twice: bool = False,
 ) -> tuple[Order, int]:
     """Return the executable order of a program and how often its block repeats.
 
@@ -76,6 +86,8 @@ def order_of(
     ----------
     full : bool
         Write the whole program out, with its true microbatch numbers.
+    twice : bool
+        Allow an order with two blocks, of forward and of backward passes.
 
     Raises
     ------
@@ -87,8 +99,11 @@ def order_of(
     if not full:
         rhythm, repeats = rhythm_of(schedule, pp, num_microbatches, virtual_stages)
         order = _compiled(rhythm, schedule, pp, virtual_stages)
-        if order is not None:
+        if order is not None and repeats:
             return order, repeats
+        halves = two_blocks(schedule, pp, num_microbatches, virtual_stages) if twice else None
+        if halves is not None and (order := _compiled(halves[0], schedule, pp, virtual_stages)) is not None:
+            return order, halves[1]
     rhythm = whole(schedule, pp, num_microbatches, virtual_stages)
     order = _compiled(rhythm, schedule, pp, virtual_stages)
     if order is None:
@@ -103,18 +118,19 @@ def _compiled(rhythm: Rhythm, schedule: Schedule, pp: int, virtual_stages: int) 
     """Return the tasks of a rhythm in executable order, or None when a phase cannot finish by itself."""
     num_chunks = pp * virtual_stages
     ranks = tuple(schedule.rank_of_chunk(c, pp, virtual_stages) for c in range(num_chunks))
-    one = tuple(h + t for h, t in zip(rhythm.head, rhythm.tail, strict=True))
+    once = (rhythm.head, rhythm.middle, rhythm.tail) if rhythm.second else (rhythm.head, rhythm.tail)
+    one: Program = tuple(sum(parts, ()) for parts in zip(*once, strict=True))
     in_order = keeps_order(one)
     if any(rhythm.block) and not in_order:
         return None
     writer = _Writer(rhythm.short, ranks, in_order=in_order)
     phases = []
-    for program in (rhythm.head, rhythm.block, rhythm.tail):
+    for program in rhythm.parts:
         tasks = writer.phase(program)
         if tasks is None:
             return None
         phases.append(tasks)
-    head, block, tail = phases
+    head, block, *between, tail = phases
     return Order(
         pp=pp,
         num_chunks=num_chunks,
@@ -126,6 +142,8 @@ def _compiled(rhythm: Rhythm, schedule: Schedule, pp: int, virtual_stages: int) 
         num_boxes=max(writer.num_boxes, 1),
         num_links=max(len(writer.links), 1),
         kinds=tuple(k for k in KINDS if any(a.kind == k for actions in one for a in actions)),
+        middle=between[0] if between else (),
+        second=between[1] if between else (),
     )
 
 

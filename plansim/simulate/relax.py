@@ -52,8 +52,8 @@ class Machine:
 
 def relax(
     costs: StepCosts, *, spans: bool = False, log: bool = False, extrapolate: bool = True
-) -> tuple[Machine, Order, Work]:
-    """Return the machine after every rank's last action, with the order and the work it went through.
+) -> tuple[Machine, Order, int]:
+    """Return the machine after every rank's last action, its order, and how often the order's block came.
 
     Parameters
     ----------
@@ -65,7 +65,9 @@ def relax(
         Skip whole periods once the state repeats.
     """
     schedule = find_schedule(costs.schedule)
-    order, repeats = order_of(schedule, costs.pp, costs.num_microbatches, costs.virtual_stages, full=spans)
+    counts = (costs.pp, costs.num_microbatches, costs.virtual_stages)
+    twice = extrapolate and not log  # between two blocks ranks drift apart: no block stands for the others
+    order, repeats = order_of(schedule, *counts, full=spans, twice=twice)
     work = build_work(costs, order)
     machine = Machine(
         clock=[0.0] * order.pp,
@@ -80,9 +82,14 @@ def relax(
         perform(streams, 0.0, steps, None)
     blocking = not costs.async_sends
     _go(machine, order.head, work, blocking)
-    _repeat(machine, order, work, repeats, blocking, extrapolate)
+    if order.second:
+        _drift(machine, order.block, work, repeats, blocking)
+        _go(machine, order.middle, work, blocking)
+        _drift(machine, order.second, work, repeats, blocking)
+    else:
+        _repeat(machine, order, work, repeats, blocking, extrapolate)
     _go(machine, order.tail, work, blocking)
-    return machine, order, work
+    return machine, order, repeats
 
 
 def _go(machine: Machine, tasks: Sequence[Task], work: Work, blocking: bool) -> None:
@@ -149,6 +156,59 @@ def _repeat(
             anchor = None
         elif since == power:
             anchor, counts, since, power = _state(machine, order), _losses(machine), 0, 2 * power
+
+
+def _drift(machine: Machine, block: Sequence[Task], work: Work, repeats: int, blocking: bool) -> None:
+    """Relax a block of passes in one direction as often as it repeats, skipping what only adds the same.
+
+    Nothing comes back to the ranks that send, so they drift away from slower ones behind them: rank s ends
+    pass k at a constant plus k times its pace, the longest pass or message up to it. Once two blocks have
+    added the same to every time, and no rank's pace is below that of what feeds it, every maximum stays with
+    its side.
+    """
+    before: list[float] | None = None
+    added: list[float] | None = None
+    for left in range(repeats, 0, -1):
+        times, now = _times(machine), None
+        if before is not None and times is not None:
+            now = [b - a for a, b in zip(before, times, strict=True)]
+            if added is not None and _goes_on(machine, block, added, now):
+                _move(machine, [left * a for a in now])
+                return
+        before, added = times, now
+        _go(machine, block, work, blocking)
+        machine.blocks_run += 1
+
+
+def _times(machine: Machine) -> list[float] | None:
+    """Return all times that decide the future, or None while communication is under way."""
+    for streams, t in zip(machine.streams, machine.clock, strict=True):
+        if streams.gathers or streams.stage_gathers or any(streams.state(t)):
+            return None
+    return [*machine.clock, *machine.link_free, *(t for box in machine.boxes for t in box)]
+
+
+def _goes_on(machine: Machine, block: Sequence[Task], before: list[float], now: list[float]) -> bool:
+    """Return whether two blocks added the same, and each rank's pace is at least that of what feeds it."""
+    near = SAME * max(machine.clock)
+    if any(abs(a - b) > near for a, b in zip(before, now, strict=True)):
+        return False
+    reader = {task.inbox: task.rank for task in block if task.inbox >= 0}
+    for task in block:
+        if task.outbox >= 0:
+            wire = now[len(machine.clock) + task.link]
+            if wire < now[task.rank] - near or now[reader[task.outbox]] < wire - near:
+                return False
+    return True
+
+
+def _move(machine: Machine, seconds: list[float]) -> None:
+    """Add to every time of `_times` its own number of seconds."""
+    add = iter(seconds)
+    machine.clock = [t + next(add) for t in machine.clock]
+    machine.link_free = [t + next(add) for t in machine.link_free]
+    machine.boxes = [deque(t + next(add) for t in box) for box in machine.boxes]
+    machine.periods_skipped += 1
 
 
 def _state(machine: Machine, order: Order) -> list[float]:

@@ -46,6 +46,8 @@ class Run:
     ends : list of RankEnd
     held_s : tuple of dict
         By rank and axis, what collectives inside actions lost to others on their links, seconds.
+    repeats : int
+        How often the order's block comes.
     sets : list of (float, int)
         From when on which set of transfers was under way, as `shares` numbers them (where links were shared
         and the run was logged).
@@ -55,6 +57,7 @@ class Run:
     order: Order
     ends: list[RankEnd]
     held_s: tuple[dict[str, float], ...]
+    repeats: int = 0
     contended: bool = False
     shares: Shares | None = None
     sets: tuple[tuple[float, int], ...] = ()
@@ -75,10 +78,10 @@ def run_step(
     keep two streams from slowing each other down, the relaxed time is kept.
     """
     shares = Shares(network) if network is not None else None
-    machine, order, _ = relax(costs, spans=spans, log=bool(shares), extrapolate=extrapolate)
+    machine, order, repeats = relax(costs, spans=spans, log=bool(shares), extrapolate=extrapolate)
     nothing = tuple(dict[str, float]() for _ in range(costs.pp))
     ends = [finish_rank(costs, machine, rank) for rank in range(costs.pp)]
-    relaxed = Run(machine=machine, order=order, ends=ends, held_s=nothing)
+    relaxed = Run(machine=machine, order=order, ends=ends, held_s=nothing, repeats=repeats)
     if not shares or network is None or not overloaded(machine, order, shares):
         return relaxed
     contended = share_links(costs, network, spans=spans, extrapolate=extrapolate)
@@ -112,6 +115,7 @@ def share_links(costs: StepCosts, network: Network, *, spans: bool = False, extr
         order=order,
         ends=ends,
         held_s=tuple(rank.held_s for rank in step.ranks),
+        repeats=repeats,
         contended=True,
         shares=shares,
         sets=tuple(step.sets),

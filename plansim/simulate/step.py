@@ -40,7 +40,7 @@ def simulate_step(
     """
     run = run_step(costs, network, spans=spans, extrapolate=extrapolate)
     machine, order, ends = run.machine, run.order, run.ends
-    held = most_held(costs, order)
+    held = most_held(costs, order, run.repeats)
     uses = [_use(costs, run, rank, held[rank]) for rank in range(costs.pp)]
     last = max(u.finish_s for u in uses)
     critical = min(range(costs.pp), key=lambda r: (-uses[r].finish_s, uses[r].pp_wait_s, r))
@@ -148,25 +148,37 @@ def _send_s(costs: StepCosts, order: Order, rank: int) -> float:
     return total * costs.num_microbatches
 
 
-def most_held(costs: StepCosts, order: Order) -> list[tuple[dict[int, int], float]]:
-    """Return for every rank the microbatches held per chunk, and the bytes, when it holds most bytes."""
+def most_held(costs: StepCosts, order: Order, repeats: int = 1) -> list[tuple[dict[int, int], float]]:
+    """Return for every rank the microbatches held per chunk, and the bytes, when it holds most bytes.
+
+    A block in full swing lets go of as much as it takes, so it counts once; one of forward passes alone (its
+    backward passes come in a second block) counts `repeats` times.
+    """
     counts: list[dict[int, int]] = [{} for _ in range(order.pp)]
     now, most = [0.0] * order.pp, [-1.0] * order.pp
     peaks: list[dict[int, int]] = [{} for _ in range(order.pp)]
-    for tasks in (order.head, order.block, order.tail):
+    times = repeats if order.second else 1
+    phases = (
+        (order.head, 1),
+        (order.block, times),
+        (order.middle, 1),
+        (order.second, times),
+        (order.tail, 1),
+    )
+    for tasks, n in phases:
         for task in tasks:
             rank, kind, chunk = task.rank, task.action.kind, task.action.chunk
             cost = costs.chunks[chunk]
             if kind == "F":
-                counts[rank][chunk] = counts[rank].get(chunk, 0) + 1
-                now[rank] += cost.activation_bytes
+                counts[rank][chunk] = counts[rank].get(chunk, 0) + n
+                now[rank] += n * cost.activation_bytes
             needs = now[rank] + (0.0 if kind in "FW" else cost.backward_extra_bytes)
             if needs > most[rank]:
                 most[rank], peaks[rank] = needs, dict(counts[rank])
             if kind in "BW":
-                counts[rank][chunk] -= 1
-                now[rank] -= cost.activation_bytes
-    return [(peak, max(n, 0.0)) for peak, n in zip(peaks, most, strict=True)]
+                counts[rank][chunk] -= n
+                now[rank] -= n * cost.activation_bytes
+    return [(peak, max(held, 0.0)) for peak, held in zip(peaks, most, strict=True)]
 
 
 def _has_sends(costs: StepCosts) -> bool:

@@ -12,6 +12,7 @@ from stepcosts import random_costs, step_costs
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd
 from plansim.errors import InputError, PlanError, SimulationError, UnknownNameError
 from plansim.simulate import simulate_step
+from plansim.simulate.relax import relax
 
 
 @given(
@@ -55,6 +56,20 @@ def test_zbv_has_no_bubble_but_the_first_fill(pp, extra):
     assert result.step_time_s == pytest.approx(m * 6 + pp - 1, rel=1e-12)
 
 
+@given(pp=st.integers(2, 8), extra=st.integers(0, 30), f=st.floats(0.1, 2), i=st.floats(0.1, 2))
+def test_dualpipev_bubble(pp, extra, f, i):
+    """Of equal passes one fill is left, as in ZB-V; never more than the published bubble of DualPipeV,
+    (pp - 1)(F&B + B - 3W) with B = I + W, where here forward and backward take turns: F&B = F + B
+    (DeepSeek-AI, DualPipe, table of bubbles)."""
+    m = 2 * pp + extra
+    equal = simulate_step(step_costs(pp, m, schedule="dualpipev", v=2))
+    assert equal.step_time_s == pytest.approx(m * 6 + pp - 1, rel=1e-12)
+    w = min(f, i)
+    result = simulate_step(step_costs(pp, m, schedule="dualpipev", v=2, f=f, b=i, w=w))
+    published = (pp - 1) * (f + 2 * (i + w) - 3 * w)
+    assert result.step_time_s <= m * 2 * (f + i + w) + published + 1e-9
+
+
 def test_slow_sends_bound_1f1b_by_the_zigzag():
     """Two stages, sends longer than compute: every microbatch pair crosses forth and back."""
     result = simulate_step(step_costs(2, 40, f=1.0, b=1.0, w=1.0, send=10.0))
@@ -91,6 +106,30 @@ def test_extrapolation_equals_the_full_run_and_the_breakdown_adds_up(costs):
     assert sum(t.seconds for t in traced.critical_path) == pytest.approx(traced.step_time_s, rel=1e-9)
     assert all(getattr(fast.breakdown, f.name) >= 0 for f in fields(fast.breakdown))
     assert 0 <= fast.bubble_fraction < 1
+
+
+@given(
+    passes=st.lists(st.tuples(st.floats(0.1, 2), st.floats(0.1, 2)), min_size=1, max_size=6),
+    m=st.integers(1, 60),
+    send=st.sampled_from([0.0, 0.1, 3.0]),
+    waits=st.booleans(),
+)
+def test_gpipe_skips_what_only_adds_the_same(passes, m, send, waits):
+    """Uneven stages drift apart without end, yet every pass adds a constant, forwards and then backwards."""
+    costs = step_costs(len(passes), m, schedule="gpipe", send=send, async_sends=waits)
+    chunks = tuple(
+        replace(c, forward=Parts(compute_s=f), backward_input=Parts(compute_s=b), activation_bytes=2.0)
+        for c, (f, b) in zip(costs.chunks, passes, strict=True)
+    )
+    costs = replace(costs, chunks=chunks)
+    fast, full = simulate_step(costs), simulate_step(costs, extrapolate=False)
+    assert fast.step_time_s == pytest.approx(full.step_time_s, rel=1e-12)
+    assert (
+        [r.held for r in fast.ranks] == [r.held for r in full.ranks] == [{i: m} for i in range(len(passes))]
+    )
+    if m > len(passes) + 20:
+        machine, _, repeats = relax(costs)
+        assert machine.blocks_run < 2 * repeats
 
 
 @given(costs=random_costs(max_microbatches=12), more=st.floats(0.01, 1))
