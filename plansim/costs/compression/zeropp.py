@@ -48,7 +48,7 @@ def between_nodes(group: GroupShape) -> GroupShape:
 
 
 def reaches(group: GroupShape, across: str) -> GroupShape:
-    """Return the ranks that a transfer joins: the ``group``, one ``node``'s, or one of each of its ``nodes``."""
+    """Return the ranks that a transfer joins: all, those of one node, or one of each node."""
     if across == "group":
         return group
     return within_node(group) if across == "node" else between_nodes(group)
