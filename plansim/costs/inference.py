@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 from plansim.costs.compression.model import MODEL_METHODS, dense_part
 from plansim.costs.step import Parts, StageEnd, StepCosts
 from plansim.results import StageMemory
-from plansim.workload.operators import Attention, Block, Convolution, Elementwise, Matmul, Operator, Recurrent
+from plansim.workload.operators import (
+    Attention,
+    Block,
+    Convolution,
+    Elementwise,
+    Matmul,
+    Operator,
+    Recurrent,
+    Scan,
+)
 
 if TYPE_CHECKING:
     from plansim.costs.layout import Layout
@@ -76,6 +85,11 @@ def _held(op: Operator, element_bytes: float) -> float:
             return element_bytes * op.batch * (op.in_channels * op.height * op.width + out)
         case Recurrent():
             return element_bytes * op.batch * op.seq * (op.in_features + (op.gates + 1) * op.hidden)
+        case Scan():
+            inner = op.tokens * op.heads * op.head_dim
+            return element_bytes * (3 * inner + 2 * op.tokens * op.groups * op.state) + 4.0 * (
+                inner / op.chunk * op.state
+            )
         case Elementwise():
             return op.forward_bytes / max(1, op.launches)
     return 0.0

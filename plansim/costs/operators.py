@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from plansim.costs.compression.model import narrow_dtype
 from plansim.costs.compression.model import product_s as compressed_product_s
 from plansim.costs.compute import (
+    ScanShape,
     attention_s,
     conv2d_s,
     grouped_matmul_s,
@@ -15,6 +16,7 @@ from plansim.costs.compute import (
     memory_bound_s,
     portable_fraction,
     recurrent_s,
+    scan_s,
 )
 from plansim.costs.step import Parts
 from plansim.workload.operators import (
@@ -26,6 +28,7 @@ from plansim.workload.operators import (
     Matmul,
     Operator,
     Recurrent,
+    Scan,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ LOW_PRECISION = frozenset({"fp8", "fp4", "int8"})
 """Types of weight products only; attention and the head stay in 16 bits (Micikevicius, arXiv 2209.05433)."""
 
 HEAD_PRODUCTS = frozenset({"lm_head", "router", "classifier"})
+"""Products that low-precision recipes keep in 16 bits, with all of multi-token prediction (``mtp_``)."""
 
 
 LAUNCH_SHARPNESS = 2.5
@@ -113,6 +117,8 @@ def operator_s(op: Operator, how: Arithmetic) -> OperatorTime:
             return _convolution(op, how)
         case Recurrent():
             return _recurrent(op, how)
+        case Scan():
+            return _scan(op, how)
         case Communication():
             return OperatorTime(forward_s=0.0)
 
@@ -122,11 +128,12 @@ def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
 
     Narrow types: X is quantised by the kernel that makes it (norm, activation), dY in a pass of its own.
     """
-    dtype = how.dtype if op.weight and op.name not in HEAD_PRODUCTS else how.wide
+    narrow = op.weight and op.name not in HEAD_PRODUCTS and not op.name.startswith("mtp_")
+    dtype = how.dtype if narrow else how.wide
     if op.groups > 1:
         forward, input_, weight = _grouped(op, how, dtype)
     else:
-        if how.effect is None or not op.weight or op.name in HEAD_PRODUCTS:
+        if how.effect is None or not narrow:
             forward = matmul_s(how.device, op.m, op.n, op.k, dtype=dtype, batch=op.batch, cast=False)
         else:
             forward = compressed_product_s(how.effect, how.device, op.m, op.n, op.k, dtype)
@@ -225,6 +232,24 @@ def _recurrent(op: Recurrent, how: Arithmetic) -> OperatorTime:
     return OperatorTime(
         forward_s=pass_s("forward"), input_s=pass_s("backward_input"), weight_s=pass_s("backward_weight")
     )
+
+
+def _scan(op: Scan, how: Arithmetic) -> OperatorTime:
+    """Both gradients come from one pass; clocks under sustained power slow it like other products."""
+    shape = ScanShape(
+        tokens=op.tokens,
+        heads=op.heads,
+        head_dim=op.head_dim,
+        groups=op.groups,
+        state=op.state,
+        chunk=op.chunk,
+    )
+    fraction = how.device.sustained_fraction
+    forward, backward = (
+        scan_s(how.device, shape, dtype=how.wide, direction=direction)
+        for direction in ("forward", "backward")
+    )
+    return OperatorTime(forward_s=forward / fraction, input_s=backward / fraction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,9 +94,7 @@ def tp_splits_the_layers(case: Case) -> Broken | None:
         return None
     if model.family in UNCUT_FAMILIES:
         return Broken(detail=f"tp {tp}: no tensor parallelism for family '{model.family}'", remedy="use tp 1")
-    widths = {"heads": model.heads, "ffn": model.ffn} if case.attention else {"hidden": model.hidden}
-    if model.moe:
-        widths["the experts' ffn"] = model.moe.ffn
+    widths = model.tp_widths if case.attention else {"hidden": model.hidden}
     for name, width in widths.items():
         if width % tp:
             return Broken(
@@ -217,6 +215,12 @@ def sequence_splits(case: Case) -> Broken | None:
     if seq % p.cp:
         return Broken(
             detail=f"cp {p.cp} does not divide seq_len {seq}", remedy=f"use cp {divisors_text(seq)}"
+        )
+    mamba = case.model.mamba
+    if mamba and p.cp > 1 and mamba.heads % (p.tp * p.cp):
+        return Broken(
+            detail=f"cp {p.cp} x tp {p.tp} does not divide mamba.heads {mamba.heads}; the scan uses both",
+            remedy=f"use cp x tp {divisors_text(mamba.heads)}",
         )
     if p.sequence_parallel and p.tp > 1 and seq % (p.cp * p.tp):
         return Broken(

@@ -269,15 +269,15 @@ def rule_masks(grid: Mapping[str, Ints], model: Model, job: Job) -> Iterator[tup
     if model.family in UNCUT_FAMILIES:
         yield "tp", tp > 1
     else:
-        widths = [model.heads, model.ffn] if attention else [model.hidden]
-        widths += [model.moe.ffn] if model.moe else []
+        widths = list(model.tp_widths.values()) if attention else [model.hidden]
         broken = np.zeros(len(tp), dtype=bool)
         for width in widths:
             broken |= (tp > 1) & (width % tp != 0)
         yield "tp", broken
     if attention:
         yield "kv heads", (model.kv_heads % tp != 0) & (tp % model.kv_heads != 0)
-        yield "sequence", job.seq_len % cp != 0
+        scanned = (cp > 1) & (model.mamba.heads % (tp * cp) != 0) if model.mamba else cp < 1
+        yield "sequence", (job.seq_len % cp != 0) | scanned
     else:
         yield "sequence", cp > 1
     yield "pipeline depth", _too_deep(pp, model)

@@ -172,9 +172,10 @@ def model_of(row: Row, stack: Stack) -> tuple[Model, list[str]]:
     """Return the model of a row: its printed shape, and what the built-in model of that name adds."""
     notes: list[str] = []
     known = _built_in(row.model)
-    if known is None and ("mamba" in row.family or "hybrid" in row.family):
+    mixed = "mamba" in row.family or "hybrid" in row.family
+    if mixed and (known is None or known.family != "hybrid"):
         raise Unpredictable(
-            f"the pattern of state-space layers of '{row.model}' is in no column and it is no built-in model"
+            f"the pattern of state-space layers of '{row.model}' is in no column and it is no built-in hybrid"
         )
     if not (row.layers and row.hidden):
         if known is None:
@@ -283,7 +284,7 @@ def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, l
         profile=row.device,
         job=Job(global_batch=batch, seq_len=row.seq or model.seq_len, dtype=arithmetic_class(dtype)),
         parallel=Parallel(
-            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, dp * cp, notes), zero_stage=zero,
+            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, dp * cp, notes), zero_stage=zero,
             sequence_parallel=sp,
             microbatch=mbs, schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
         ),
@@ -381,12 +382,13 @@ def _virtual(row: Row, model: Model, stack: Stack, pp: int, notes: list[str]) ->
     return vp
 
 
-def _experts(row: Row, model: Model, ranks: int, notes: list[str]) -> int:
+def _experts(row: Row, model: Model, stack: Stack, ranks: int, notes: list[str]) -> int:
     if model.moe is None:
         return 1
-    ep = row.ep or 1
+    inside = 1 if stack.name in ("jax", "jax-gpu") else row.devices_per_node or 8
+    ep = row.ep or min(inside, ranks)
     if not row.ep:
-        notes.append("expert parallelism not stated: 1 assumed")
+        notes.append(f"expert parallelism not stated: {ep} assumed")
     while ep > 1 and (ranks % ep or model.moe.experts % ep):
         ep -= 1
     if row.ep and ep != row.ep:

@@ -13,6 +13,8 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     # Llama (arXiv 2302.13971): RMSNorm, SwiGLU, rotary positions, no biases, untied embeddings.
     "llama": _LLAMA,
     "moe": _LLAMA,
+    # Nemotron-H (arXiv 2504.03624): RMSNorm, squared ReLU without a gate, no positions, no biases.
+    "hybrid": {"norm": "rmsnorm", "positions": "none"},
     # BERT (arXiv 1810.04805).
     "bert": {"bias": True, "tied_embeddings": True, "causal": False},
     # ViT (arXiv 2010.11929).
@@ -28,7 +30,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
 
     ``ffn`` is four times ``hidden`` where the MLP is not gated, ``kv_heads`` equals ``heads``, a vision
     transformer's ``seq_len`` counts its patches and the class token, a convolutional network's ``layers`` and
-    ``hidden`` follow from its stages.
+    ``hidden`` follow from its stages, a hybrid's ``layers`` from its pattern.
     """
     full = {**FAMILY_DEFAULTS.get(str(data.get("family")), {}), **data}
     family, hidden = full.get("family"), full.get("hidden")
@@ -42,8 +44,10 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     if family in ("cnn", "rnn", "mlp"):
         full.setdefault("heads", 1)
         full.setdefault("ffn", 0)
-    if family == "moe" and "moe_ffn" in full:
+    if family in ("moe", "hybrid") and "moe_ffn" in full:
         full.setdefault("ffn", full["moe_ffn"])
+    if family == "hybrid" and isinstance(full.get("pattern"), str):
+        full.setdefault("layers", len(full["pattern"]))
     if "ffn" not in full and not full.get("gated") and isinstance(hidden, int):
         full["ffn"] = 4 * hidden
     if "heads" in full:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plansim.errors import InputError, PlansimWarning, UnknownNameError
+from plansim.workload.hybrids import bamba, granite_hybrid, mamba2, nemotron_h
 
 ALTERNATING = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "gpt_oss": 2}
 """Of how many layers one sees the whole sequence, where the configuration's class says so by default."""
@@ -235,6 +236,10 @@ READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
     "kimi_k2": _deepseek,
+    "nemotron_h": nemotron_h,
+    "bamba": bamba,
+    "granitemoehybrid": granite_hybrid,
+    "mamba2": mamba2,
     "gpt2": lambda c: _plain_mlp(c, ffn=c.get("n_inner"), positions="learned"),
     "gpt_neox": _gpt_neox,
     "opt": lambda c: _plain_mlp(c, ffn=c.need("ffn_dim"), positions="learned"),

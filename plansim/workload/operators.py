@@ -134,6 +134,35 @@ class Recurrent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """The state-space scan of a Mamba-2 mixer (SSD) over one rank's heads, in chunks of `chunk` tokens."""
+
+    name: str
+    tokens: int
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    chunk: int
+    saved_bytes: float = 0.0
+    core: bool = False
+
+    @property
+    def flop(self) -> float:
+        """Forward FLOP of the recurrence itself: seven for every element of state and token.
+
+        Chunking trades them for products; what those take is in `plansim.costs.compute.scan`. Megatron counts
+        the same seven for MFU.
+        """
+        return 7.0 * self.tokens * self.heads * self.head_dim * self.state
+
+    @property
+    def parameters(self) -> int:
+        """Decay, skip and step bias of every head."""
+        return 3 * self.heads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Communication:
     """A collective inside a block; `nbytes` is the whole array S, `backward` its mirror (None: nothing).
 
@@ -156,7 +185,7 @@ class Communication:
         return 0.0
 
 
-Operator = Union[Matmul, Attention, Elementwise, Convolution, Recurrent, Communication]  # noqa: UP007
+Operator = Union[Matmul, Attention, Elementwise, Convolution, Recurrent, Scan, Communication]  # noqa: UP007
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

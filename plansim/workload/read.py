@@ -25,7 +25,7 @@ from plansim.files import (
 from plansim.workload.defaults import FAMILY_DEFAULTS, filled
 from plansim.workload.families import FAMILIES
 from plansim.workload.huggingface import is_hugging_face, model_data_of
-from plansim.workload.model import MLA, Model, MoE
+from plansim.workload.model import MLA, MTP, Mamba, Model, MoE
 from plansim.workload.module import ModuleModel, is_factory
 
 BUILT_IN = Path(__file__).parents[1] / "catalog" / "models"
@@ -36,6 +36,7 @@ Width = Annotated[int, Field(strict=True, ge=1, le=2**24)]
 Heads = Annotated[int, Field(strict=True, ge=1, le=2**16)]
 Length = Annotated[int, Field(strict=True, ge=1, le=2**27)]
 Vocabulary = Annotated[int, Field(strict=True, ge=0, le=2**27)]
+Pattern = Annotated[str, Field(min_length=1, max_length=20_000)]
 Experts = Annotated[int, Field(strict=True, ge=1, le=2**16)]
 
 
@@ -49,12 +50,31 @@ class MlaSchema(Schema):
     v_head_dim: Width
 
 
+class MambaSchema(Schema):
+    """A Mamba-2 mixer."""
+
+    heads: Heads
+    head_dim: Width
+    state: Width
+    groups: Heads = 1
+    conv: Count = 4
+    chunk: Count = 128
+
+
+class MtpSchema(Schema):
+    """Multi-token prediction."""
+
+    depth: Annotated[int, Field(strict=True, ge=1, le=64)]
+    pattern: Pattern
+    shared: bool = False
+
+
 class ModelSchema(Schema):
     """A model file. Keys after `window` belong to some families only."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     name: Name
-    family: Literal["gpt", "llama", "moe", "bert", "vit", "cnn", "rnn", "mlp"]
+    family: Literal["gpt", "llama", "moe", "hybrid", "bert", "vit", "cnn", "rnn", "mlp"]
     layers: Layers
     hidden: Width
     ffn: Annotated[int, Field(strict=True, ge=0, le=2**24)]
@@ -76,11 +96,15 @@ class ModelSchema(Schema):
     experts: Experts | None = None
     top_k: Experts | None = None
     moe_ffn: Width | None = None
+    moe_latent: WholeNumber | None = None
     shared_ffn: WholeNumber | None = None
     dense_layers: WholeNumber | None = None
     moe_every: Count | None = None
     capacity_factor: Annotated[float, Field(gt=0, le=1000)] | None = None
     mla: MlaSchema | None = None
+    pattern: Pattern | None = None
+    mamba: MambaSchema | None = None
+    mtp: MtpSchema | None = None
     image_size: Width | None = None
     patch: Width | None = None
     channels: Width | None = None
@@ -99,7 +123,21 @@ class ModelSchema(Schema):
     sources: dict[str, str] = {}  # noqa: RUF012  (pydantic copies defaults)
 
 
-MOE_KEYS = ("experts", "top_k", "moe_ffn", "shared_ffn", "dense_layers", "moe_every", "capacity_factor")
+MOE_KEYS: dict[str, str] = {
+    "experts": "experts",
+    "top_k": "top_k",
+    "moe_ffn": "ffn",
+    "moe_latent": "latent",
+    "shared_ffn": "shared_ffn",
+    "dense_layers": "dense_layers",
+    "moe_every": "every",
+    "capacity_factor": "capacity_factor",
+}
+"""Key of a model file -> field of `MoE`."""
+
+PARTS: dict[str, type[MLA | Mamba | MTP]] = {"mla": MLA, "mamba": Mamba, "mtp": MTP}
+"""Keys of a model file that hold a record of their own."""
+
 OPTION_KEYS = (
     "image_size",
     "patch",
@@ -172,11 +210,13 @@ def model_from_data(data: Any, source: str = "model", overrides: Mapping[str, st
     """Return the model in plain data; what a family leaves out is filled in from its defaults."""
     file = check(data, ModelSchema, source=source, overrides=overrides, prepare=filled)
     _refuse_foreign_keys(file, source)
-    mla = MLA(**file.mla.model_dump()) if file.mla else None
-    given = file.model_dump(include=set(Model.__slots__) - {"moe", "mla", "options"})
+    parts: dict[str, Any] = {
+        key: made(**given.model_dump()) for key, made in PARTS.items() if (given := getattr(file, key))
+    }
+    plain = file.model_dump(include=set(Model.__slots__) - {"moe", "options", *PARTS})
     options = {k: v for k, v in file.model_dump(include=set(OPTION_KEYS)).items() if v is not None}
     try:
-        return Model(**given, moe=_moe(file, source), mla=mla, options=options)
+        return Model(**plain, **parts, moe=_moe(file, source), options=options)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
@@ -193,6 +233,7 @@ def _moe(file: ModelSchema, source: str) -> MoE | None:
         experts=file.experts,
         top_k=top_k,
         ffn=file.moe_ffn or file.ffn,
+        latent=file.moe_latent or 0,
         shared_ffn=file.shared_ffn or 0,
         dense_layers=file.dense_layers or 0,
         every=file.moe_every or 1,
@@ -202,10 +243,8 @@ def _moe(file: ModelSchema, source: str) -> MoE | None:
 
 def _refuse_foreign_keys(file: ModelSchema, source: str) -> None:
     """Refuse keys that would be read but change nothing in this family."""
-    own = set(FAMILIES[file.family].keys) | (
-        {"capacity_factor"} if "experts" in FAMILIES[file.family].keys else set()
-    )
-    given = [k for k in (*MOE_KEYS, *OPTION_KEYS, "mla") if getattr(file, k) is not None]
+    own = _own_keys(file.family)
+    given = [k for k in (*MOE_KEYS, *OPTION_KEYS, *PARTS, "pattern") if getattr(file, k) is not None]
     for key in given:
         if key not in own:
             near = nearest(key, own)
@@ -216,16 +255,22 @@ def _refuse_foreign_keys(file: ModelSchema, source: str) -> None:
             )
 
 
+def _own_keys(family: str) -> set[str]:
+    keys = set(FAMILIES[family].keys)
+    return keys | {"capacity_factor"} if "experts" in keys else keys
+
+
 def model_data(model: Model) -> dict[str, Any]:
     """Return a model as plain data with the keys of a model file; `model_from_data` reads it back equal."""
-    plain = {n: getattr(model, n) for n in Model.__slots__ if n not in ("moe", "mla", "options")}
+    plain = {n: getattr(model, n) for n in Model.__slots__ if n not in ("moe", "options", *PARTS)}
     data: dict[str, Any] = {"schema": MODEL_SCHEMA, **plain}
     if model.moe:
-        m = model.moe
-        values = (m.experts, m.top_k, m.ffn, m.shared_ffn, m.dense_layers, m.every, m.capacity_factor)
-        data |= {k: v for k, v in zip(MOE_KEYS, values, strict=True) if v is not None}
-    if model.mla:
-        data["mla"] = {n: getattr(model.mla, n) for n in MLA.__slots__}
+        own = _own_keys(model.family)
+        values = {key: getattr(model.moe, name) for key, name in MOE_KEYS.items() if key in own}
+        data |= {key: value for key, value in values.items() if value is not None}
+    for key in PARTS:
+        if part := getattr(model, key):
+            data[key] = {n: getattr(part, n) for n in type(part).__slots__}
     return data | dict(model.options)
 
 

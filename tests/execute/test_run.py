@@ -16,7 +16,8 @@ from plansim.execute.models.base import DataShape
 from plansim.execute.reference import compare_losses
 from plansim.plan.model import Compression, Method
 from plansim.workload.families import FAMILIES
-from plansim.workload.model import MLA
+from plansim.workload.model import MLA, PREDICTED_ONLY
+from plansim.workload.read import load_model
 from plansim.workload.totals import parameter_count
 
 QUICK = RunOptions(shielded=False, timeout_s=60)
@@ -125,7 +126,16 @@ def test_other_edges_are_refused():
 
 
 def test_every_family_has_a_builder():
-    assert set(BUILDERS) == set(FAMILIES)
+    assert set(BUILDERS) == set(FAMILIES) - set(PREDICTED_ONLY)
+
+
+def test_a_family_without_a_builder_is_refused_in_words():
+    hybrid = load_model("nemotron-h-8b")
+
+    with pytest.raises(PlanError, match="family 'hybrid' can be planned and predicted but not run"):
+        check_plan_runs(plan(hybrid), hybrid)
+    with pytest.raises(PlanError, match="latent width can be simulated but not run"):
+        check_plan_runs(plan(MOE), replace(MOE, moe=replace(MOE.moe, latent=8)))
 
 
 @pytest.mark.parametrize("model", [GPT, LLAMA, MOE, BERT, RESNET, VGG, LSTM, GRU, MLP], ids=lambda m: m.name)

@@ -40,6 +40,10 @@ L70 = {
     "model": "llama3-70b", "layers": 80, "hidden": 8192, "ffn": 28672, "heads": 64, "kv_heads": 8,
     "n_devices": 64, "tp": 4, "pp": 4, "vp": 5, "cp": 2, "gbs": 128, "mbs": 1, "schedule": "1f1b-interleaved",
 }  # fmt: skip
+HYBRID = H100 | {
+    "family": "hybrid-mamba", "model": "nemotron-h-56b", "tp": 8, "pp": 1, "mbs": 1, "sp": 1, "dtype": "fp8",
+    "source": "NVIDIA dgxc-benchmarking v25.05.05 nemotronh/README.md",
+}  # fmt: skip
 
 RUNS = {
     "22B full recomputation": A100 | G22 | {"recompute": "full", "sp": 0, "step_time_derived": 1.42},
@@ -47,6 +51,8 @@ RUNS = {
     "175B full recomputation": A100 | G175 | {"recompute": "full", "sp": 0, "step_time_derived": 18.13},
     "175B selective": A100 | G175 | {"recompute": "selective", "sp": 1, "step_time_derived": 13.75},
     "Llama 3 70B on 64 H100": H100 | L70 | {"sp": 1, "step_time_derived": 14.72},
+    "Nemotron-H 56B on 64 H100": HYBRID | {"n_devices": 64, "gbs": 192, "step_time_derived": 15.058},
+    "Nemotron-H 56B on 1024 H100": HYBRID | {"n_devices": 1024, "gbs": 3072, "step_time_derived": 15.678},
 }
 
 

@@ -51,7 +51,7 @@ def test_a_published_step_is_predicted(tmp_path):
         ({"gbs": 0}, "gbs"),
         ({"layers": 0}, "layers"),
         ({"n_devices": ""}, "n_devices"),
-        ({"family": "hybrid-mamba"}, "not modelled"),
+        ({"family": "hybrid-mamba"}, "the pattern of state-space layers"),
         ({"device": "t4-16g + v100-16g (heterogeneous)"}, "mixed cluster"),
         ({"dtype": "posit16"}, "unknown data type"),
         ({"pp": 64, "tp": 1, "n_devices": 64}, "layers do not fill"),

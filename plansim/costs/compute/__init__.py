@@ -9,9 +9,11 @@ from plansim.costs.compute.dtypes import ARITHMETIC, arithmetic_class, peak_flop
 from plansim.costs.compute.layers import conv2d_s, recurrent_s
 from plansim.costs.compute.matmul import grouped_matmul_s, matmul_s
 from plansim.costs.compute.memory import memory_bound_s
+from plansim.costs.compute.scan import ScanShape, scan_s
 
 __all__ = [
     "ARITHMETIC",
+    "ScanShape",
     "arithmetic_class",
     "attention_s",
     "conv2d_s",
@@ -21,5 +23,6 @@ __all__ = [
     "peak_flop_per_s",
     "portable_fraction",
     "recurrent_s",
+    "scan_s",
     "unfused_attention_s",
 ]

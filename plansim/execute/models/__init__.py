@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from plansim.errors import UnknownNameError
+from plansim.errors import PlanError, UnknownNameError
 from plansim.execute.model_compression.apply import compressed_blueprint
 from plansim.execute.models.base import Blueprint, Chunk
 from plansim.execute.models.cnn import cnn
@@ -15,7 +15,7 @@ from plansim.execute.models.module import module
 from plansim.execute.models.rnn import rnn
 from plansim.plan.model import Plan
 from plansim.plan.reshape import reshaped
-from plansim.workload.model import Model
+from plansim.workload.model import PREDICTED_ONLY, Model
 
 BUILDERS: dict[str, Callable[[Model, Plan], Blueprint]] = {
     "gpt": decoder,
@@ -36,8 +36,13 @@ def blueprint(model: Model, plan: Plan) -> Blueprint:
     Raises
     ------
     PlanError
-        When the plan asks for a cut that the family cannot run.
+        When the plan asks for a cut that the family cannot run, or nothing here builds the family.
     """
+    if model.family in PREDICTED_ONLY:
+        raise PlanError(
+            f"model {model.name}: family '{model.family}' can be planned and predicted but not run: "
+            f"plansim builds {', '.join(BUILDERS)}"
+        )
     try:
         build = BUILDERS[model.family]
     except KeyError:

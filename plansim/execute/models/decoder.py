@@ -48,6 +48,8 @@ def check_runnable(model: Model, plan: Plan) -> None:
     """Raise `PlanError` for transformer features that are simulated only, and shapes that cannot be cut."""
     if model.mla:
         raise PlanError(f"model {model.name}: multi-head latent attention can be simulated but not run")
+    if model.moe and model.moe.latent:
+        raise PlanError(f"model {model.name}: experts in a latent width can be simulated but not run")
     if model.positions == "alibi":
         raise PlanError(
             f"model {model.name}: alibi positions can be simulated but not run; use rotary or learned"

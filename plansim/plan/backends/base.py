@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from plansim.plan.model import Plan
 from plansim.schedules.find import ALIASES
-from plansim.workload.model import ATTENTION_FAMILIES, Model
+from plansim.workload.model import ATTENTION_FAMILIES, PREDICTED_ONLY, Model
 from plansim.workload.totals import pipeline_layers
 
 if TYPE_CHECKING:
@@ -195,9 +195,10 @@ class Backend:
     def _family_reasons(self, model: Model) -> list[str]:
         if model.family in self.families:
             return []
+        elsewhere = "no runtime builds it" if model.family in PREDICTED_ONLY else "plansim builds all"
         return [
             f"model family {model.family} is not available; "
-            f"{self.name} builds {', '.join(self.families)}, plansim builds all"
+            f"{self.name} builds {', '.join(self.families)}, {elsewhere}"
         ]
 
     def _choice_reasons(self, plan: Plan) -> list[str]:

@@ -5,6 +5,7 @@ from plansim.workload.families.base import Family
 from plansim.workload.families.cnn import CNN
 from plansim.workload.families.decoder import GPT, LLAMA, MOE
 from plansim.workload.families.encoder import BERT, VIT
+from plansim.workload.families.hybrid import HYBRID
 from plansim.workload.families.mlp import MLP
 from plansim.workload.families.module import MODULE
 from plansim.workload.families.rnn import RNN
@@ -13,6 +14,7 @@ FAMILIES: dict[str, Family] = {
     "gpt": GPT,
     "llama": LLAMA,
     "moe": MOE,
+    "hybrid": HYBRID,
     "bert": BERT,
     "vit": VIT,
     "cnn": CNN,

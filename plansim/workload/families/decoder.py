@@ -19,6 +19,7 @@ class Decoder:
         "experts",
         "top_k",
         "moe_ffn",
+        "moe_latent",
         "shared_ffn",
         "dense_layers",
         "moe_every",
@@ -38,7 +39,11 @@ class Decoder:
         layers = tuple(made[each] for each in order)
         if not model.vocab:
             return layers  # a stack of layers alone
-        return (block("embedding", pieces.embedding(model, shard), boundary), *layers, _head(model, shard))
+        return (
+            block("embedding", pieces.embedding(model, shard), boundary),
+            *layers,
+            head_block(model, shard),
+        )
 
     def _layer(self, model: Model, shard: Shard, kind: str, boundary: float) -> Block:
         second = (
@@ -73,7 +78,8 @@ def layer_windows(model: Model) -> tuple[int | None, ...]:
     return tuple(None if every and i % every == every - 1 else model.window for i in range(model.layers))
 
 
-def _head(model: Model, shard: Shard) -> Block:
+def head_block(model: Model, shard: Shard) -> Block:
+    """Return the head; with tied embeddings its weights are counted with the embedding."""
     head = block("head", pieces.head(model, shard), 0.0)
     if not model.tied_embeddings:
         return head

@@ -7,6 +7,8 @@ Activation bytes follow Korthikanti et al., "Reducing Activation Recomputation i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from plansim.workload.model import MLA, Model, MoE
 from plansim.workload.operators import Attention, Communication, Elementwise, Matmul, Operator, Shard
 
@@ -275,10 +277,14 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     """Return router, dispatch, grouped products, combine and shared experts of a mixture-of-experts layer.
 
     Every rank sends each of its tokens to `top_k` experts; balanced routing is assumed: it computes as many
-    rows as it sends. With a capacity factor the rows are those the experts accept.
+    rows as it sends. With a capacity factor the rows are those the experts accept. With a latent width tokens
+    are projected to it before they leave and back when their experts' outputs are summed (LatentMoE); every
+    rank of tp holds those two projections whole, for its share of the sequence.
     """
-    e, h = shard.element_bytes, model.hidden
+    e, h = shard.element_bytes, moe.latent or model.hidden
+    inside = replace(model, hidden=h) if moe.latent else model
     local = sharded_tokens(shard)
+    down, up = _latent(model, moe, shard) if moe.latent else ((), ())
     factor = moe.top_k * (moe.capacity_factor or 1.0)
     sent = e * local * factor * h
     rows = max(1, round(shard.tokens * factor))
@@ -301,13 +307,18 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     return (
         norm(model, shard, "norm_2"),
         Matmul(
-            name="router", m=max(1, round(local)), n=moe.experts, k=h, saved_bytes=FP32 * local * moe.experts
+            name="router",
+            m=max(1, round(local)),
+            n=moe.experts,
+            k=model.hidden,
+            saved_bytes=FP32 * local * moe.experts,
         ),
+        *down,
         Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=16),
         *dispatch,
-        *enter_tp(model, shard, "experts_in"),
+        *enter_tp(inside, shard, "experts_in"),
         *_feed_forward(
-            model,
+            inside,
             shard,
             rows,
             moe.ffn // shard.tp,
@@ -315,14 +326,23 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
             groups=max(1, moe.experts // shard.ep),
             prefix="expert",
         ),
-        *leave_tp(model, shard, "experts_leave"),
+        *leave_tp(inside, shard, "experts_leave"),
         *combine,
         Elementwise(
             name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=10, saved_bytes=sent
         ),
+        *up,
         *shared,
         residual(model, shard, "residual_2"),
     )
+
+
+def _latent(model: Model, moe: MoE, shard: Shard) -> tuple[tuple[Operator, ...], tuple[Operator, ...]]:
+    """Return the projections to the width the routed experts work in, and back."""
+    rows, kept = max(1, round(sharded_tokens(shard))), shard.operand_bytes * sharded_tokens(shard)
+    down = Matmul(name="latent_down", m=rows, n=moe.latent, k=model.hidden, saved_bytes=kept * model.hidden)
+    up = Matmul(name="latent_up", m=rows, n=model.hidden, k=moe.latent, saved_bytes=kept * moe.latent)
+    return (down,), (up,)
 
 
 def embedding(model: Model, shard: Shard) -> tuple[Operator, ...]:
