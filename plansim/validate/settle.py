@@ -105,7 +105,9 @@ def _candidates(case: Case) -> Iterator[Plan]:
     """Yield layouts from the least divided to the most; each with the least recomputation that may fit."""
     row, base = case.row, case.plan.parallel
     sharded = case.stack.name in SHARDED_STACKS
-    tps, cps = (DEGREES if stated is None else (stated,) for stated in (row.tp, row.cp))
+    inside = DEGREES if sharded else [d for d in DEGREES if d <= (row.devices_per_node or 8)]
+    tps = inside if row.tp is None else (row.tp,)
+    cps = DEGREES if row.cp is None else (row.cp,)
     pps = (row.pp,) if row.pp is not None else (1,) if sharded else DEGREES
     splits = sorted(itertools.product(tps, pps, cps), key=lambda s: (s[0] * s[1] * s[2], s[2], s[1]))
     n, batch = row.n_devices or 1, case.plan.job.global_batch
