@@ -63,7 +63,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 """Choices taken from a list, in the words of the plan file, with what the search tries."""
 
 USUAL: dict[str, tuple[Any, ...]] = {
-    "schedule": tuple(name for name in SCHEDULES if name != "gpipe"),
+    "schedule": tuple(name for name in SCHEDULES if name not in ("gpipe", "zb-h2")),
     "attention": ("flash",),
     "aggregation": ("all_reduce",),
     "overlap.gradients": (True,),
@@ -74,7 +74,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
 """What is searched by default of the choices that have a value which seldom or never wins."""
 
 LEFT_OUT = (
-    "gpipe (1f1b takes as long and holds less), parameter servers, sharding within nodes below ZeRO-3, "
+    "gpipe (1f1b takes as long and holds less), zb-h2 (zb-h1 or zbv hold half as much), "
+    "parameter servers, sharding within nodes below ZeRO-3, "
     "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
     "divide a rank's layers, and context parallelism below 1,024 tokens a rank; offload, recomputation and "
     "ZeRO-2 where the same plan fits well without (10 % of memory to spare); unfused attention, overlap "

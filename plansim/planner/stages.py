@@ -64,7 +64,7 @@ class Stages:
         """Return microbatches in flight by chunk at one moment: (n, representatives, v).
 
         The moment before its first backward, from the order of actions: GPipe holds all microbatches, 1F1B
-        ``pp - rank``, ZB-H1 ``pp``, the interleaved order its warm-up and one more, the V-shaped orders
+        ``pp - rank``, ZB-H1 ``pp``, ZB-H2 ``2 (pp - rank) - 1``, the interleaved order its warm-up and one more, the V-shaped orders
         ``2 pp - 1 - rank`` on the way down and ``rank + 1`` on the way up. No peak is lower than that.
         """
         m = np.asarray(num_microbatches, dtype=np.float64)[:, None]
@@ -83,6 +83,7 @@ class Stages:
             started = np.clip(left[:, :, None] - chunk * per_round[:, :, None], 0.0, per_round[:, :, None])
             return np.asarray(full[:, :, None] * per_round[:, :, None] + started)
         held = {"gpipe": m * one, "1f1b": np.minimum(m, pp - rank), "zb-h1": np.minimum(m, float(pp)) * one}
+        held["zb-h2"] = np.minimum(m, 2.0 * (pp - rank) - 1.0)
         return np.asarray((one if pp == 1 else held.get(self.schedule, one))[:, :, None] / v + np.zeros(v))
 
 

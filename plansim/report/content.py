@@ -11,6 +11,7 @@ from plansim.report.axes import axis_charts
 from plansim.report.charts.crossover import crossover_chart
 from plansim.report.charts.gantt import gantt_chart
 from plansim.report.charts.memory import memory_chart
+from plansim.report.charts.memory_timeline import memory_timeline_chart
 from plansim.report.charts.pairs import pairs_chart
 from plansim.report.charts.pareto import pareto_chart
 from plansim.report.charts.scaling import scaling_charts
@@ -20,7 +21,7 @@ from plansim.report.choose import Choice, choose, front, usd_of, wall_of
 from plansim.report.conditions import conditions, under, varying
 from plansim.report.option import Option
 from plansim.report.read import Results
-from plansim.report.sensitivity import Effect, compression_of, effects, rebuilt, spans_of
+from plansim.report.sensitivity import Effect, compression_of, effects, rebuilt, step_of
 
 MOST_ROWS = 250
 """Options listed: the front, then the cheapest. All of them stay in the results file."""
@@ -169,8 +170,8 @@ def _step_figures(content: Content, best: Option) -> None:
     )
     try:
         case = rebuilt(best)
-        spans, step_s = spans_of(case)
-        gantt, note = gantt_chart(spans, step_s)
+        step = step_of(case)
+        gantt, note = gantt_chart(step.spans, step.step_time_s)
         content.effects = effects(case, best)
         crossover = crossover_chart(compression_of(case))
     except PlansimError as error:
@@ -182,6 +183,12 @@ def _step_figures(content: Content, best: Option) -> None:
     if gantt:
         text = f"What every stage does, from the simulated step. {note}".strip()
         content.figures.append(Figure(anchor="gantt", title="One step of the pipeline", svg=gantt, text=text))
+    held = memory_timeline_chart(step.memory, step.stage, best.memory_limit_bytes, step.step_time_s)
+    if held:
+        text = f"What one device of stage {step.stage}, the fullest, allocates and releases over the step."
+        content.figures.append(
+            Figure(anchor="memory-timeline", title="Memory over the step", svg=held, text=text)
+        )
     what = "cost" if best.run and best.run.usd else "time"
     content.figures.append(
         Figure(

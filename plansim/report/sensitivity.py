@@ -9,6 +9,7 @@ from plansim.capacity.reality import Reality, reality_of
 from plansim.capacity.scenario import Scenario, case_of
 from plansim.costs.build import step_costs
 from plansim.costs.layout import Layout
+from plansim.costs.memory import stage_memory
 from plansim.errors import PlansimError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan
@@ -18,8 +19,10 @@ from plansim.planner.sensitivity import Change, judged, risks
 from plansim.report.option import Option
 from plansim.report.words import dollars, duration
 from plansim.results import Span
+from plansim.simulate.memory import Timeline, memory_timelines
 from plansim.simulate.predict import predict
 from plansim.simulate.step import simulate_step
+from plansim.simulate.uses import network_of
 from plansim.workload.model import Model
 
 Case = tuple[Model, Profile, Plan]
@@ -57,10 +60,24 @@ def rebuilt(option: Option) -> Case:
     return model, profile, option.plan
 
 
-def spans_of(case: Case) -> tuple[Sequence[Span], float]:
-    """Return everything that runs in one predicted step, and its length in seconds."""
-    result = simulate_step(step_costs(Layout.of(*case)), spans=True)
-    return result.spans, result.step_time_s
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One predicted step: everything that runs, and the memory of the stage that holds most."""
+
+    spans: Sequence[Span]
+    step_time_s: float
+    stage: int
+    memory: Timeline
+
+
+def step_of(case: Case) -> Step:
+    """Return one predicted step of a case, written out."""
+    layout = Layout.of(*case)
+    costs = step_costs(layout)
+    result = simulate_step(costs, network_of(layout, costs), spans=True)
+    stage = max(range(costs.pp), key=lambda s: stage_memory(layout, s).total_bytes)
+    held = memory_timelines(layout, costs, result.spans)
+    return Step(spans=result.spans, step_time_s=result.step_time_s, stage=stage, memory=held[stage])
 
 
 def compression_of(case: Case) -> Grid | None:

@@ -7,13 +7,14 @@ from plansim.schedules.in_flight import peak_in_flight
 from plansim.schedules.interleaved import INTERLEAVED
 from plansim.schedules.one_forward_one_backward import GPIPE, ONE_F_ONE_B
 from plansim.schedules.table import TableSchedule, read_table
-from plansim.schedules.zero_bubble import ZB_H1, ZB_V
+from plansim.schedules.zero_bubble import ZB_H1, ZB_H2, ZB_V
 
 SCHEDULES: dict[str, Schedule] = {
     "gpipe": GPIPE,
     "1f1b": ONE_F_ONE_B,
     "interleaved": INTERLEAVED,
     "zb-h1": ZB_H1,
+    "zb-h2": ZB_H2,
     "zbv": ZB_V,
     "dualpipev": DUALPIPE_V,
 }

@@ -14,6 +14,7 @@ ALIASES = {
     "interleaved1f1b": "interleaved",
     "1f1b-i": "interleaved",
     "zbh1": "zb-h1",
+    "zbh2": "zb-h2",
     "zb-v": "zbv",
     "dualpipe-v": "dualpipev",
     "dualpipe": "dualpipev",

@@ -28,6 +28,28 @@ def zb_h1_order(rank: int, pp: int, num_microbatches: int, virtual_stages: int) 
     return actions + [Action("W", m, rank) for m in range(first_left, num_microbatches)]
 
 
+def zb_h2_order(rank: int, pp: int, num_microbatches: int, virtual_stages: int) -> list[Action]:
+    """Return the order that fills every rank from its first forward to its last weight gradient.
+
+    ``2 (pp - rank) - 1`` forward passes before the first backward, weight gradients ``2 rank`` microbatches
+    late: about twice the activations of 1F1B on every rank. With equal passes no rank waits; what is left of
+    a synchronous step is the first fill.
+
+    References
+    ----------
+    Qi et al., "Zero Bubble Pipeline Parallelism", ICLR 2024, section 2.3 (ZB-H2).
+    """
+    warmup, late = min(2 * (pp - rank) - 1, num_microbatches), 2 * rank
+    actions = [Action("F", m, rank) for m in range(warmup)]
+    for m in range(num_microbatches):
+        actions.append(Action("I", m, rank))
+        if m >= late:
+            actions.append(Action("W", m - late, rank))
+        if m + warmup < num_microbatches:
+            actions.append(Action("F", m + warmup, rank))
+    return actions + [Action("W", m, rank) for m in range(max(0, num_microbatches - late), num_microbatches)]
+
+
 def two_chunks(pp: int, num_microbatches: int, virtual_stages: int) -> str | None:
     """Return the reason against anything but two chunks a rank, or None."""
     return None if virtual_stages == 2 else f"it holds two chunks a rank, got virtual_stages {virtual_stages}"
@@ -94,4 +116,5 @@ def zbv_order(rank: int, pp: int, num_microbatches: int, virtual_stages: int) ->
 
 
 ZB_H1 = RuleSchedule("zb-h1", zb_h1_order, one_chunk_only, splits_backward=True)
+ZB_H2 = RuleSchedule("zb-h2", zb_h2_order, one_chunk_only, splits_backward=True)
 ZB_V = RuleSchedule("zbv", zbv_order, two_chunks, splits_backward=True, v_shaped=True)

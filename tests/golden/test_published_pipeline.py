@@ -32,7 +32,7 @@ CHUNKS = {"1.5b": 3, "6.2b": 4, "14.6b": 3, "28.3b": 2}
 """Chunks a rank when interleaved: one layer each (24, 32, 48 and 64 layers)."""
 
 
-def step_ms(model, m, schedule, *, async_sends=True):
+def step(model, m, schedule, *, async_sends=True, spans=False):
     f, b, w, send = PROFILED_MS[model, m]
     pp = STAGES[model]
     v = CHUNKS[model] if schedule == "interleaved" else 1
@@ -52,7 +52,11 @@ def step_ms(model, m, schedule, *, async_sends=True):
         virtual_stages=v,
         async_sends=async_sends,
     )
-    return simulate_step(costs).step_time_s
+    return simulate_step(costs, spans=spans)
+
+
+def step_ms(model, m, schedule, *, async_sends=True):
+    return step(model, m, schedule, async_sends=async_sends).step_time_s
 
 
 def bubble_rate(model, m, schedule):
@@ -94,6 +98,28 @@ def test_bubble_rates_to_the_printed_digit(model, m, schedule, printed):
 )
 def test_bubble_rates_of_interleaved_1f1b_within_half_a_point(model, m, printed):
     assert bubble_rate(model, m, "interleaved") == pytest.approx(printed, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("model", "m", "printed"),
+    [
+        ("1.5b", 32, 0.0837),
+        ("6.2b", 24, 0.0698),
+        ("6.2b", 64, 0.0294),
+        ("14.6b", 64, 0.0516),
+        ("14.6b", 128, 0.0266),
+        ("28.3b", 96, 0.0641),
+    ],
+)
+def test_bubble_rates_of_zb_h2_to_the_printed_digit(model, m, printed):
+    """Its cost is the longest time of any rank from its own first pass to its own last."""
+    spans = step(model, m, "zb-h2", spans=True).spans
+    times = {}
+    for span in (s for s in spans if s.stream == "compute"):
+        first, last = times.get(span.rank, (span.start_s, span.end_s))
+        times[span.rank] = min(first, span.start_s), max(last, span.end_s)
+    cost = max(last - first for first, last in times.values())
+    assert 1 - m * sum(PROFILED_MS[model, m][:3]) / cost == pytest.approx(printed, abs=1e-4)
 
 
 MEASURED = [

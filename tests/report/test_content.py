@@ -39,8 +39,8 @@ def test_every_chart_is_there(content):
     anchors = [f.anchor for f in content.figures]
 
     assert anchors == [
-        "pareto", "scaling", "efficiency", "axis-0", "waterfall", "memory", "gantt", "sensitivity",
-        "crossover",
+        "pareto", "scaling", "efficiency", "axis-0", "waterfall", "memory", "gantt",
+        "memory-timeline", "sensitivity", "crossover",
     ]  # fmt: skip
     assert all(f.svg.startswith("<svg") and f.svg.count("<svg") == 1 for f in content.figures)
 

@@ -27,7 +27,15 @@ def test_head_block_and_tail_make_up_the_program(name, pp, rounds, extra, v):
 
 @pytest.mark.parametrize(
     ("name", "v"),
-    [("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("zb-h1", 1), ("zbv", 2), ("dualpipev", 2)],
+    [
+        ("1f1b", 1),
+        ("interleaved", 2),
+        ("interleaved", 4),
+        ("zb-h1", 1),
+        ("zb-h2", 1),
+        ("zbv", 2),
+        ("dualpipev", 2),
+    ],
 )
 def test_long_programs_have_a_rhythm(name, v):
     rhythm, repeats = rhythm_of(SCHEDULES[name], 8, 512, v)

@@ -48,6 +48,17 @@ def test_zb_h1_rate(pp, extra, t):
     assert result.step_time_s == pytest.approx(m * 3 * t + (pp - 1) * t, rel=1e-12)
 
 
+@given(pp=st.integers(1, 8), extra=st.integers(0, 30))
+def test_zb_h2_fills_every_rank(pp, extra):
+    """With t_f = t_b = t_w no rank waits between its first and its last pass: Qi et al. 2024, section 2.3."""
+    m = 2 * pp + extra
+    result = simulate_step(step_costs(pp, m, schedule="zb-h2", chunk={"activation_bytes": 1.0}), spans=True)
+    for rank in range(pp):
+        mine = [s for s in result.spans if s.rank == rank]
+        assert max(s.end_s for s in mine) - min(s.start_s for s in mine) == pytest.approx(3 * m)
+    assert [sum(u.held.values()) for u in result.ranks] == [2 * pp - 1] * pp
+
+
 @given(pp=st.integers(2, 8), extra=st.integers(0, 30))
 def test_zbv_has_no_bubble_but_the_first_fill(pp, extra):
     """With t_f = t_b = t_w only the last rank's wait for the first message is left."""

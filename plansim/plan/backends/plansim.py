@@ -30,7 +30,7 @@ PLANSIM = Backend(
     version="torch 2.13",
     families=("gpt", "llama", "moe", "bert", "vit", "cnn", "rnn", "mlp", "module"),
     allows={
-        "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zbv", "dualpipev"),
+        "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv", "dualpipev"),
         "zero_stage": (0, 1, 2, 3),
         "recompute": ("none", "selective", "full"),
         "dtype": ("bf16", "fp16", "fp32"),
@@ -73,7 +73,7 @@ PLANSIM = Backend(
         ),
         Pair(
             features=("zero 3", "pp"),
-            schedules=("zb-h1", "zbv", "dualpipev"),
+            schedules=("zb-h1", "zb-h2", "zbv", "dualpipev"),
             reason="resharding between the split backward passes gives slightly wrong gradients",
             remedy="use zero_stage 2 (parameters stay gathered) or another schedule",
         ),

@@ -20,7 +20,7 @@ TORCHTITAN = Backend(
     version="0.3.0",
     families=("llama", "moe"),
     allows={
-        "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zbv", "dualpipev"),
+        "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv", "dualpipev"),
         "zero_stage": (0, 2, 3),
         "recompute": ("none", "selective", "full"),
         "attention": ("flash",),
@@ -40,6 +40,7 @@ TORCHTITAN = Backend(
         "1f1b": "1F1B",
         "interleaved": "Interleaved1F1B",
         "zb-h1": "PipelineScheduleMulti",
+        "zb-h2": "PipelineScheduleMulti",
         "zbv": "ZBVZeroBubble",
         "dualpipev": "DualPipeV",
     },
@@ -70,7 +71,7 @@ TORCHTITAN = Backend(
         ),
         Pair(
             features=("zero 3", "pp"),
-            schedules=("zb-h1", "zbv", "dualpipev"),
+            schedules=("zb-h1", "zb-h2", "zbv", "dualpipev"),
             reason="resharding between the split backward passes gives slightly wrong gradients",
             remedy="use zero_stage 2 (parameters stay gathered) or another schedule",
         ),

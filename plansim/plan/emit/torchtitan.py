@@ -27,7 +27,7 @@ from plansim.workload.module import ModuleModel
 
 VERSION = "torchtitan 0.3.0"
 RECOMPUTE = {"none": "None", "selective": "SelectiveAC.Config()", "full": "FullAC.Config()"}
-BY_TABLE = ("zb-h1",)
+BY_TABLE = ("zb-h1", "zb-h2")
 """Schedules torch has no class for: they travel as a table of actions."""
 
 
