@@ -41,7 +41,8 @@ class Layout:
     Attributes
     ----------
     model : Model
-        What is computed: where the plan compresses the model to a smaller network, that one.
+        What is computed: where the plan compresses the model to a smaller network, that one; in inference
+        without the layers that predict further tokens.
     original : Model or None
         The model before, where it is another.
     """
@@ -56,9 +57,10 @@ class Layout:
     def of(cls, model: Model, profile: Profile, plan: Plan, stack: Stack | None = None) -> Layout:
         """Return the layout of a plan; the stack defaults to the one the plan implies."""
         smaller = reshaped(model, plan.compression.model)
+        run = replace(smaller, mtp=None) if plan.job.phase == "infer" and smaller.mtp else smaller
         return cls(
             original=model if smaller is not model else None,
-            model=smaller,
+            model=run,
             profile=profile,
             plan=plan,
             stack=stack or default_stack(profile, plan),

@@ -234,9 +234,9 @@ def _recurrent(op: Recurrent, how: Arithmetic) -> OperatorTime:
     )
 
 
-def _scan(op: Scan, how: Arithmetic) -> OperatorTime:
-    """Both gradients come from one pass; clocks under sustained power slow it like other products."""
-    shape = ScanShape(
+def scan_shape(op: Scan) -> ScanShape:
+    """Return the sizes of a scan."""
+    return ScanShape(
         tokens=op.tokens,
         heads=op.heads,
         head_dim=op.head_dim,
@@ -244,12 +244,16 @@ def _scan(op: Scan, how: Arithmetic) -> OperatorTime:
         state=op.state,
         chunk=op.chunk,
     )
-    fraction = how.device.sustained_fraction
+
+
+def _scan(op: Scan, how: Arithmetic) -> OperatorTime:
+    """Both gradients come from one pass; clocks under sustained power slow it like other products."""
     forward, backward = (
-        scan_s(how.device, shape, dtype=how.wide, direction=direction)
+        scan_s(how.device, scan_shape(op), dtype=how.wide, direction=direction)
+        / how.device.sustained_fraction
         for direction in ("forward", "backward")
     )
-    return OperatorTime(forward_s=forward / fraction, input_s=backward / fraction)
+    return OperatorTime(forward_s=forward, input_s=backward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

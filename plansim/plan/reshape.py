@@ -52,10 +52,12 @@ def _student(model: Model, width: float) -> Model:
     kv_heads = max(1, round(model.kv_heads * width))
     heads = kv_heads * max(1, round(model.heads * width / kv_heads))
     hidden = heads * model.head_dim if model.heads * model.head_dim == model.hidden else 0
+    narrow = _narrower_inside(model, width, heads, kv_heads)
     return replace(
-        _narrower_inside(model, width, heads, kv_heads),
+        narrow,
         name=f"{model.name}-student-{width:g}",
         hidden=hidden or _part(model.hidden, width, 8),
+        moe=narrow.moe and replace(narrow.moe, latent=_part(narrow.moe.latent, width, 8)),
     )
 
 
@@ -74,9 +76,10 @@ def _narrower_inside(model: Model, part: float, heads: int, kv_heads: int) -> Mo
     moe = model.moe and replace(
         model.moe, ffn=_part(model.moe.ffn, part, 8), shared_ffn=_part(model.moe.shared_ffn, part, 8)
     )
+    mamba = model.mamba and replace(model.mamba, heads=_part(model.mamba.heads, part, model.mamba.groups))
     return replace(
         model, heads=heads, kv_heads=kv_heads, head_dim=model.head_dim,
-        ffn=_part(model.ffn, part, 8), moe=moe,
+        ffn=_part(model.ffn, part, 8), moe=moe, mamba=mamba,
     )  # fmt: skip
 
 

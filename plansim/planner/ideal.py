@@ -12,8 +12,9 @@ from functools import lru_cache
 from plansim.costs.compute.attention import attention_kernel
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.compute.matmul import matmul_kernel
-from plansim.costs.operators import Arithmetic, passes_of
-from plansim.workload.operators import Attention, Block, Elementwise, Matmul
+from plansim.costs.compute.scan import kernels_of, scan_flop_per_s
+from plansim.costs.operators import Arithmetic, passes_of, scan_shape
+from plansim.workload.operators import Attention, Block, Elementwise, Matmul, Scan
 
 SLACK = 0.999
 
@@ -54,6 +55,8 @@ def ideal_s(block: Block, how: Arithmetic) -> tuple[float, float, float, float, 
             visible = 0.0 if op.window else 0.5 if op.causal else 1.0
             once = twice = op.flop * visible / attention
             twice *= 2.0
+        elif isinstance(op, Scan):
+            once, twice = (_scan_s(op, how, direction, memory) for direction in ("forward", "backward"))
         elif isinstance(op, Elementwise) and op.launches:
             rate = memory / passes_of(op, how.stack)
             once, twice = op.forward_bytes / rate, op.backward_bytes / rate
@@ -63,3 +66,9 @@ def ideal_s(block: Block, how: Arithmetic) -> tuple[float, float, float, float, 
         inputs += twice
         core += once if op.core else 0.0
     return forward * SLACK, core * SLACK, forward * SLACK, inputs * SLACK, weight * SLACK
+
+
+def _scan_s(op: Scan, how: Arithmetic, direction: str, bytes_per_s: float) -> float:
+    rate = scan_flop_per_s(how.device, how.wide) * how.device.sustained_fraction
+    kernels = kernels_of(scan_shape(op), how.wide, direction)
+    return sum(max(k.nbytes / bytes_per_s, k.flop / rate) for k in kernels)

@@ -18,7 +18,7 @@ from plansim.planner.objective import OBJECTIVES
 from plansim.planner.plan import ask
 from plansim.planner.pool import Pool
 from plansim.planner.tables import Workbench
-from plansim.workload.model import Model, MoE
+from plansim.workload.model import Mamba, Model, MoE
 
 GPU, SLOW = "a100x8", "t4x4"
 FREE = {
@@ -28,6 +28,14 @@ FREE = {
     "aggregation": "all_reduce",
 }
 FREE |= {"compression.gradients": "none", "compression.parameters": "none", "zero_group": None}
+
+
+def as_hybrid(draw, model):
+    """Return the model with some of its layers Mamba-2, MLP or experts alone."""
+    letters = "M*-E" if model.moe else "M*-"
+    pattern = "".join(draw(st.sampled_from(letters)) for _ in range(model.layers))
+    mixer = Mamba(heads=model.heads, head_dim=32, state=32, groups=draw(st.sampled_from([1, 2])))
+    return replace(model, family="hybrid", pattern=pattern, mamba=mixer)
 
 
 @st.composite
@@ -54,6 +62,8 @@ def problems(draw):
         tied_embeddings=draw(st.booleans()),
         moe=moe or None,
     )
+    if draw(st.integers(0, 3)) == 0:
+        model = as_hybrid(draw, model)
     nodes = draw(st.sampled_from([1, 2]))
     name = draw(st.sampled_from([GPU, SLOW]))
     size = draw(st.sampled_from([2, 4]))

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plansim.costs.layout import Layout
 from plansim.errors import InputError
-from plansim.plan.model import Job, Parallel, Plan
+from plansim.hardware.read import load_profile
+from plansim.plan.model import Job, Method, Parallel, Plan
+from plansim.plan.reshape import reshaped
 from plansim.plan.rules import check_plan
 from plansim.workload.families import find_family
 from plansim.workload.model import MTP, Mamba, Model, MoE
@@ -229,8 +232,6 @@ def test_a_pattern_that_does_not_fit_is_refused(change, why):
     ],
 )
 def test_degrees_must_divide_what_the_layers_hold(degrees, model, why):
-    from plansim.hardware.read import load_profile
-
     plan = Plan(
         model="t", profile="h100x8", job=Job(global_batch=8, seq_len=512), parallel=Parallel(**degrees)
     )
@@ -244,6 +245,23 @@ def test_a_model_file_of_a_hybrid_reads_back_equal():
 
     assert model_from_data(model_data(model)) == model
     assert model_from_data({k: v for k, v in model_data(model).items() if k != "layers"}).layers == 5
+
+
+def test_students_and_pruned_hybrids_are_narrower_in_their_scans_too():
+    half = reshaped(TINY, Method(method="distill", options={"width": 0.5}))
+    pruned = reshaped(TINY, Method(method="prune_structured", options={"fraction": 0.25}))
+
+    assert (half.hidden, half.mamba.heads, half.moe.latent, half.pattern) == (128, 8, 32, TINY.pattern)
+    assert (pruned.hidden, pruned.mamba.heads, pruned.moe.latent) == (256, 12, 64)
+
+
+def test_inference_predicts_one_token():
+    plan = Plan(
+        model="t", profile="h100x8", job=Job(global_batch=8, seq_len=512, phase="infer"), parallel=Parallel()
+    )
+    made = Layout.of(replace(TINY, mtp=MTP(depth=2, pattern="*E")), load_profile("h100x8"), plan)
+
+    assert not any(op.name.startswith("mtp_") for op in made.blocks[-1].operators)
 
 
 def test_keys_of_hybrids_mean_nothing_elsewhere():

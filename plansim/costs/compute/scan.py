@@ -149,11 +149,21 @@ def scan_s(device: Device, shape: ScanShape, *, dtype: str, direction: str = "fo
     sizes = (shape.heads, shape.head_dim, shape.groups, shape.state, shape.chunk)
     if min(sizes) < 1 or shape.tokens < 0:
         raise InputError(f"a scan needs sizes of at least 1 and tokens >= 0, got {shape}")
-    element = OPERAND_BYTES[arithmetic_class(dtype)]
-    rate = SCAN_FRACTION * _portable(device) * peak_flop_per_s(device, dtype)
-    kernels = (forward_kernels if direction == "forward" else backward_kernels)(shape, element)
+    kernels = kernels_of(shape, dtype, direction)
+    rate = scan_flop_per_s(device, dtype)
     start = memory_bound_s(device, 0.0)
     return sum(start + max(memory_bound_s(device, k.nbytes) - start, k.flop / rate) for k in kernels)
+
+
+def kernels_of(shape: ScanShape, dtype: str, direction: str) -> tuple[Kernel, ...]:
+    """Return the kernels of one pass."""
+    element = OPERAND_BYTES[arithmetic_class(dtype)]
+    return (forward_kernels if direction == "forward" else backward_kernels)(shape, element)
+
+
+def scan_flop_per_s(device: Device, dtype: str) -> float:
+    """Return the rate of the scan's products, FLOP/s."""
+    return SCAN_FRACTION * _portable(device) * peak_flop_per_s(device, dtype)
 
 
 def _portable(device: Device) -> float:
