@@ -36,7 +36,8 @@ DEVICES = STACKS.parent / "devices"
 # parameter -> (prior mean, prior sigma of the log, lower bound, upper bound)
 STACK_PRIORS = {
     "matmul_efficiency": (0.95, 0.10, 0.4, 1.1),
-    "attention_efficiency": (0.85, 0.30, 0.2, 1.3),
+    "attention_efficiency": (0.85, 0.30, 0.2, 1.6),
+    "scan_efficiency": (0.8, 0.4, 0.1, 1.2),
     "elementwise_passes": (1.3, 0.35, 0.5, 5.0),
     "operator_host_s": (3e-5, 0.8, 1e-6, 2e-4),
     "straggler_fraction": (0.004, 0.7, 1e-4, 0.03),
@@ -46,7 +47,7 @@ STACK_PRIORS = {
     "collective_efficiency": (0.9, 0.15, 0.3, 1.0),
 }
 DEVICE_PRIORS = {"sustained_fraction": (0.88, 0.08, 0.45, 1.1), "host_speed": (1.0, 0.3, 0.2, 5.0)}
-EXPERTS = ("routing_passes", "grouped_efficiency", "expert_overlap")
+EXPERTS = ("scan_efficiency", "routing_passes", "grouped_efficiency", "expert_overlap")
 """Parameters that mixtures of experts alone decide; dense runs decide the others."""
 
 HOST = ("operator_host_s", "host_speed")

@@ -27,6 +27,8 @@ class Stack:
         The same for attention kernels.
     attention_kernel : str
         ``tuned`` for the device (cuDNN, FlashAttention-3, Pallas) or ``portable`` (FlashAttention-2).
+    scan_efficiency : float
+        The same for the scan of state-space layers.
     grouped_efficiency : float
         The same for grouped products of experts, beyond what their padded shapes cost.
     elementwise_passes : float
@@ -89,6 +91,7 @@ class Stack:
     about: str = ""
     matmul_efficiency: float = 1.0
     attention_efficiency: float = 1.0
+    scan_efficiency: float = 1.0
     grouped_efficiency: float = 1.0
     elementwise_passes: float = 1.0
     routing_passes: float = 2.0
