@@ -63,4 +63,7 @@ def scaled_profile(profile: Profile, compute: float, communication: float) -> Pr
 
 
 def _scaled(row: dict[str, Any], factor: float, keys: tuple[str, ...]) -> dict[str, Any]:
-    return {k: v * factor if k in keys else v for k, v in row.items()}
+    found = {k: v * factor if k in keys else v for k, v in row.items()}
+    if "points" in row:
+        found["points"] = [[nbytes, *(s * factor for s in seconds)] for nbytes, *seconds in row["points"]]
+    return found
