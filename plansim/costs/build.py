@@ -45,7 +45,7 @@ def step_costs(layout: Layout, *, clock: str = "wall") -> StepCosts:
     costs = host_step_costs(layout, _modelled_costs(layout), block_time, clock=clock)
     if layout.plan.job.phase == "infer":
         return forward_only(costs)
-    return with_teacher(costs, _teacher_costs(layout, clock=clock))
+    return with_teacher(layout, costs, _teacher_costs(layout, clock=clock))
 
 
 def _teacher_costs(layout: Layout, *, clock: str) -> StepCosts | None:

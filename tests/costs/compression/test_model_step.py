@@ -125,7 +125,7 @@ def test_a_student_pays_for_its_teacher():
     alone = predict(student, H100, plan_of(**how)).step_time_s
     teacher = predicted(tokens=2048, batch=8).step_time_s
 
-    assert predict(LLAMA, H100, plan).step_time_s == pytest.approx(alone + teacher, rel=0.03)
+    assert 1.0 < predict(LLAMA, H100, plan).step_time_s / (alone + teacher) < 1.15  # comparing takes the rest
 
 
 def test_thin_factors_replace_products():
