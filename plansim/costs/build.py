@@ -87,7 +87,10 @@ def without_weight_gradients(costs: StepCosts) -> StepCosts:
 def without_optimizer(costs: StepCosts) -> StepCosts:
     """Return the costs of forward and backward alone."""
     return replace(
-        costs, stages=tuple(replace(s, reductions=(), gathers=(), optimizer_s=0.0) for s in costs.stages)
+        costs,
+        stages=tuple(
+            replace(s, reductions=(), gathers=(), optimizer_s=0.0, copy_s=0.0) for s in costs.stages
+        ),
     )
 
 
@@ -481,6 +484,7 @@ def _stage_end(layout: Layout, stage: int) -> StageEnd:
         reductions=() if shards_each_pass(layout) else _reductions(layout, chunks),
         gathers=tuple(gathers),
         optimizer_s=optimizer_s(layout, stage),
+        copy_s=copy_s(layout, stage),
         host_s=layout.stack.step_host_s,
         tail_s=_tied_embedding_s(layout, stage),
     )
@@ -507,16 +511,25 @@ def optimizer_s(layout: Layout, stage: int) -> float:
     Bytes per parameter: gradient read twice (norm, update), state and master read and written, weight
     written.
     """
-    dense, expert = _parameters(layout, layout.chunks_of_stage[stage])
-    p = layout.plan.parallel
     state, master, gradient, weight = state_bytes(layout)
     traffic = 2 * gradient + 2 * (state + master) + weight
+    return memory_bound_s(layout.profile.device, traffic * _owned(layout, stage), launches=4)
+
+
+def copy_s(layout: Layout, stage: int) -> float:
+    """Return the copy of a stage's optimizer state from host memory to its devices, seconds; as long back."""
+    if not layout.plan.offload:
+        return 0.0
+    state, master, _, _ = state_bytes(layout)
+    return (state + master) * _owned(layout, stage) / layout.profile.host.pcie_bytes_per_s
+
+
+def _owned(layout: Layout, stage: int) -> float:
+    """Return the parameters that one rank of a stage steps on."""
+    dense, expert = _parameters(layout, layout.chunks_of_stage[stage])
+    p = layout.plan.parallel
     expert_shard = max(1, shard_degree(layout) // p.ep) if p.zero_stage >= 1 else 1
-    owned = dense / shard_degree(layout) + expert / expert_shard
-    seconds = memory_bound_s(layout.profile.device, traffic * owned, launches=4)
-    if layout.plan.offload:
-        seconds += (state + master) * 2 * owned / layout.profile.host.pcie_bytes_per_s
-    return seconds
+    return dense / shard_degree(layout) + expert / expert_shard
 
 
 def state_bytes(layout: Layout) -> tuple[float, float, float, float]:

@@ -105,6 +105,9 @@ class StageEnd:
         Parameter all-gathers after a sharded optimizer step (ZeRO-1/2); may overlap the next forward.
     optimizer_s, host_s : float
         Optimizer step, and fixed framework time per step, seconds.
+    copy_s : float
+        Of an optimizer whose state lives in host memory: to copy the state to the device, and as long again
+        to copy it back, seconds.
     tail_s : float
         Exposed synchronisation that belongs to no bucket (tied embeddings, gradient norm), seconds.
     """
@@ -114,6 +117,34 @@ class StageEnd:
     optimizer_s: float = 0.0
     host_s: float = 0.0
     tail_s: float = 0.0
+    copy_s: float = 0.0
+
+    @property
+    def update_s(self) -> float:
+        """How long the optimizer takes with its copies, seconds."""
+        return update_s(self.optimizer_s, self.copy_s)
+
+
+COPY_PIECES = 8
+"""Pieces in which an offloaded optimizer's state passes the device."""
+
+
+def update_s(optimizer_s: float, copy_s: float) -> float:
+    r"""Return how long an optimizer takes whose state comes from host memory and goes back there.
+
+    Copies in, updates and copies out of k equal pieces follow one another on three streams (a flow shop):
+
+    .. math:: T = \frac{u + 2c}{k} + \frac{k - 1}{k} \max(u, c)
+
+    Examples
+    --------
+    >>> update_s(0.0, 0.8), update_s(0.5, 0.0)
+    (0.9, 0.5)
+    """
+    k = COPY_PIECES
+    if copy_s <= 0:
+        return optimizer_s
+    return (optimizer_s + 2 * copy_s + (k - 1) * max(optimizer_s, copy_s)) / k
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 from plansim.costs.build import (
     gather_bytes,
-    optimizer_s,
     reduce_bytes,
     state_bytes,
     step_costs,
@@ -265,7 +264,7 @@ def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
 
 def _end_terms(layout: Layout, costs: StepCosts) -> list[Term]:
     state, master, gradient, weight = state_bytes(layout)
-    seconds = [optimizer_s(layout, s) for s in range(costs.pp)]
+    seconds = [stage.update_s for stage in costs.stages]
     inputs = {
         "state_bytes": state,
         "master_bytes": master,
@@ -280,7 +279,8 @@ def _end_terms(layout: Layout, costs: StepCosts) -> list[Term]:
             name="optimizer",
             value=max(seconds),
             unit="s",
-            formula="bytes of gradient, state and master read and written / memory bandwidth",
+            formula="bytes of gradient, state and master read and written / memory bandwidth"
+            + (", in pieces beside copies of the state over PCIe" if layout.plan.offload else ""),
             inputs=inputs,
             source="Rajbhandari et al., ZeRO, arXiv 1910.02054",
         ),

@@ -12,6 +12,7 @@ from plansim.costs.build import gather_bytes, reduce_bytes, state_bytes
 from plansim.costs.compression import find_method
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
+from plansim.costs.step import update_s
 from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Ints, Options, distinct, shard_group
 from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
@@ -165,7 +166,6 @@ def optimizer_s(bench: Workbench, columns: Columns, parts: Held, end: End, probe
     curve = memory_curve_of(device)
     fraction = max(curve.bandwidth_fraction, curve.cache_bandwidth_fraction)
     per = (2 * gradient + 2 * (state + master) + weight) / (device.memory_bandwidth_bytes_per_s * fraction)
-    if end.offload:
-        per += (state + master) * 2 / bench.profile.host.pcie_bytes_per_s
-    least: Array = owned(columns, parts, end, node).min(axis=1) * per
+    copy = (state + master) / bench.profile.host.pcie_bytes_per_s if end.offload else 0.0
+    least: Array = owned(columns, parts, end, node).min(axis=1) * update_s(per, copy)
     return least

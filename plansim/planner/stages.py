@@ -64,8 +64,9 @@ class Stages:
         """Return microbatches in flight by chunk at one moment: (n, representatives, v).
 
         The moment before its first backward, from the order of actions: GPipe holds all microbatches, 1F1B
-        ``pp - rank``, ZB-H1 ``pp``, ZB-H2 ``2 (pp - rank) - 1``, the interleaved order its warm-up and one more, the V-shaped orders
-        ``2 pp - 1 - rank`` on the way down and ``rank + 1`` on the way up. No peak is lower than that.
+        ``pp - rank``, ZB-H1 ``pp``, ZB-H2 ``2 (pp - rank) - 1``, the interleaved order its warm-up and one
+        more, the V-shaped orders ``2 pp - 1 - rank`` on the way down and ``rank + 1`` on the way up. No peak
+        is lower than that.
         """
         m = np.asarray(num_microbatches, dtype=np.float64)[:, None]
         rank = np.array(self.ranks, dtype=np.float64)[None, :]

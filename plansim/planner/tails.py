@@ -17,6 +17,7 @@ from plansim.costs.build import (
 from plansim.costs.compression import Network, Traffic, compressed_s
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.layout import Layout
+from plansim.costs.step import update_s
 from plansim.plan.model import Method
 
 Parameters = tuple[float, float]
@@ -190,6 +191,5 @@ def _optimizer_s(layout: Layout, stage: tuple[float, float]) -> float:
     owned = stage[0] / shard + stage[1] / expert_shard
     traffic = 2 * gradient + 2 * (state + master) + weight
     seconds = memory_bound_s(layout.profile.device, traffic * owned, launches=4)
-    if plan.offload:
-        seconds += (state + master) * 2 * owned / layout.profile.host.pcie_bytes_per_s
-    return seconds
+    copy_s = (state + master) * owned / layout.profile.host.pcie_bytes_per_s if plan.offload else 0.0
+    return update_s(seconds, copy_s)

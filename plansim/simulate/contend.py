@@ -374,7 +374,7 @@ class Contended:
             for b in stage.reductions:
                 steps += [(w.RUN, b.blocking_s, ""), (w.REDUCE, b.comm_s, b.what)]
         steps += [(w.DRAIN, 0.0, ""), (MARK, 0.0, ""), (FIXED, stage.tail_s, ""), (MARK, 0.0, "")]
-        steps += [(FIXED, stage.optimizer_s, ""), (MARK, 0.0, "")]
+        steps += [(FIXED, stage.update_s, ""), (MARK, 0.0, "")]
         if not costs.overlap_parameters:
             for b in stage.gathers:
                 steps += [(w.ISSUE, b.comm_s, b.what), (w.WAIT, 0.0, ""), (w.RUN, b.blocking_s, "")]

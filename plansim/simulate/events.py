@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import simpy
 
-from plansim.costs.step import StepCosts
+from plansim.costs.step import COPY_PIECES, StageEnd, StepCosts
 from plansim.errors import InputError, PlanError, SimulationError
 from plansim.results import Span
 from plansim.schedules import find_schedule
@@ -248,13 +248,10 @@ class _Step:
                 yield from device.work("compute", bucket.blocking_s)
                 comm.issue(bucket.comm_s, bucket.what)
         yield from _until(comm.last)
-        for name, category, seconds in (
-            ("synchronise", "dp_exposed", stage.tail_s),
-            ("optimizer", "optimizer", stage.optimizer_s),
-        ):
-            begin = env.now
-            yield env.timeout(seconds)
-            self._note(rank, "compute", name, category, begin, env.now)
+        begin = env.now
+        yield env.timeout(stage.tail_s)
+        self._note(rank, "compute", "synchronise", "dp_exposed", begin, env.now)
+        yield from self._update(rank, stage)
         if not self.costs.overlap_parameters:
             for bucket in stage.gathers:
                 yield from _until(comm.issue(bucket.comm_s, bucket.what))
@@ -262,6 +259,30 @@ class _Step:
         begin = env.now
         yield env.timeout(stage.host_s)
         self._note(rank, "compute", "host", "host", begin, env.now)
+
+    def _update(self, rank: int, stage: StageEnd) -> Wait:
+        """Run the optimizer; state in host memory passes the device piece by piece, copied in and out."""
+        env = self._env
+        if stage.copy_s <= 0:
+            begin = env.now
+            yield env.timeout(stage.optimizer_s)
+            self._note(rank, "compute", "optimizer", "optimizer", begin, env.now)
+            return
+        arrived, updated = simpy.Store(env), simpy.Store(env)
+
+        def work(stream: str, seconds: float, source: simpy.Store | None, sink: simpy.Store | None) -> Wait:
+            for piece in range(COPY_PIECES):
+                if source is not None:
+                    yield source.get()
+                begin = env.now
+                yield env.timeout(seconds / COPY_PIECES)
+                self._note(rank, stream, f"optimizer piece {piece}", "optimizer", begin, env.now)
+                if sink is not None:
+                    sink.put(piece)
+
+        env.process(work("h2d", stage.copy_s, None, arrived))
+        env.process(work("compute", stage.optimizer_s, arrived, updated))
+        yield env.process(work("d2h", stage.copy_s, updated, None))
 
     def _incoming(self, action: Action) -> simpy.Event | None:
         """Return the message that an action needs, if it needs one."""

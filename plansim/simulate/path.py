@@ -54,7 +54,7 @@ def critical_path(
     stage = costs.stages[rank]
     seconds[f"host time of stage {rank}"] += stage.host_s
     seconds[f"parameter gathers of stage {rank}"] += end.gathered_s - end.optimizer_s
-    seconds[f"optimizer of stage {rank}"] += stage.optimizer_s
+    seconds[f"optimizer of stage {rank}"] += stage.update_s
     seconds[f"final synchronisation of stage {rank}"] += stage.tail_s
     seconds[f"gradient reductions of stage {rank}"] += end.reduced_s - end.actions_s
     seconds["outer synchronisation"] += costs.outer_s

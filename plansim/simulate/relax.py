@@ -168,14 +168,15 @@ def _drift(machine: Machine, block: Sequence[Task], work: Work, repeats: int, bl
     """
     before: list[float] | None = None
     added: list[float] | None = None
+    lost = _losses(machine)
     for left in range(repeats, 0, -1):
         times, now = _times(machine), None
         if before is not None and times is not None:
             now = [b - a for a, b in zip(before, times, strict=True)]
             if added is not None and _goes_on(machine, block, added, now):
-                _move(machine, [left * a for a in now])
+                _move(machine, [left * a for a in now], left, lost)
                 return
-        before, added = times, now
+        before, added, lost = times, now, _losses(machine)
         _go(machine, block, work, blocking)
         machine.blocks_run += 1
 
@@ -202,12 +203,15 @@ def _goes_on(machine: Machine, block: Sequence[Task], before: list[float], now: 
     return True
 
 
-def _move(machine: Machine, seconds: list[float]) -> None:
-    """Add to every time of `_times` its own number of seconds."""
+def _move(machine: Machine, seconds: list[float], blocks: int, lost: list[tuple[float, float]]) -> None:
+    """Add to every time of `_times` its own number of seconds; every block loses as much as the last."""
     add = iter(seconds)
     machine.clock = [t + next(add) for t in machine.clock]
     machine.link_free = [t + next(add) for t in machine.link_free]
     machine.boxes = [deque(t + next(add) for t in box) for box in machine.boxes]
+    for streams, (waited, slowed) in zip(machine.streams, lost, strict=True):
+        streams.waited_s += blocks * (streams.waited_s - waited)
+        streams.slowed_s += blocks * (streams.slowed_s - slowed)
     machine.periods_skipped += 1
 
 

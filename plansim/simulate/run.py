@@ -132,7 +132,7 @@ def finish_rank(costs: StepCosts, machine: Machine, rank: int) -> RankEnd:
             streams.issue(t, bucket.comm_s, bucket.what)
     t = reduced_s = streams.drain(t)
     t = tail_s = t + end.tail_s
-    t = optimizer_s = t + end.optimizer_s
+    t = optimizer_s = t + end.update_s
     if not costs.overlap_parameters:
         for bucket in end.gathers:
             t = streams.wait(t, streams.issue(t, bucket.comm_s, bucket.what))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from plansim.costs.step import StepCosts
+from plansim.costs.step import COPY_PIECES, StageEnd, StepCosts
 from plansim.results import Span
 from plansim.simulate.order import Order, Task
 from plansim.simulate.relax import Machine
@@ -21,7 +21,7 @@ def spans_of(costs: StepCosts, machine: Machine, order: Order, ends: list[RankEn
         spans += _action(costs, order, task, start, end, (begin, sent))
     for rank in range(order.pp):
         spans += _traffic(machine, rank)
-        spans += _end(rank, ends[rank])
+        spans += _end(rank, ends[rank], costs.stages[rank])
     return tuple(sorted(spans, key=lambda s: (s.rank, s.stream, s.start_s, s.end_s)))
 
 
@@ -91,13 +91,32 @@ def _traffic(machine: Machine, rank: int) -> Iterator[Span]:
             )
 
 
-def _end(rank: int, end: RankEnd) -> Iterator[Span]:
+def _end(rank: int, end: RankEnd, stage: StageEnd) -> Iterator[Span]:
     """Yield what a rank does after its last action, leaving out what takes no time."""
-    parts = (
-        ("synchronise", "dp_exposed", end.reduced_s, end.tail_s),
-        ("optimizer", "optimizer", end.tail_s, end.optimizer_s),
-        ("host", "host", end.gathered_s, end.finish_s),
-    )
-    for name, category, start, stop in parts:
+    parts = [
+        ("compute", "synchronise", "dp_exposed", end.reduced_s, end.tail_s),
+        ("compute", "host", "host", end.gathered_s, end.finish_s),
+    ]
+    if stage.copy_s > 0:
+        parts += _pieces(end.tail_s, stage)
+    else:
+        parts.append(("compute", "optimizer", "optimizer", end.tail_s, end.optimizer_s))
+    for stream, name, category, start, stop in parts:
         if stop > start:
-            yield Span(rank=rank, stream="compute", name=name, category=category, start_s=start, end_s=stop)
+            yield Span(rank=rank, stream=stream, name=name, category=category, start_s=start, end_s=stop)
+
+
+def _pieces(t: float, stage: StageEnd) -> Iterator[tuple[str, str, str, float, float]]:
+    """Yield the copies in, updates and copies out of an optimizer whose state lives in host memory."""
+    copy_s, work_s = stage.copy_s / COPY_PIECES, stage.optimizer_s / COPY_PIECES
+    copied = updated = back = t
+    for piece in range(COPY_PIECES):
+        name = f"optimizer piece {piece}"
+        yield "h2d", name, "optimizer", copied, copied + copy_s
+        copied += copy_s
+        start = max(copied, updated)
+        updated = start + work_s
+        yield "compute", name, "optimizer", start, updated
+        start = max(updated, back)
+        back = start + copy_s
+        yield "d2h", name, "optimizer", start, back

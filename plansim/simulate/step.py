@@ -115,7 +115,7 @@ def _use(costs: StepCosts, run: Run, rank: int, most_held: tuple[dict[int, int],
     """Return how a rank spends the step; what is not its own work is waiting for other ranks."""
     order, end = run.order, run.ends[rank]
     stage, streams = costs.stages[rank], run.machine.streams[rank]
-    busy = _actions_s(costs, order, rank) + _coding_s(costs, order, rank) + stage.optimizer_s + stage.host_s
+    busy = _actions_s(costs, order, rank) + _coding_s(costs, order, rank) + stage.update_s + stage.host_s
     dp_wait = streams.waited_s + streams.slowed_s + stage.tail_s
     link_s = _send_s(costs, order, rank)
     send = 0.0 if costs.async_sends else link_s
@@ -213,7 +213,7 @@ def _breakdown(costs: StepCosts, order: Order, use: RankUse, rank: int, saved_s:
         dp_exposed_s=use.dp_wait_s + costs.outer_s,
         cp_exposed_s=both.cp_s + use.shared_s.get("cp", 0.0),
         ep_exposed_s=both.ep_s + use.shared_s.get("ep", 0.0),
-        optimizer_s=costs.stages[rank].optimizer_s,
+        optimizer_s=costs.stages[rank].update_s,
         compression_s=both.compression_s + _coding_s(costs, order, rank),
         host_s=both.host_s + costs.stages[rank].host_s,
     )

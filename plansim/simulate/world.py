@@ -248,7 +248,7 @@ class _World:
         if not costs.overlap_gradients:
             t = self._in_turn(streams, t, stage.reductions, waits=False)
         t = streams.run(streams.drain(t) + stage.tail_s, 0.0)  # the gradient norm joins the group
-        t = streams.run(t, stage.optimizer_s)
+        t = streams.run(t, stage.update_s)
         if not costs.overlap_parameters:
             t = self._in_turn(streams, t, stage.gathers, waits=True)
         return np.asarray(t + stage.host_s)

@@ -26,7 +26,9 @@ from plansim.simulate import simulate_step
 from plansim.simulate.events import simulate_events
 from plansim.simulate.flows import Flow, simulate_flows
 from plansim.simulate.fold import Spread
+from plansim.simulate.network import Link, Network, Use
 from plansim.simulate.ring import ring_all_reduce
+from plansim.simulate.run import share_links
 from plansim.simulate.world import simulate_world
 
 
@@ -63,6 +65,16 @@ def job(pp: int, m: int):
     return step_costs(pp, m, send=0.01, stages=stages)
 
 
+def shared(costs) -> Network:
+    """Return a network where every stage sends and reduces over the NICs of its own node."""
+    pp = costs.pp
+    links = tuple(Link("ib", f"{way} node {s}", 2e11) for way in ("out of", "into") for s in range(pp))
+    traffic = [((s, 0.1, "all_reduce"), Use(((s, 0.9), (pp + s, 0.9)), 22e9)) for s in range(pp)]
+    sends = [(("F", s), Use(((s, 0.8), (pp + s + 1, 0.8)), 20e9)) for s in range(pp - 1)]
+    sends += [(("B", s), Use(((s, 0.8), (pp + s - 1, 0.8)), 20e9)) for s in range(1, pp)]
+    return Network(links, traffic=tuple(traffic), sends=tuple(sends))
+
+
 def stragglers(world: int, count: int) -> Spread:
     """Return `count` random ranks that are up to twice as slow."""
     rng = np.random.default_rng(0)
@@ -89,8 +101,10 @@ def cases() -> dict[str, tuple[Callable[[], object], float]]:
     links = {n: (3e-6 * (1 + rng.random(n)), 25e9 * (1 + rng.random(n))) for n in (1024, 16_384)}
     flows, links_of = fat_tree_flows()
     pipeline, wide = job(16, 512), job(32, 256)
+    network = shared(pipeline)
     return {
         "1F1B 16 x 512, relaxation": (lambda: simulate_step(pipeline), 5e-3),
+        "1F1B 16 x 512, shared links": (lambda: share_links.__wrapped__(pipeline, network), 100e-3),
         "1F1B 16 x 512, SimPy": (lambda: simulate_events(pipeline), 1.0),
         "one step, 16,384 devices": (lambda: simulate_world(pipeline, large), 1.0),
         "one step, 1,048,576 devices": (lambda: simulate_world(wide, million), 1.0),

@@ -88,6 +88,7 @@ def random_costs(draw, max_microbatches=24, names=tuple(SCHEDULES)):
                 optimizer_s=draw(st.sampled_from([0.0, 0.3])),
                 host_s=draw(st.sampled_from([0.0, 0.1])),
                 tail_s=draw(st.sampled_from([0.0, 0.2])),
+                copy_s=draw(st.sampled_from([0.0, 0.1, 0.9])),
             )
         )
     return StepCosts(

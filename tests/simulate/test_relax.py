@@ -67,18 +67,17 @@ def test_zbv_has_no_bubble_but_the_first_fill(pp, extra):
     assert result.step_time_s == pytest.approx(m * 6 + pp - 1, rel=1e-12)
 
 
-@given(pp=st.integers(2, 8), extra=st.integers(0, 30), f=st.floats(0.1, 2), i=st.floats(0.1, 2))
-def test_dualpipev_bubble(pp, extra, f, i):
+@given(pp=st.integers(2, 8), extra=st.integers(0, 30), more=st.floats(1, 2), w=st.floats(0.3, 1))
+def test_dualpipev_bubble(pp, extra, more, w):
     """Of equal passes one fill is left, as in ZB-V; never more than the published bubble of DualPipeV,
     (pp - 1)(F&B + B - 3W) with B = I + W, where here forward and backward take turns: F&B = F + B
-    (DeepSeek-AI, DualPipe, table of bubbles)."""
+    (DeepSeek-AI, DualPipe, table of bubbles), while no forward is longer than an input gradient."""
     m = 2 * pp + extra
     equal = simulate_step(step_costs(pp, m, schedule="dualpipev", v=2))
     assert equal.step_time_s == pytest.approx(m * 6 + pp - 1, rel=1e-12)
-    w = min(f, i)
-    result = simulate_step(step_costs(pp, m, schedule="dualpipev", v=2, f=f, b=i, w=w))
-    published = (pp - 1) * (f + 2 * (i + w) - 3 * w)
-    assert result.step_time_s <= m * 2 * (f + i + w) + published + 1e-9
+    result = simulate_step(step_costs(pp, m, schedule="dualpipev", v=2, f=1.0, b=more, w=w))
+    published = (pp - 1) * (1 + 2 * (more + w) - 3 * w)
+    assert result.step_time_s <= m * 2 * (1 + more + w) + published + 1e-9
 
 
 def test_slow_sends_bound_1f1b_by_the_zigzag():
@@ -210,6 +209,19 @@ def test_1f1b_holds_pp_minus_rank_activations():
     result = simulate_step(step_costs(4, 64, chunk={"activation_bytes": 10.0, "backward_extra_bytes": 1.0}))
     assert [r.held for r in result.ranks] == [{0: 4}, {1: 3}, {2: 2}, {3: 1}]
     assert [r.held_bytes for r in result.ranks] == [41, 31, 21, 11]
+
+
+def test_an_optimizer_in_host_memory_passes_the_device_in_pieces():
+    """Copies in, updates and copies out follow one another: (u + 2c)/8 + 7/8 max(u, c), on three streams."""
+    costs = step_costs(1, 2, stages=(StageEnd(optimizer_s=0.4, copy_s=1.6),))
+    result = simulate_step(costs, spans=True)
+    assert result.step_time_s == pytest.approx(2 * 3 + (0.4 + 3.2) / 8 + 7 / 8 * 1.6)
+    assert result.breakdown.optimizer_s == pytest.approx(result.step_time_s - 6)
+    for stream, seconds in (("h2d", 1.6), ("d2h", 1.6)):
+        pieces = [s for s in result.spans if s.stream == stream]
+        assert len(pieces) == 8
+        assert sum(s.duration_s for s in pieces) == pytest.approx(seconds)
+    assert max(s.end_s for s in result.spans) == pytest.approx(result.step_time_s)
 
 
 def test_spans_of_a_rank_do_not_overlap_on_a_stream():
