@@ -248,9 +248,9 @@ def scan_shape(op: Scan) -> ScanShape:
 
 def _scan(op: Scan, how: Arithmetic) -> OperatorTime:
     """Both gradients come from one pass; clocks under sustained power slow it like other products."""
+    fraction = how.device.sustained_fraction * how.stack.scan_efficiency
     forward, backward = (
-        scan_s(how.device, scan_shape(op), dtype=how.wide, direction=direction)
-        / how.device.sustained_fraction
+        scan_s(how.device, scan_shape(op), dtype=how.wide, direction=direction) / fraction
         for direction in ("forward", "backward")
     )
     return OperatorTime(forward_s=forward, input_s=backward)
