@@ -30,6 +30,7 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
         if len(known) < len(found):
             return None
         rows[chunk] = known
+    beside = sum(_beside_parameters(row) for chunk in rows.values() for row in chunk)
     _untie(layout, stage, rows)
     _keep_output(layout, rows)
     parameters = float(sum(row["parameters"] for chunk in rows.values() for row in chunk))
@@ -50,7 +51,7 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
     whole = gradients + flat  # after the last backward: all gradients, and the flat copy that is reduced
     activations = max(peak, whole)
     return StageMemory(
-        weights=weights,
+        weights=weights + beside,
         gradients=buckets,
         optimizer=state,
         activations=activations,
@@ -75,6 +76,11 @@ def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
         weights=float(sum(row.get("weight_bytes", 4.0 * row["parameters"]) for row in known)) - table,
         activations=float(max(row["forward_peak_bytes"] for row in known)),
     )
+
+
+def _beside_parameters(row: Mapping[str, Any]) -> float:
+    """Return what a block holds beside its parameters: masks, masked weights, statistics, bytes."""
+    return max(0.0, float(row.get("weight_bytes", 0.0)) - 4.0 * row["parameters"])
 
 
 def _untie(layout: Layout, stage: int, rows: dict[int, list[Mapping[str, Any]]]) -> None:

@@ -32,7 +32,7 @@ class OuterSync:
         if method not in OUTER_METHODS:
             raise UnknownNameError("outer method", method, OUTER_METHODS)
         own = ("outer_lr", "outer_momentum") if method == "diloco" else ()
-        expect_options(options, "every", "payload", *own)
+        expect_options(options, "every", "payload", "engine", *own)
         self._parameters = list(parameters)
         self._group, self._ranks = group, dist.get_world_size(group)
         self._every = int(options.get("every", 50 if method == "diloco" else 8))

@@ -168,6 +168,7 @@ class _Run:
         after = system.read_clock(pids)
         sent = None if sent is None else (self._interface() or 0) - sent
         spans = self._trace(trainer, total)
+        trainer.close()
         foreign = after.foreign_fraction(before, os.cpu_count() or 1)
         if foreign > 0.05:
             self.notes.append(f"other processes used {foreign:.0%} of the machine while the steps were timed")

@@ -182,6 +182,8 @@ def check_plan_continues(plan: Plan, options: RunOptions, max_restarts: int) -> 
             f"{options.checkpoint_every}"
         )
     method = plan.compression.gradients
+    if plan.compression.outer.options.get("engine") == "torchft":
+        raise PlanError("diloco by torchft cannot continue from a checkpoint; use engine own, or none")
     if method.method in WITH_MEMORY or method.options.get("error_feedback"):
         raise PlanError(
             f"a run with '{method.method}' gradients cannot continue from a checkpoint: what its error "

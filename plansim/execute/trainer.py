@@ -31,6 +31,7 @@ from plansim.execute.parallel.tensor import (
 )
 from plansim.execute.phases import PhaseClock
 from plansim.execute.teacher import Objective
+from plansim.execute.torchft_outer import TorchftSync
 from plansim.plan.model import Plan
 
 SCORED_STEPS = 3
@@ -82,6 +83,11 @@ class Trainer:
         self.outer = self._outer()
         self.scores, self.last_loss = SCORED_STEPS, torch.zeros((), device=mesh.device)
         self.objective = Objective(blueprint, mesh.device, seed=seed)
+
+    def close(self) -> None:
+        """Leave what other processes wait for."""
+        if isinstance(self.outer, TorchftSync):
+            self.outer.close()
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
         """Train on this replica's share of a global batch; return its mean loss where the head is."""
@@ -209,11 +215,13 @@ class Trainer:
         after = after or (p.tp > 1 and plan.recompute == "full")  # a forward repeated inside DDP's backward
         return FlatReducer(self.model, self.mesh, self._hook()) if after else None
 
-    def _outer(self) -> OuterSync | None:
+    def _outer(self) -> OuterSync | TorchftSync | None:
         """Return what averages weights every few steps in place of gradients every step."""
         outer = self.plan.compression.outer
         if outer.method == "none" or self.mesh.size("replicas") == 1:
             return None
+        if outer.options.get("engine", "own") == "torchft" and self.optimizer is not None:
+            return TorchftSync(outer.options, self.model, self.optimizer, self.mesh.groups["replicas"])
         return OuterSync(outer.method, outer.options, self.parameters, self.mesh.groups["replicas"])
 
     def _optimizer(self) -> torch.optim.Optimizer | None:

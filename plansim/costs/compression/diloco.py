@@ -56,6 +56,13 @@ class DiLoCo(LocalSgd):
             high=1.0,
             help="Nesterov momentum of the outer step",
         ),
+        Option(
+            name="engine",
+            kind=str,
+            default="own",
+            choices=("own", "torchft"),
+            help="who runs it: our own loop, or torchft's (extra diloco)",
+        ),
     )
 
     def decode_work(

@@ -30,8 +30,9 @@ def held_bytes(block: nn.Module) -> float:
     """Return the bytes of a block's weights in memory: quantised ones by what they are made of."""
     made = [part.nbytes for part in block.modules() if hasattr(part, "nbytes")]  # outside torch
     own = {p for part in block.modules() if hasattr(part, "nbytes") for p in part.parameters()}
-    rest = (t for t in (*block.parameters(), *block.buffers()) if t not in own)
-    return float(sum(made)) + float(sum(_stored(t) for t in rest))
+    rest = [t for t in (*block.parameters(), *block.buffers()) if t not in own]
+    masked = [v for part in block.modules() for v in vars(part).values() if isinstance(v, torch.Tensor)]
+    return float(sum(made)) + float(sum(_stored(t) for t in (*rest, *masked)))
 
 
 def _stored(tensor: torch.Tensor) -> int:
