@@ -19,9 +19,9 @@ from plansim.execute import system
 from plansim.execute.comm_hooks import FlatBucket, make_hook
 from plansim.execute.launch import Place, Rendezvous, launch
 
-SIZES = (2**12, 2**15, 2**17, 2**19, 2**21, 2**23, 2**25)
+SIZES = (2**12, 2**15, 2**17, 2**18, 2**19, 2**20, 2**21, 2**22, 2**23, 2**25)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
-SMALL_BYTES = 2**18
+SMALL_BYTES = 2**20
 COMPRESSED = ("bf16", "fp16", "int8", "powersgd")
 COMPRESSED_SIZES = (2**20, 2**22, 2**24, 2**25)
 
@@ -36,7 +36,7 @@ class CollectiveSample:
         The whole array, as everywhere in the collective costs: what a rank holds before an all-reduce or
         reduce-scatter, after an all-gather; the message of a send.
     wall_s, cpu_s : float
-        Median wall time of the slowest rank, and CPU time of one rank (mean over the ranks), seconds.
+        Mean wall time of the slowest rank, and CPU time of one rank (mean over the ranks), seconds.
     """
 
     collective: str
@@ -150,26 +150,26 @@ def _compressed(method: str, nbytes: int) -> tuple[Callable[[], Any], int]:
 
 
 def _timed(work: Callable[[], Any], nbytes: int) -> tuple[float, float]:
-    """Return median wall and mean CPU seconds of one call; a send goes there and back, so it counts two."""
+    """Return mean wall and CPU seconds of one call; a send goes there and back, so it counts two.
+
+    A call may wait for one tick of the scheduler or for none: a step sums many of them, so means count.
+    """
     tries = 12 if nbytes <= SMALL_BYTES else 5
     for _ in range(2):
         work()
     dist.barrier()
-    walls, cpu = [], time.process_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(tries):
-        start = time.perf_counter()
         work()
-        walls.append(time.perf_counter() - start)
-    used = (time.process_time() - cpu) / tries
-    halves = 2 if getattr(work, "__name__", "") == "send_recv" else 1
-    return statistics.median(walls) / halves, used / halves
+    calls = tries * (2 if getattr(work, "__name__", "") == "send_recv" else 1)
+    return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
 
 
 def fitted_lines(samples: list[CollectiveSample]) -> list[dict[str, Any]]:
-    """Return one line (base, seconds per byte) for every collective and group size, as plain data.
+    """Return the points of every collective and group size, and a line through them, as plain data.
 
-    The line has the least relative error, so that small messages count as much as large ones; `spread` is
-    the root mean square of what it leaves.
+    Points are bytes, wall and CPU seconds. The line (base, seconds per byte) has the least relative error, so
+    that small messages count as much as large ones; `spread` is the root mean square of what it leaves.
     """
     rows = []
     for collective, ranks in sorted({(s.collective, s.ranks) for s in samples}):
@@ -181,9 +181,14 @@ def fitted_lines(samples: list[CollectiveSample]) -> list[dict[str, Any]]:
                 "collective": collective, "ranks": ranks,
                 "base_s": _short(wall[0]), "s_per_byte": _short(wall[1]),
                 "cpu_base_s": _short(cpu[0]), "cpu_s_per_byte": _short(cpu[1]), "spread": _short(spread),
+                "points": [[s.nbytes, _short(s.wall_s), _short(s.cpu_s)] for s in sorted(group, key=_size)],
             }
         )  # fmt: skip
     return rows
+
+
+def _size(sample: CollectiveSample) -> float:
+    return sample.nbytes
 
 
 def relative_line(points: list[tuple[float, float]]) -> tuple[tuple[float, float], float]:

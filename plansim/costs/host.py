@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from plansim.costs.collectives import gloo_wire_s
@@ -31,14 +32,34 @@ PLAIN = {"phase": "train", "compression": "none"}
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A collective's time by size: ``base_s + nbytes * s_per_byte``."""
+    """A collective's time by size: ``base_s + nbytes * s_per_byte``, or what was measured where it was."""
 
     base_s: float
     s_per_byte: float
+    points: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], *, cpu: bool) -> Line:
+        """Return the line of a row of the calibration: of wall seconds, or CPU seconds of one rank."""
+        side = "cpu_" if cpu else ""
+        points = tuple((p[0], p[2 if cpu else 1]) for p in row.get("points", ()))
+        return cls(row[f"{side}base_s"], row[f"{side}s_per_byte"], points)
 
     def at(self, nbytes: float) -> float:
-        """Return the seconds of one call on `nbytes`."""
-        return self.base_s + nbytes * self.s_per_byte
+        """Return the seconds of one call on `nbytes`: between two sizes a power of the size.
+
+        A straight line is half too long or short in between, where a call waits for a tick of the scheduler.
+        """
+        if len(self.points) < 2:
+            return self.base_s + nbytes * self.s_per_byte
+        (first, least), (last, most) = self.points[0], self.points[-1]
+        if nbytes >= last:
+            return most * nbytes / last
+        if nbytes <= first:
+            return least
+        low, high = next(pair for pair in pairwise(self.points) if nbytes <= pair[1][0])
+        part = math.log(nbytes / low[0]) / math.log(high[0] / low[0])
+        return float(low[1] ** (1 - part) * high[1] ** part)
 
 
 class HostCalibration:
@@ -56,10 +77,10 @@ class HostCalibration:
         if ranks < 2 or not rows:
             return 0.0 if rows else None
         near = min(rows, key=lambda r: abs(math.log(r["ranks"] / ranks)))
-        side = "cpu_" if cpu else ""
-        line = Line(near[f"{side}base_s"], near[f"{side}s_per_byte"])
+        line = Line.of(near, cpu=cpu)
+        fixed = min(line.at(nbytes), line.at(0.0))
         rounds = (ranks - 1) / ranks / ((near["ranks"] - 1) / near["ranks"])
-        return float(line.base_s * (ranks / near["ranks"]) + line.s_per_byte * nbytes * rounds)
+        return float(fixed * (ranks / near["ranks"]) + (line.at(nbytes) - fixed) * rounds)
 
     @property
     def loopback_bytes_per_s(self) -> float:

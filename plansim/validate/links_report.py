@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from plansim.units import format_seconds
 from plansim.validate.flips import Choice, Flip, choices, flips, plan_name
-from plansim.validate.metrics import NOISE, quantile
+from plansim.validate.metrics import NOISE
 
 if TYPE_CHECKING:
     from plansim.validate.live import LivePlan
@@ -42,13 +43,11 @@ def link_findings(rows: Sequence[LivePlan]) -> list[str]:
         )
     errors = [abs(f.error) for f in changed if f.error is not None]
     if changed:
-        within = (
-            f"; predicted rate off by {quantile(errors, 0.5):.0%} in the middle, {max(errors):.0%} at most"
-        )
-        found.append(
-            f"the best plan changes between two rates {len(changed)} times, {len(errors)} times as predicted"
-            + (within if errors else "")
-        )
+        times = f"{len(changed)} times, {len(errors)} times as predicted"
+        line = f"the best plan changes between two rates {times}"
+        if errors:
+            line += f"; predicted rate off by {median(errors):.0%} in the middle, {max(errors):.0%} at most"
+        found.append(line)
     return found
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from plansim.costs.build import step_costs
+from plansim.costs.host import HostCalibration
 from plansim.costs.layout import Layout
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Compression, Job, Method, Parallel, Plan
@@ -64,3 +65,15 @@ def test_a_pipeline_pays_for_its_boundary_and_tensor_ranks_for_every_block():
     )
     cut, free = (costs(p, tp=2, microbatch=8).chunks[0].forward.tp_s for p in (slow, fast))
     assert cut > 10 * free
+
+
+def test_between_two_measured_sizes_time_is_a_power_of_the_size():
+    points = [[2.0**10, 4e-3, 1e-3], [2.0**20, 4e-3, 2e-3], [2.0**22, 16e-3, 8e-3]]
+    row = {"collective": "all_reduce", "ranks": 2, "base_s": 9.0, "s_per_byte": 9.0, "points": points}
+    host = HostCalibration({"collectives": [row | {"cpu_base_s": 9.0, "cpu_s_per_byte": 9.0}]})
+
+    assert host.collective_s("all_reduce", 2.0**15, 2) == pytest.approx(4e-3)
+    assert host.collective_s("all_reduce", 2.0**21, 2) == pytest.approx(8e-3)
+    assert host.collective_s("all_reduce", 2.0**21, 2, cpu=True) == pytest.approx(4e-3)
+    assert host.collective_s("all_reduce", 2.0**24, 2) == pytest.approx(64e-3)
+    assert host.collective_s("all_reduce", 1.0, 2) == pytest.approx(4e-3)

@@ -62,6 +62,8 @@ def test_a_flip_that_the_prediction_does_not_see():
     blind = {"dp2": (1.0, 1e5), "pp2": (2.0, 1e5)}
 
     assert {f.predicted_bytes_per_s for f in flips(lines(measured, blind))} == {None}
+    text = report(LiveResult(profile="x", plans=tuple(lines(measured, blind))))
+    assert "changes between two rates 2 times, 0 times as predicted\n" in text
 
 
 def test_regret_is_what_the_pick_lost():
