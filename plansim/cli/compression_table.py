@@ -58,7 +58,7 @@ def tables(rows: Sequence[Row], device: Device) -> list[RenderableType]:
     )  # fmt: skip
     models.caption = (
         f"weights: over {_dtype(device)}; layer: {SIDE} x {SIDE} at 1 and at {MANY_TOKENS:,} tokens on "
-        f"{device.id}; runs in Python: plansim.execute.model_compression"
+        f"{device.id}; runs: phases that `plansim run` executes"
     )
     messages.caption_justify = models.caption_justify = "left"
     for row in rows:
@@ -96,8 +96,8 @@ def _model(method: ModelMethod, device: Device) -> Row:
     return {
         "name": f"model.{method.name}",
         "edges": "model",
-        "runs": "in Python" if method.executable else "simulate-only",
-        "simulate-only": "" if method.executable else "model",
+        "runs": ", ".join(method.run_phases) or "simulate-only",
+        "simulate-only": "" if method.run_phases else "model",
         "bytes": f"{share:.3g}x",
         "memory": f"{share:.3g}x weights" if not method.trains else f"trains in full{training}",
         "speed": _speed(method, device, dtype),

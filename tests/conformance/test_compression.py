@@ -102,10 +102,12 @@ def test_a_method_runs_on_the_edges_that_have_a_hook_and_is_simulated_on_the_oth
 @pytest.mark.parametrize("name", [n for n in sorted(MODEL_METHODS) if n != "none"])
 def test_a_model_method_runs_if_there_is_code_for_it(name):
     pytest.importorskip("torch")
-    from plansim.execute import model_compression as code
+    from plansim.execute.model_compression.apply import CHANGES
+    from plansim.plan.reshape import RESHAPING
 
-    trained = {"qat": code.fake_quantised, "distill": code.distill_loss}
-    assert MODEL_METHODS[name].executable == (name in code.MODEL_COMPRESSORS or name in trained)
+    phases = tuple(phase for phase in ("train", "infer") if name in CHANGES[phase] or name in RESHAPING)
+    assert MODEL_METHODS[name].run_phases == phases
+    assert MODEL_METHODS[name].trains or "train" not in phases
 
 
 @pytest.mark.parametrize("table", [COMPRESSION_METHODS, MODEL_METHODS], ids=["messages", "model"])

@@ -104,8 +104,8 @@ class ModelMethod(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
-    executable: ClassVar[bool] = True
-    """Whether `plansim.execute.model_compression` does it to a torch model; else it is simulated only."""
+    run_phases: ClassVar[tuple[str, ...]] = ("train", "infer")
+    """In which phases `plansim run` executes it; in the others, or all, it is simulated only."""
     trains: ClassVar[bool] = False
     """Whether it acts while training; the others act on a trained model, for inference."""
 

@@ -22,6 +22,7 @@ class Int8(ModelMethod):
     summary: ClassVar[str] = "weights and activations in int8 (W8A8), scales static or found at run time"
     source: ClassVar[str] = STUDY
     dtype: ClassVar[str] = "int8"
+    run_phases: ClassVar[tuple[str, ...]] = ("infer",)
     options: ClassVar[tuple[Option, ...]] = (
         Option(
             name="scales", kind=str, default="dynamic", choices=("dynamic", "static"), help="of activations"
@@ -67,7 +68,7 @@ class Fp8(Int8):
     name: ClassVar[str] = "fp8"
     summary: ClassVar[str] = "weights and activations in fp8 (W8A8)"
     dtype: ClassVar[str] = "fp8"
-    executable: ClassVar[bool] = False
+    run_phases: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[Option, ...]] = ()
 
     def quality(self, options: Mapping[str, Any] | None = None) -> Quality:
@@ -84,6 +85,7 @@ class Int8WeightOnly(ModelMethod):
     )
     source: ClassVar[str] = STUDY
     bits: ClassVar[float] = 8.0
+    run_phases: ClassVar[tuple[str, ...]] = ("infer",)
     worst: ClassVar[float] = 0.005
     options: ClassVar[tuple[Option, ...]] = (
         Option(name="block", kind=int, default=128, low=16, high=65536, help="weights that share one scale"),
@@ -115,6 +117,7 @@ class Int4WeightOnly(Int8WeightOnly):
     name: ClassVar[str] = "int4_weight_only"
     summary: ClassVar[str] = "weights in int4, products in the job's type: for small batches"
     bits: ClassVar[float] = 4.0
+    run_phases: ClassVar[tuple[str, ...]] = ()
     worst: ClassVar[float] = 0.02
 
 
