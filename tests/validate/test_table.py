@@ -87,6 +87,18 @@ def test_a_layout_left_open_is_settled_by_what_fits(tmp_path):
     assert "layout not stated" in " ".join(row.assumptions)
 
 
+def test_a_layout_left_open_widens_the_interval(tmp_path):
+    stated, blank = (
+        table(tmp_path, {"tp": tp, "pp": pp, "dp": "", "gbs": 64}).rows[0]
+        for tp, pp in (("8", "1"), ("", ""))
+    )
+
+    def width(row):
+        return row.prediction.step_time_high_s / row.prediction.step_time_low_s
+
+    assert width(blank) > 1.3 * width(stated)
+
+
 def test_ranking_needs_three_rivals(tmp_path):
     rows = [
         {

@@ -164,8 +164,12 @@ def fused_s(
 
 
 def portable_fraction(device: Device) -> float:
-    """Return the speed of FlashAttention-2 over the kernels that the device's curve was measured with."""
-    return PORTABLE_FRACTION.get(device.architecture.lower(), 1.0)
+    """Return the speed of portable kernels over those that the device's curves were measured with.
+
+    A Grace Blackwell is a Blackwell.
+    """
+    name = device.architecture.lower()
+    return next((share for known, share in PORTABLE_FRACTION.items() if known in name), 1.0)
 
 
 def visible_keys(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from plansim.costs.compute.attention import PORTABLE_FRACTION
+from plansim.costs.compute.attention import portable_fraction
 from plansim.costs.compute.dtypes import OPERAND_BYTES, arithmetic_class, peak_flop_per_s
 from plansim.costs.compute.memory import memory_bound_s
 from plansim.errors import InputError, UnknownNameError
@@ -163,10 +163,4 @@ def kernels_of(shape: ScanShape, dtype: str, direction: str) -> tuple[Kernel, ..
 
 def scan_flop_per_s(device: Device, dtype: str) -> float:
     """Return the rate of the scan's products, FLOP/s."""
-    return SCAN_FRACTION * _portable(device) * peak_flop_per_s(device, dtype)
-
-
-def _portable(device: Device) -> float:
-    """Return the share of the peak that portable kernels can use; a Grace Blackwell is a Blackwell."""
-    name = device.architecture.lower()
-    return next((share for known, share in PORTABLE_FRACTION.items() if known in name), 1.0)
+    return SCAN_FRACTION * portable_fraction(device) * peak_flop_per_s(device, dtype)
