@@ -140,7 +140,7 @@ def _span(group: GroupShape, fabric: Fabric, index: int, transport: Transport) -
     scale = level.latency_s / transport.reference_latency_s
     if level.is_grid and index == 0:
         bandwidth, exchange, hops = _grid(level, group)
-    elif level.group and level.group <= fabric.devices_per_node and _is_inside(fabric, index):
+    elif level.group and not level.rails and _is_inside(fabric, index):
         bandwidth, exchange = _inside_node(group, level, index)
     else:
         bandwidth = _share(group, fabric, index, transport)

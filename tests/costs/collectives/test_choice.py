@@ -111,6 +111,17 @@ def test_oversubscribed_core_is_shared_by_the_ranks_at_work():
     assert ideal_s("all_gather", four_pairs, bus) == pytest.approx(ALPHA + S / 2 / 5e9)
 
 
+def test_groups_in_a_switch_larger_than_a_node_do_not_share_links():
+    """Every device of an NVL72 domain has its own links to the switch, whatever node it sits in."""
+    domain = FabricLevel(name="nvlink", kind="switch", group=72, bandwidth_bytes_per_s=900e9, latency_s=3e-6)
+    fabric = Fabric(levels=(domain,), devices_per_node=4)
+    alone, beside = (GroupShape(counts=(2,), concurrent=(c,)) for c in (1, 4))
+
+    found = [collective_s("all_gather", 1e9, group, fabric) for group in (alone, beside)]
+
+    assert found[0] == found[1]
+
+
 def test_full_mesh_gives_a_pair_one_link():
     mesh = Fabric(
         levels=(FabricLevel(name="xgmi", kind="mesh", group=8, bandwidth_bytes_per_s=448e9, latency_s=1e-6),),
