@@ -30,7 +30,7 @@ from plansim.planner.objective import Constraints
 from plansim.planner.plan import ask
 from plansim.planner.replan import moved
 from plansim.planner.solve import solve
-from plansim.planner.tables import Workbench
+from plansim.planner.tables import RECOMPUTE, Workbench
 from plansim.results.compare import TERM_NAMES, time_changes
 from plansim.simulate.predict import predict
 from plansim.validate.assume import case_of
@@ -235,6 +235,8 @@ def tuned_case(recipe: Mapping[str, str]) -> tuple[Model, Profile, Plan]:
     name, seq = _model(recipe["recipe"])
     if recipe["task"] == "peft":
         raise Skipped("adapters beside frozen weights: the planner has no such job")
+    if "_large_scale" in recipe["recipe"]:
+        raise Skipped("a stand-in for a larger machine: its layout is that machine's, its batch cut to fit")
     device, per_node, intra = DEVICES[recipe["hardware"]]
 
     def count(column: str) -> int | None:
@@ -287,11 +289,13 @@ def _model(recipe: str) -> tuple[str, int]:
 def lightest(model: Model, profile: Profile, plan: Plan, granularity: str) -> tuple[Plan, float]:
     """Return the plan with the least recomputation that fits, and what it is over the limit, bytes.
 
-    Recipes recompute by named modules, finer than our three modes, so a layout is taken with the mildest.
+    Recipes recompute by named modules, or whole layers of a number the table does not have, so a layout is
+    taken with the mildest of our modes.
     """
     over = float("inf")
     tried = plan
-    for mode in ("full",) if granularity == "full" else ("none", "selective", "full"):
+    modes = [m for m in RECOMPUTE if granularity != "full" or m.startswith("full")]
+    for mode in modes:
         tried = replace(plan, recompute=mode)
         layout = Layout.of(model, profile, tried)
         over = peak_memory(layout)[0] - memory_limit_bytes(layout)
@@ -309,7 +313,7 @@ def optimum(model: Model, profile: Profile, plan: Plan) -> Plan | None:
     zero = plan.parallel.zero_stage
     key = (model.name, model.window, profile.name, plan.job, zero)
     if key not in _OPTIMA:
-        fixed = {"zero_stage": zero, "zero_group": None, "offload": False}
+        fixed = {"zero_stage": zero, "zero_group": None, "offload": False, "recompute": RECOMPUTE}
         question = ask(model, profile, plan.job, fix=fixed, backend="megatron")
         found = solve(question, Constraints()).found
         _OPTIMA[key] = found.best[0][2] if found.best else None

@@ -205,22 +205,21 @@ def straggler_factor(layout: Layout) -> float:
 
 def _chunks(layout: Layout) -> tuple[ChunkCosts, ...]:
     """Return the costs of every chunk; equal chunks between equal neighbours are worked out once."""
-    owner = {c: s for s, chunks in enumerate(layout.chunks_of_stage) for c in chunks}
     last = len(layout.chunks) - 1
     known: dict[tuple[object, ...], ChunkCosts] = {}
     found = []
     for index, blocks in enumerate(layout.chunks):
-        mode = layout.plan.recompute_of(owner[index])
         before = id(layout.chunks[index - 1][-1]) if index else 0
-        key = (tuple(map(id, blocks)), mode, before, index == last)
+        key = (tuple(map(id, blocks)), layout.recompute_modes[index], before, index == last)
         if key not in known:
-            known[key] = _chunk(layout, index, mode)
+            known[key] = _chunk(layout, index)
         found.append(known[key])
     return tuple(found)
 
 
-def _chunk(layout: Layout, index: int, mode: str) -> ChunkCosts:
+def _chunk(layout: Layout, index: int) -> ChunkCosts:
     blocks = Counter(layout.chunks[index])
+    modes = Counter(zip(layout.chunks[index], layout.recompute_modes[index], strict=True))
     times = [(block_time(layout, b), b, n) for b, n in blocks.items()]
     factor = straggler_factor(layout)
     sharded = shards_each_pass(layout)
@@ -228,11 +227,15 @@ def _chunk(layout: Layout, index: int, mode: str) -> ChunkCosts:
         forward=_sum((t.forward, n * factor) for t, _, n in times),
         backward_input=_sum((t.backward_input, n * factor) for t, _, n in times),
         backward_weight=_sum((t.backward_weight, n * factor) for t, _, n in times),
-        recompute=_sum((_recompute(layout, t, b, mode), n * factor) for t, b, n in times),
+        recompute=_sum(
+            (_recompute(layout, block_time(layout, b), b, mode), n * factor) for (b, mode), n in modes.items()
+        ),
         send_forward_s=_send_s(layout, index),
         send_backward_s=_send_s(layout, index - 1),
-        activation_bytes=sum(n * kept_bytes(layout, b, mode) for b, n in blocks.items()),
-        backward_extra_bytes=max((b.saved_bytes - kept_bytes(layout, b, mode) for b in blocks), default=0.0),
+        activation_bytes=sum(n * kept_bytes(layout, b, mode) for (b, mode), n in modes.items()),
+        backward_extra_bytes=max(
+            (b.saved_bytes - kept_bytes(layout, b, mode) for b, mode in modes), default=0.0
+        ),
         gathers_per_pass=_gathers(layout, index) if sharded and layout.plan.parallel.zero_stage == 3 else (),
         reductions_per_pass=_reductions(layout, (index,)) if sharded else (),
     )

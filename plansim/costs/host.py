@@ -164,8 +164,8 @@ class HostStep:
 
     def _chunk(self, index: int, modelled: ChunkCosts) -> ChunkCosts:
         forward = backward_input = backward_weight = recompute = Parts()
-        for block in self.layout.chunks[index]:
-            f, r, i, w = self._block(index, block)
+        for block, mode in zip(self.layout.chunks[index], self.layout.recompute_modes[index], strict=True):
+            f, r, i, w = self._block(block, mode)
             forward, recompute = forward + f, recompute + r
             backward_input, backward_weight = backward_input + i, backward_weight + w
         p = self.layout.plan.parallel
@@ -183,10 +183,8 @@ class HostStep:
             reductions_per_pass=self._sharded(index, "reduce_scatter") if p.zero_stage >= 2 else (),
         )
 
-    def _block(self, chunk: int, block: Block) -> tuple[Parts, Parts, Parts, Parts]:
+    def _block(self, block: Block, mode: str) -> tuple[Parts, Parts, Parts, Parts]:
         layout = self.layout
-        stage = next(s for s, chunks in enumerate(layout.chunks_of_stage) if chunk in chunks)
-        mode = layout.plan.recompute_of(stage)
         modelled: BlockTime = self.block_time(layout, block)
         measured = self.host.block(layout, block, mode)
         if measured is None:

@@ -13,6 +13,7 @@ from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack, find_stack
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Plan
+from plansim.plan.recompute import modes_of_blocks
 from plansim.plan.reshape import reshaped
 from plansim.schedules import find_schedule
 from plansim.workload.families import find_family
@@ -133,6 +134,15 @@ class Layout:
         schedule = find_schedule(p.schedule)
         owner = [schedule.rank_of_chunk(c, p.pp, p.virtual_stages) for c in range(p.pp * p.virtual_stages)]
         return tuple(tuple(c for c, rank in enumerate(owner) if rank == stage) for stage in range(p.pp))
+
+    @cached_property
+    def recompute_modes(self) -> tuple[tuple[str, ...], ...]:
+        """How every block of every chunk is recomputed."""
+        stage = {c: s for s, chunks in enumerate(self.chunks_of_stage) for c in chunks}
+        return tuple(
+            modes_of_blocks(self.plan.recompute_of(stage[c]), [b.kind for b in blocks])
+            for c, blocks in enumerate(self.chunks)
+        )
 
     @cached_property
     def chunk_parameters(self) -> tuple[tuple[int, int], ...]:

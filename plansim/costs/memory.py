@@ -86,13 +86,14 @@ def memory_limit_bytes(layout: Layout) -> float:
 
 
 def _activations(layout: Layout, stage: int) -> float:
-    mode = layout.plan.recompute_of(stage)
     p = layout.plan.parallel
     flights = flights_of(p.schedule, p.pp, layout.plan.num_microbatches, p.virtual_stages, stage)
-    kept = [sum(kept_bytes(layout, b, mode) for b in layout.chunks[c]) for c in layout.chunks_of_stage[stage]]
+    chunks = layout.chunks_of_stage[stage]
+    held = [list(zip(layout.chunks[c], layout.recompute_modes[c], strict=True)) for c in chunks]
+    kept = [sum(kept_bytes(layout, b, mode) for b, mode in blocks) for blocks in held]
     peak = float((flights @ np.array(kept)).max())
-    blocks = [b for c in layout.chunks_of_stage[stage] for b in layout.chunks[c]]
-    working = max(b.saved_bytes - kept_bytes(layout, b, mode) for b in blocks)
+    working = max(b.saved_bytes - kept_bytes(layout, b, mode) for blocks in held for b, mode in blocks)
+    blocks = [b for c in chunks for b in layout.chunks[c]]
     return peak + max(working, (layout.stack.loss_copies - 1.0) * _logits_bytes(blocks))
 
 

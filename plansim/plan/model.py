@@ -134,7 +134,8 @@ class Plan:
     aggregation : str
         ``all_reduce`` or ``parameter_server`` (with `servers`).
     recompute : str or tuple of str
-        ``none``, ``selective`` or ``full``; a tuple gives one per stage.
+        ``none``, ``selective``, ``full`` or ``full:K`` (the first K layers of every chunk); a tuple gives one
+        per stage.
     attention : str
         ``flash`` or ``unfused``.
     offload : bool

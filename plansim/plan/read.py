@@ -9,21 +9,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from plansim.errors import InputError, UnknownNameError
+from plansim.errors import InputError
 from plansim.files import Count, Name, Schema, Tokens, WholeNumber, check, dump_yaml, read_yaml
 from plansim.plan.model import Compression, Job, Method, Overlap, Parallel, Plan
+from plansim.plan.recompute import parse_mode
 
 PLAN_SCHEMA = 1
 
 DType = Literal["bf16", "fp16", "fp32", "tf32", "fp8", "int8", "fp4"]
-RECOMPUTE_MODES = ("none", "selective", "full")
 Axis = Literal["tp", "cp", "dp", "pp"]
 
 
 def _known_modes(modes: str | list[str]) -> str | list[str]:
     for mode in [modes] if isinstance(modes, str) else modes:
-        if mode not in RECOMPUTE_MODES:
-            raise UnknownNameError("recompute mode", mode, RECOMPUTE_MODES)
+        parse_mode(mode)
     return modes
 
 

@@ -24,7 +24,7 @@ No term is ever above what the engines find; a property test compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -37,7 +37,7 @@ from plansim.planner.ends import End
 from plansim.planner.fit import stage_groups, stages_in
 from plansim.planner.frames import Columns, Ints, Options, distinct
 from plansim.planner.stages import REPRESENTATIVES, Stages
-from plansim.planner.tables import Times, Workbench
+from plansim.planner.tables import LAYERS, Times, Workbench
 from plansim.planner.tails import Parameters, Tail, tail_of
 
 Array = NDArray[np.float64]
@@ -200,9 +200,17 @@ def _assemble(
     """Return the pipelines' times from a table of block times; `scale` multiplies its rows."""
     size = (len(columns), REPRESENTATIVES)
     core = Core(*(np.zeros(len(columns) if f.name == "bound" else size) for f in fields(Core)))
-    again = [times.recompute(mode, bench.kinds.is_end) for mode in range(3)]
+    again = {mode: times.recompute(mode, bench.kinds.is_end) for mode in options.recompute}
     for stages, where in stage_groups(columns, options, bench.kinds):
-        _stage_times(core, stages, where, columns, times, again, row[where], send[where])
+        i = int(where[0])
+        structure, pp = int(columns.structure[i]), int(columns.pp[i])
+        repeated = {
+            mode: stages
+            if LAYERS[mode] is None
+            else stages_in(options, structure, pp, bench.kinds, LAYERS[mode])
+            for mode in np.unique(columns.recompute[where]).tolist()
+        }
+        _stage_times(core, stages, where, columns, times, again, repeated, row[where], send[where])
     if not bench.stack.pipeline_overlap:
         _block_sends(core, columns, options, bench, send)
     if scale is not None:
@@ -219,44 +227,46 @@ def _stage_times(
     where: Ints,
     columns: Columns,
     times: Times,
-    again: Sequence[Array],
+    again: Mapping[int, Array],
+    repeated: Mapping[int, Stages],
     row: Ints,
     send: Array,
 ) -> None:
-    """Write the entries of one pipeline structure."""
+    """Write the entries of one pipeline structure; `repeated` holds the layers that each mode recomputes."""
     used, local = np.unique(row, return_inverse=True)
     forward, weight = times.forward[used], times.backward_weight[used]
-    inputs = np.stack([times.backward_input[used] + a[used] for a in again])
-    mode = columns.recompute[where]
+    inputs, extra = times.backward_input[used], {m: again[m][used] for m in repeated}
+    mode = np.searchsorted(list(repeated), columns.recompute[where])
     m = columns.num_microbatches[where][:, None].astype(np.float64)
     hops = stages.hops[None, :] * send[:, None]
 
-    def of(counts: Array) -> tuple[Array, Array, Array]:
-        f, i, w = forward @ counts.T, inputs @ counts.T, weight @ counts.T
-        return f[local], i[mode, local], w[local]
+    def of(part: Callable[[Stages], Array]) -> tuple[Array, Array, Array]:
+        counts = part(stages).T
+        i = np.stack([extra[m] @ part(layers).T for m, layers in repeated.items()]) + inputs @ counts
+        return (forward @ counts)[local], i[mode, local], (weight @ counts)[local]
 
-    f, i, w = of(stages.work)
+    f, i, w = of(lambda s: s.work)
     core.work[where] = m * (f + i + w)
     core.chained[where] = m * (f + i) if stages.splits_backward else core.work[where]
-    f, i, w = of(stages.before)
+    f, i, w = of(lambda s: s.before)
     core.before[where] = f + hops
     core.back[where] = (i if stages.splits_backward else i + w) + hops
-    f, i, w = of(stages.first_chunk)
+    f, i, w = of(lambda s: s.first_chunk)
     core.first_forward[where], core.last_backward[where] = f, i + w
     core.window[where] = np.inf
     if stages.schedule == "interleaved" and stages.virtual_stages > 1:
         per_round = m // np.maximum(1.0, m // stages.pp)
-        _, i, w = of(stages.chunks[:, :-1].sum(axis=1))
+        _, i, w = of(lambda s: s.chunks[:, :-1].sum(axis=1))
         core.window[where] = per_round * (i + w)
-        _, i, w = of(stages.chunks[:, -1])
+        _, i, w = of(lambda s: s.chunks[:, -1])
         core.window[where] += i + w
     weights = np.zeros_like(send[:, None])
     if stages.splits_backward:  # the first rank's last weight gradient follows its last input gradient
         core.back[where] += w[:, :1]
         weights = w[:, :1]
-    f, i, w = of(stages.whole)
+    f, i, w = of(lambda s: s.whole)
     one = f + (i + weights if stages.splits_backward else i + w) + 2.0 * stages.all_hops * send[:, None]
-    f, i, w = of(stages.last_chunk)
+    f, i, w = of(lambda s: s.last_chunk)
     core.path[where] = one + (m - 1.0) * (f + i if stages.splits_backward else f + i + w)
 
 

@@ -13,10 +13,11 @@ from plansim.costs.compression import find_method
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
 from plansim.costs.step import update_s
+from plansim.plan.recompute import parse_mode
 from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Ints, Options, distinct, shard_group
 from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
-from plansim.planner.tables import Kinds, Shares, Workbench
+from plansim.planner.tables import RECOMPUTE, Kinds, Shares, Workbench
 
 Array = NDArray[np.float64]
 SLACK = 1.0 - 1e-6
@@ -53,11 +54,11 @@ def stage_groups(columns: Columns, options: Options, kinds: Kinds) -> Iterator[t
         yield stages_in(options, structure, pp, kinds), where
 
 
-def stages_in(options: Options, structure: int, pp: int, kinds: Kinds) -> Stages:
-    """Return the stages of one structure at one depth."""
+def stages_in(options: Options, structure: int, pp: int, kinds: Kinds, leading: int | None = None) -> Stages:
+    """Return the stages of one structure at one depth; with `leading`, of so many layers of a chunk."""
     name, v, _ = options.structures[structure]
     layers = options.layers_of(structure, pp)
-    return stages_of(name, pp, v, kinds.body, len(kinds), kinds.ends, layers)
+    return stages_of(name, pp, v, kinds.body, len(kinds), kinds.ends, layers, leading)
 
 
 def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:
@@ -85,18 +86,28 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
     """Return what every pipeline holds, at least."""
     size = (len(columns), REPRESENTATIVES)
     found = Held(*(np.zeros(size) for _ in range(4)))
-    kept = shares.kept
+    modes = [m for m in range(len(RECOMPUTE)) if m in options.recompute]
     for stages, where in stage_groups(columns, options, bench.kinds):
         flights = stages.in_flight(columns.num_microbatches[where])
         found.dense[where] = (shares.dense @ stages.work.T)[row[where]]
         found.expert[where] = (shares.expert @ stages.work.T)[row[where]]
         found.gathered[where] = _gathered(shares.dense, stages, bench.stack.gathered_layers)[row[where]]
-        for mode in range(3):
+        for mode in modes:
             mine = np.flatnonzero(columns.recompute[where] == mode)
+            if not len(mine):
+                continue
             chosen = where[mine]
-            chunk = np.einsum("sk,rvk->srv", kept[mode], stages.chunks)[row[chosen]]
+            name, layers = parse_mode(RECOMPUTE[mode])
+            least, again = shares.kept[name], stages
+            chunk = np.einsum("sk,rvk->srv", least, stages.chunks)[row[chosen]]
+            if layers is not None:
+                i = int(chosen[0])
+                again = stages_in(options, int(columns.structure[i]), int(columns.pp[i]), bench.kinds, layers)
+                kept_whole = stages.chunks - again.chunks
+                chunk = np.einsum("sk,rvk->srv", shares.kept["none"], kept_whole)[row[chosen]]
+                chunk += np.einsum("sk,rvk->srv", least, again.chunks)[row[chosen]]
             working = np.maximum(
-                _largest(shares.saved - kept[mode], stages.work), _largest(shares.loss, stages.work)
+                _largest(shares.saved - least, again.work), _largest(shares.loss, stages.work)
             )[row[chosen]]
             bytes_of_one = columns.microbatch[chosen][:, None] * SLACK
             found.activations[chosen] = bytes_of_one * ((flights[mine] * chunk).sum(axis=2) + working)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plansim.plan.backends.base import Degrees
+from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Job
 from plansim.planner.balance import Balance
 from plansim.planner.ends import End
@@ -22,7 +23,7 @@ from plansim.planner.space import (
     VIRTUAL_STAGES,
     Space,
 )
-from plansim.planner.tables import RECOMPUTE
+from plansim.planner.tables import LAYERS, RECOMPUTE
 from plansim.schedules import find_schedule
 from plansim.workload.model import ATTENTION_FAMILIES, UNCUT_FAMILIES, Model
 from plansim.workload.totals import pipeline_layers
@@ -140,7 +141,7 @@ def options_of(
         placements=space.of("placement"),
         sequence_parallel=tuple(int(v) for v in space.of("sequence_parallel")),
         unfused=tuple(int(v == "unfused") for v in space.of("attention")) if attention else (0,),
-        recompute=tuple(RECOMPUTE.index(v) for v in space.of("recompute")),
+        recompute=tuple(sorted(RECOMPUTE.index(v) for v in space.of("recompute"))),
         tp_overlap=tuple(int(v) for v in overlap),
         microbatches=space.of("microbatch", [m for m in sizes if m <= job.global_batch]),
         ends=ends,
@@ -356,13 +357,18 @@ def with_layers(
     counts: Counts,
     rows: tuple[Ints, Ints, Ints],
     options: Options,
+    model: Model,
     job: Job,
     tally: Tally,
 ) -> tuple[Ints, Columns]:
-    """Return every entry's grid, and columns with sequence parallelism, attention, recomputation chosen."""
+    """Return every entry's grid, and columns with sequence parallelism, attention, recomputation chosen.
+
+    Recomputing as many layers as the longest chunk has is recomputing them all, and no plan of its own.
+    """
     at, size, structure = rows
     base_at, base_size, base_structure, sp, unfused, recompute = [], [], [], [], [], []
     tp = grid["tp"][at]
+    longest = _longest_chunks(grid["pp"][at], structure, options, model)
     bad_seq = job.seq_len % (grid["cp"][at] * tp) != 0
     for s in dict.fromkeys((*options.sequence_parallel, 0)):
         if s in options.sequence_parallel:
@@ -376,12 +382,14 @@ def with_layers(
             here = np.sort(np.concatenate([here, np.flatnonzero(tp == 1)]))
         for u in options.unfused:
             for r in options.recompute:
-                base_at.append(at[here])
-                base_size.append(size[here])
-                base_structure.append(structure[here])
-                sp.append(np.full(len(here), s))
-                unfused.append(np.full(len(here), u))
-                recompute.append(np.full(len(here), r))
+                some = here[longest[here] > (LAYERS[r] or 0)]
+                tally.candidates -= int(counts.below_layers[at[np.setdiff1d(here, some)]].sum())
+                base_at.append(at[some])
+                base_size.append(size[some])
+                base_structure.append(structure[some])
+                sp.append(np.full(len(some), s))
+                unfused.append(np.full(len(some), u))
+                recompute.append(np.full(len(some), r))
     where = np.concatenate(base_at)
     microbatch = np.concatenate(base_size)
     zeros = np.zeros(len(where), dtype=np.int64)
@@ -401,6 +409,17 @@ def with_layers(
         placement=zeros,
     )
     return where, columns
+
+
+def _longest_chunks(pp: Ints, structure: Ints, options: Options, model: Model) -> Ints:
+    """Return the layers of the longest chunk of every entry."""
+    first, back = distinct(pp, structure)
+    found = []
+    for depth, number in zip(pp[first].tolist(), structure[first].tolist(), strict=True):
+        chunks = depth * options.structures[number].virtual_stages
+        layers = options.layers_of(number, depth) or chunk_layers(pipeline_layers(model), chunks)
+        found.append(max(layers))
+    return np.array(found, dtype=np.int64)[back]
 
 
 def backend_degrees(

@@ -35,7 +35,7 @@ from plansim.planner.frames import (
 )
 from plansim.planner.objective import Figures, Objective
 from plansim.planner.space import Space
-from plansim.planner.tables import RECOMPUTE, Shares, Times, Workbench
+from plansim.planner.tables import LAYERS, RECOMPUTE, Shares, Times, Workbench
 from plansim.simulate.predict import interval_factor
 from plansim.workload.model import Model
 
@@ -45,6 +45,9 @@ FIRST_BLOCK, GROWTH, LARGEST_BLOCK = 32, 2, 8192
 
 ROOM = 0.9
 """Fraction of the memory limit below which a plan fits well: memory floors are not exact."""
+
+WHOLE_MODES = frozenset(i for i, layers in enumerate(LAYERS) if layers is None)
+"""Recompute modes that treat every layer alike."""
 
 DOMINATED = "memory saved in vain"
 """The rule under which plans are counted that save memory the same plan does not need, for time."""
@@ -275,7 +278,7 @@ class Pool:
             alive &= ~broken
         pairs = with_microbatches(grid, counts, np.flatnonzero(alive), options, q.job, tally)
         triples = with_structures(grid, counts, *pairs, options, q.model, q.job, tally)
-        at, columns = with_layers(grid, counts, triples, options, q.job, tally)
+        at, columns = with_layers(grid, counts, triples, options, q.model, q.job, tally)
         leaves = counts.tp_overlap[at] * counts.placements[at]
         allowed = end_mask(
             options.ends, columns.dp, columns.tp, columns.pp, columns.cp, columns.ep, self.node
@@ -379,10 +382,11 @@ class Pool:
                 c.dp, c.tp, c.pp, c.cp, c.ep, c.microbatch, c.structure, c.sequence_parallel, c.unfused
             )
             fits_with_less = np.zeros((int(row.max(initial=-1)) + 1, allowed.shape[1]), dtype=bool)
-            for mode in range(len(RECOMPUTE)):
+            for mode in options.recompute:
                 here = np.flatnonzero(c.recompute == mode)
                 needless[here] |= fits_with_less[row[here]]
-                fits_with_less[row[here]] |= roomy[here]
+                if RECOMPUTE[mode] != "selective" or set(options.recompute) <= WHOLE_MODES:
+                    fits_with_less[row[here]] |= roomy[here]  # beside some whole layers it may be slower
         needless &= allowed
         self.tally.reject(DOMINATED, (needless.sum(axis=1) * leaves).sum())
         allowed &= ~needless

@@ -16,6 +16,7 @@ from plansim.hardware.profile import Profile
 from plansim.plan.backends import BACKENDS, Backend
 from plansim.plan.backends.base import schedule_key
 from plansim.plan.model import Job
+from plansim.plan.recompute import parse_mode
 from plansim.schedules import SCHEDULES
 from plansim.workload.model import ATTENTION_FAMILIES, Model
 
@@ -46,7 +47,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sequence_parallel": (False, True),
     "schedule": tuple(SCHEDULES),
     "stage_layers": ("even", "balanced"),
-    "recompute": ("none", "selective", "full"),
+    "recompute": ("none", "selective", "full:1", "full:2", "full:4", "full:8", "full:16", "full"),
     "attention": ("flash", "unfused"),
     "offload": (False, True),
     "placement": PLACEMENTS,
@@ -64,6 +65,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 USUAL: dict[str, tuple[Any, ...]] = {
     "schedule": tuple(name for name in SCHEDULES if name not in ("gpipe", "zb-h2")),
+    "recompute": ("none", "selective", "full"),
     "attention": ("flash",),
     "aggregation": ("all_reduce",),
     "overlap.gradients": (True,),
@@ -74,7 +76,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
 """What is searched by default of the choices that have a value which seldom or never wins."""
 
 LEFT_OUT = (
-    "gpipe (1f1b takes as long and holds less), zb-h2 (zb-h1 or zbv hold half as much), "
+    "recomputation of some layers of a chunk (full:K), gpipe (1f1b takes as long and holds less), "
+    "zb-h2 (zb-h1 or zbv hold half as much), "
     "parameter servers, sharding within nodes below ZeRO-3, "
     "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
     "divide a rank's layers, and context parallelism below 1,024 tokens a rank; offload, recomputation and "
@@ -232,6 +235,8 @@ def _allowed(runtime: Backend, name: str, listed: tuple[Any, ...]) -> tuple[Any,
     allowed = runtime.allows.get(name)
     if allowed is None or name == "placement":
         return listed
+    if name == "recompute" and runtime.recompute_layers:
+        return tuple(v for v in listed if parse_mode(v)[0] in allowed)
     return tuple(v for v in listed if v in allowed)
 
 

@@ -97,21 +97,27 @@ def stages_of(
     num_kinds: int,
     ends: tuple[int, int],
     layers: tuple[int, ...] | None = None,
+    leading: int | None = None,
 ) -> Stages:
     """Return the stages of blocks split as `layers` says, or as evenly as they go.
 
     Parameters
     ----------
+    leading : int, optional
+        Count the first layers of every chunk alone, without embedding and head, on the same ranks.
     body : tuple of int
         Kind of every layer, in model order.
     ends : tuple of int
         Kind of the embedding and of the head, -1 where there is none.
     """
     chunks = pp * virtual_stages
-    counts = chunk_counts(chunk_layers(len(body), chunks, layers), body, num_kinds, ends)
+    split = chunk_layers(len(body), chunks, layers)
+    counts = chunk_counts(split, body, num_kinds, ends)
     found = find_schedule(schedule)
     owner = np.array([found.rank_of_chunk(c, pp, virtual_stages) for c in range(chunks)])
     ranks = _representatives(counts, owner, pp)
+    if leading is not None:
+        counts = chunk_counts(split, body, num_kinds, (-1, -1), leading)
     passed = np.vstack([np.zeros(num_kinds), np.cumsum(counts, axis=0)])
     first = [int(np.argmax(owner == r)) for r in ranks]
     return Stages(
@@ -132,12 +138,19 @@ def stages_of(
     )
 
 
-def chunk_counts(layers: Sequence[int], body: Sequence[int], num_kinds: int, ends: tuple[int, int]) -> Array:
-    """Return how many blocks of each kind every chunk holds, (chunks, kinds)."""
+def chunk_counts(
+    layers: Sequence[int],
+    body: Sequence[int],
+    num_kinds: int,
+    ends: tuple[int, int],
+    leading: int | None = None,
+) -> Array:
+    """Return how many blocks of each kind every chunk holds, (chunks, kinds), or its `leading` layers do."""
     counts = np.zeros((len(layers), num_kinds))
     at = 0
     for chunk, n in enumerate(layers):
-        counts[chunk] = np.bincount(np.asarray(body[at : at + n], dtype=np.int64), minlength=num_kinds)
+        shown = n if leading is None else min(n, leading)
+        counts[chunk] = np.bincount(np.asarray(body[at : at + shown], dtype=np.int64), minlength=num_kinds)
         at += n
     for chunk, kind in ((0, ends[0]), (len(layers) - 1, ends[1])):
         if kind >= 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from plansim.costs.operators import Arithmetic, BlockTime
 from plansim.hardware.fabric import fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
+from plansim.plan.recompute import RECOMPUTE_MODES, parse_mode
 from plansim.planner.balance import Balance
 from plansim.planner.ideal import ideal_s
 from plansim.workload.families import find_family
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from plansim.workload.operators import Block
 
 Array = NDArray[np.float64]
-RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE = ("none", "selective", "full:1", "full:2", "full:4", "full:8", "full:16", "full")
+"""How stages may recompute, each needing less memory than those of its kind before it."""
+
+LAYERS = tuple(parse_mode(mode)[1] for mode in RECOMPUTE)
+"""By mode, the layers of a chunk that it recomputes where it does not treat all alike."""
 ENDS = ("embedding", "head")
 
 
@@ -76,7 +81,7 @@ class Shares:
     """Bytes and parameters of every kind of block on a rank, for one sequence: (shards, kinds)."""
 
     saved: Array
-    kept: tuple[Array, Array, Array]
+    kept: Mapping[str, Array]
     loss: Array
     dense: Array
     expert: Array
@@ -94,10 +99,11 @@ class Times:
     backward_weight: Array
 
     def recompute(self, mode: int, is_end: NDArray[np.bool_]) -> Array:
-        """Return what each kind repeats under a recompute mode."""
-        if mode == 0:
+        """Return what each kind repeats under a recompute mode (``full:K``: in the layers it recomputes)."""
+        name, _ = parse_mode(RECOMPUTE[mode])
+        if name == "none":
             return np.zeros_like(self.forward)
-        if mode == 1:
+        if name == "selective":
             return self.core
         return np.where(is_end, 0.0, self.again)
 
@@ -177,7 +183,7 @@ class Workbench:
         ideal = [[ideal_s(b, how) for b in row] for row in blocks]
         return Shares(
             saved=rows("saved_bytes"),
-            kept=(kept("none"), kept("selective"), kept("full")),
+            kept={mode: kept(mode) for mode in RECOMPUTE_MODES},
             loss=(self.stack.loss_copies - 1.0) * _logits(blocks, size),
             dense=rows("parameters"),
             expert=rows("expert_parameters"),

@@ -17,6 +17,7 @@ from plansim.planner.evaluate import Evaluator, peak_memory
 from plansim.planner.objective import OBJECTIVES
 from plansim.planner.plan import ask
 from plansim.planner.pool import Pool
+from plansim.planner.space import CHOICES
 from plansim.planner.tables import Workbench
 from plansim.workload.model import Mamba, Model, MoE
 
@@ -163,7 +164,7 @@ def test_nothing_beats_the_answer(problem, objective, shrink):
 @given(problem=problems(), seed=st.randoms(use_true_random=False))
 def test_bounds_are_below_what_is_simulated_and_memory_floors_below_the_peak(problem, seed):
     model, profile, job = problem
-    question = ask(model, profile, job)
+    question = ask(model, profile, job, fix={"recompute": CHOICES["recompute"]})
     pool = Pool(question, (profile.num_devices,))
     evaluate = Evaluator(model, profile)
     pairs = []
@@ -185,7 +186,8 @@ def test_bounds_are_below_what_is_simulated_and_memory_floors_below_the_peak(pro
 def test_what_memory_rejects_does_not_fit(problem, seed):
     """The floor of memory is below the peak, so nothing that fits is dropped."""
     model, profile, job = problem
-    pool = Pool(ask(model, profile, job, "memory"), (profile.num_devices,))
+    question = ask(model, profile, job, "memory", fix={"recompute": CHOICES["recompute"]})
+    pool = Pool(question, (profile.num_devices,))
     pairs = pool.take()
 
     for floor, number in seed.sample(pairs, min(40, len(pairs))):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plansim.plan.model import Plan
+from plansim.plan.recompute import parse_mode
 from plansim.schedules.find import ALIASES
 from plansim.workload.model import ATTENTION_FAMILIES, PREDICTED_ONLY, Model
 from plansim.workload.totals import pipeline_layers
@@ -112,8 +113,8 @@ class Backend:
         ``dp * cp``, and stages may hold unequal numbers of layers.
     context_parallel, expert_parallel, tensor_parallel, pipeline_parallel : bool
         Whether that degree may exceed 1.
-    recompute_per_stage : bool
-        Whether stages may recompute differently.
+    recompute_per_stage, recompute_layers : bool
+        Whether stages may recompute differently, and some layers of a chunk whole (``full:K``).
     relations : tuple of Relation
     pairs : tuple of Pair
     zero_stages_of : mapping of str to tuple of int
@@ -135,6 +136,7 @@ class Backend:
     hybrid_shard: bool = True
     uneven_stages: bool = True
     recompute_per_stage: bool = False
+    recompute_layers: bool = False
     relations: tuple[Relation, ...] = ()
     pairs: tuple[Pair, ...] = ()
     zero_stages_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -205,8 +207,9 @@ class Backend:
         reasons = []
         for choice, allowed in self.allows.items():
             given = CHOICES[choice](plan)
-            if isinstance(given, tuple) and choice == "recompute":
-                reasons += self._recompute_reasons(given, allowed)
+            if choice == "recompute":
+                modes = given if isinstance(given, tuple) else (given,)
+                reasons += self._recompute_reasons(modes, allowed)
             elif given is not None and given not in allowed:
                 reasons.append(self._refusal(choice, given, allowed))
         return reasons
@@ -222,7 +225,11 @@ class Backend:
         ]
 
     def _recompute_reasons(self, given: tuple[str, ...], allowed: tuple[Any, ...]) -> list[str]:
-        reasons = [self._refusal("recompute", mode, allowed) for mode in sorted(set(given) - set(allowed))]
+        reasons = [
+            self._refusal("recompute", mode, allowed)
+            for mode in sorted(set(given) - set(allowed))
+            if not (self.recompute_layers and parse_mode(mode)[1])
+        ]
         if len(set(given)) > 1 and not self.recompute_per_stage:
             reasons.append("recompute differs between stages; use one mode for all of them")
         return reasons

@@ -35,6 +35,7 @@ MEGATRON = Backend(
         "compression.outer": ("none",),
         "compression.model": ("none",),
     },
+    recompute_layers=True,
     schedule_names={"1f1b": "1f1b", "interleaved": "interleaved"},
     relations=(
         TP_DIVIDES_HEADS,

@@ -113,6 +113,8 @@ def _reasons(plan: Plan) -> list[str]:
         reasons.append(f"dtype {plan.job.dtype}; use bf16, fp16 or fp32 (fp8 needs a recipe of its own kind)")
     if "selective" in (plan.recompute if isinstance(plan.recompute, tuple) else (plan.recompute,)):
         reasons.append("recompute selective; use none or full")
+    elif any(":" in mode for mode in (plan.recompute_of(s) for s in range(p.pp))):
+        reasons.append(f"recompute {plan.recompute}; use none or full")
     elif isinstance(plan.recompute, tuple) and len(set(plan.recompute)) > 1:
         reasons.append("recompute differs between stages; use one mode")
     if plan.offload and p.zero_stage == 0:

@@ -9,6 +9,7 @@ from plansim.plan.emit.chakra_groups import Groups
 from plansim.plan.grid import grid_of
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Plan
+from plansim.plan.recompute import modes_of_blocks
 from plansim.schedules import find_schedule
 from plansim.schedules.base import Action, Kind, Program
 from plansim.workload.families import find_family
@@ -65,28 +66,31 @@ class _Trace:
         start = self.last
         self._gather_parameters(action)
         self._receive(action)
-        for block in self._blocks(action):
-            self._block(block, action)
+        for block, mode in self._blocks(action):
+            self._block(block, mode, action)
         self._send(action)
         if action.kind in ("B", "W"):
             self._reduce_gradients(action, last_pass=last_pass)
         self.before = start
 
-    def _blocks(self, action: Action) -> tuple[Block, ...]:
+    def _blocks(self, action: Action) -> list[tuple[Block, str]]:
+        """Return the blocks of an action in order, each with how it is recomputed."""
         blocks = self.chunks[action.chunk]
-        return blocks if action.kind == "F" else blocks[::-1]
+        modes = modes_of_blocks(self.plan.recompute_of(self.stage), [b.kind for b in blocks])
+        both = list(zip(blocks, modes, strict=True))
+        return both if action.kind == "F" else both[::-1]
 
-    def _block(self, block: Block, action: Action) -> None:
+    def _block(self, block: Block, mode: str, action: Action) -> None:
         """Append a block's compute, cut where it communicates."""
         name = f"{block.kind} {action}"
         if action.kind in ("B", "I"):
-            self._operators(f"again {name}", self._repeated(block), "F")
+            self._operators(f"again {name}", self._repeated(block, mode), "F")
         operators = block.operators if action.kind == "F" else block.operators[::-1]
         self._operators(name, operators, action.kind)
 
-    def _repeated(self, block: Block) -> tuple[Operator, ...]:
+    @staticmethod
+    def _repeated(block: Block, mode: str) -> tuple[Operator, ...]:
         """Return what recomputation runs again before the block's backward."""
-        mode = self.plan.recompute_of(self.stage)
         if mode == "full" and block.kind not in ("embedding", "head"):
             return block.operators
         return tuple(op for op in block.operators if op.core) if mode == "selective" else ()

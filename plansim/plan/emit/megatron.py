@@ -18,6 +18,7 @@ from plansim.plan.emit.megatron_model import model_options, model_reasons
 from plansim.plan.emit.shell import launch_script, start_command
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Plan
+from plansim.plan.recompute import parse_mode
 from plansim.workload.model import Model
 from plansim.workload.module import ModuleModel
 
@@ -166,14 +167,14 @@ def _precision(plan: Plan, model: Model) -> Options:
 
 def _memory(plan: Plan, model: Model) -> Options:
     options: Options = {"--attention-backend": "unfused" if plan.attention == "unfused" else "flash"}
-    mode = plan.recompute_of(0)
+    mode, layers = parse_mode(plan.recompute_of(0))
     if mode == "selective":
         options["--recompute-granularity"] = "selective"
     elif mode == "full":
         options |= {
             "--recompute-granularity": "full",
-            "--recompute-method": "uniform",
-            "--recompute-num-layers": "1",
+            "--recompute-method": "block" if layers else "uniform",
+            "--recompute-num-layers": str(layers or 1),
         }
     if plan.offload:
         options |= {"--optimizer-cpu-offload": None, "--use-precision-aware-optimizer": None}

@@ -1,0 +1,49 @@
+"""What a stage runs again before its backward: nothing, a part of every layer, whole layers, or some of them.
+
+``full:K`` recomputes the first K layers of every model chunk whole and keeps everything of the others, as
+Megatron's ``--recompute-method block`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from plansim.errors import UnknownNameError
+
+RECOMPUTE_MODES = ("none", "selective", "full")
+ENDS = ("embedding", "head")
+
+
+def parse_mode(mode: str) -> tuple[str, int | None]:
+    """Return the mode and, for ``full:K``, its number of layers.
+
+    Examples
+    --------
+    >>> parse_mode("full:4"), parse_mode("selective")
+    (('full', 4), ('selective', None))
+    """
+    name, colon, count = mode.partition(":")
+    if not colon and name in RECOMPUTE_MODES:
+        return name, None
+    if name == "full" and count.isdecimal() and int(count) > 0:
+        return name, int(count)
+    raise UnknownNameError("recompute mode", mode, (*RECOMPUTE_MODES, "full:K"))
+
+
+def modes_of_blocks(mode: str, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the mode of every block of one chunk; under ``full:K`` layers differ.
+
+    Examples
+    --------
+    >>> modes_of_blocks("full:1", ("embedding", "layer", "layer"))
+    ('none', 'full', 'none')
+    """
+    name, count = parse_mode(mode)
+    if count is None:
+        return (name,) * len(kinds)
+    found, layers = [], 0
+    for kind in kinds:
+        body = kind not in ENDS
+        found.append(name if body and layers < count else "none")
+        layers += body
+    return tuple(found)
