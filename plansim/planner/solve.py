@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from plansim.plan.model import Plan
@@ -61,22 +63,35 @@ def solve(question: Question, limits: Constraints, top: int = 1, progress: Progr
     return solved
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Leave the collector of cycles off: a search makes many records and no cycles."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def best_first(question: Question, limits: Constraints, top: int, progress: Progress | None = None) -> Solved:
     """Search the space on all devices allowed; on fewer where all of them cannot be used."""
     evaluate = Bounded(evaluator_of(question), limits, question.job, question.robust)
     devices = min(question.profile.num_devices, limits.devices or question.profile.num_devices)
     first: Solved | None = None
     for world in (devices, *subsets(devices, question.profile.devices_per_node)):
-        pool = Pool(question, (world,))
-        found = search(
-            pool,
-            evaluate.apart,
-            question.objective.score,
-            top=top,
-            key=repr,
-            settle=evaluate.settle,
-            progress=progress,
-        )
+        with uncollected():
+            pool = Pool(question, (world,))
+            found = search(
+                pool,
+                evaluate.apart,
+                question.objective.score,
+                top=top,
+                key=repr,
+                settle=evaluate.settle,
+                progress=progress,
+            )
         solved = Solved(question, pool, found)
         if found.best or not found.complete:
             return solved
