@@ -66,7 +66,9 @@ READING = (
     "The term is the one that costs the tuned layout most beside our optimum. *host*: launches that outlast",
     "their kernels; small microbatches pay them in our model, not where kernels are captured in CUDA graphs.",
     "*recompute*: our memory model wants more recomputation than the recipe has; recomputing named modules",
-    "and offloading activations are not in it. *rule 'ep'*: experts over the tensor ranks too.",
+    "and offloading activations (FSDP recipes move 20 to 40 layers to the host) are not in it. *rule 'ep'*,",
+    "and *expert parallel* where tp > 1: these recipes spread experts over the tensor ranks too. *data",
+    "parallel*: gradients of experts that fewer ranks share; recipes of gpt-oss-20b keep a small ep.",
 )
 _OPTIMA: dict[tuple[str, int | None, str, Job, int], Plan | None] = {}
 INHERITED = (
@@ -348,9 +350,11 @@ def page(outcomes: Iterable[Outcome]) -> str:
         f"| breaks one of our rules | {kinds['refused']} |",
         "",
         "What is not in the table was taken from the recipe each one is based on. The distributed optimizer",
-        "(ZeRO-1) is on unless the recipe asks for FSDP (ZeRO-3). Pipelines have the better of even stages",
-        "and stages sized to their cost. Recipes recompute by named modules; the mildest of our modes that",
-        "fits stands for them. None of the recipes is a measurement: this page says where our model and the",
+        "(ZeRO-1) is on unless the recipe asks for FSDP (ZeRO-3); our optimum shards as the recipe does and",
+        "keeps optimizer state on the device, so the two differ in layout alone. Pipelines have the better of",
+        "even stages and stages sized to their cost. Recipes recompute by named modules, or layers of a number",
+        "that is not in the table; the mildest of our modes that fits (some or all layers of a chunk) stands",
+        "for them. None of the recipes is a measurement: this page says where our model and the",
         "people who tuned disagree.",
         "",
         "## By model and machine",
