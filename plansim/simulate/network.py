@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 FULL = 1.0 + 1e-9
 """A link carries too much when its loads sum to more than this."""
 
@@ -123,7 +125,8 @@ class Shares:
         self._known: dict[int, dict[int, Share]] = {0: {}}
         self._solved: dict[int, dict[int, Share]] = {}
         self._touched: list[frozenset[int]] = []
-        hot = frozenset(range(len(network.links))) if every else hot_links(network)
+        self._asks: list[tuple[bool, tuple[tuple[int, float], ...]]] = []
+        hot = frozenset(range(len(network.links))) if every else binding_links(network)
         for key, use in (*network.traffic, *network.sends):
             if _on(use, hot).loads:
                 self._add(key, _on(use, hot))
@@ -137,6 +140,7 @@ class Shares:
         self._members.append(member)
         uses = [member] if isinstance(member, Use) else [b.use for b in member]
         self._touched.append(frozenset(link for use in uses for link, _ in use.loads))
+        self._asks.append((isinstance(member, Use), tuple(_most_asked(uses).items())))
 
     def __bool__(self) -> bool:
         """Whether anything could ever wait for a link."""
@@ -150,16 +154,9 @@ class Shares:
         """Return what has a bit."""
         return self._members[bit]
 
-    def asks(self, bit: int) -> list[tuple[int, float]]:
+    def asks(self, bit: int) -> tuple[tuple[int, float], ...]:
         """Return the most that one thing asks of every link at a time."""
-        member = self._members[bit]
-        if isinstance(member, Use):
-            return list(member.loads)
-        most: dict[int, float] = {}
-        for burst in member:
-            for link, load in burst.use.loads:
-                most[link] = max(most.get(link, 0.0), load)
-        return list(most.items())
+        return self._asks[bit][1]
 
     def of(self, mask: int) -> dict[int, Share]:
         """Return, by bit, who of a set is slower than alone, and how fast they go."""
@@ -179,12 +176,14 @@ class Shares:
         """Return the active that meet on links with too little room, by groups that do not touch."""
         asked, pieces = dict[int, float](), dict[int, float]()
         for i in active:
-            sends = isinstance(self._members[i], Use)
-            for link, load in self.asks(i):
-                if sends:
+            sends, loads = self._asks[i]
+            if sends:
+                for link, load in loads:
                     asked[link] = asked.get(link, 0.0) + load
-                else:
-                    pieces[link] = max(pieces.get(link, 0.0), load)
+            else:
+                for link, load in loads:
+                    if load > pieces.get(link, 0.0):
+                        pieces[link] = load
         tight = {link for link, load in asked.items() if load + pieces.get(link, 0.0) > FULL}
         if not tight:
             return []
@@ -211,6 +210,34 @@ class Shares:
                 for link, load in use.loads:
                     total[link] = total.get(link, 0.0) + part * speed * load
         return total
+
+
+def _most_asked(uses: Sequence[Use]) -> dict[int, float]:
+    most: dict[int, float] = {}
+    for use in uses:
+        for link, load in use.loads:
+            most[link] = max(most.get(link, 0.0), load)
+    return most
+
+
+def binding_links(network: Network) -> frozenset[int]:
+    """Return the hot links without those on which nothing asks for more than it does on one other of them."""
+    hot = sorted(hot_links(network))
+    if len(hot) < 2:
+        return frozenset(hot)
+    uses = [use for _, use in (*network.traffic, *network.sends)]
+    uses += [burst.use for _, bursts in network.bursts for burst in bursts]
+    place = {link: i for i, link in enumerate(hot)}
+    table = np.zeros((len(hot), len(uses)))
+    for column, use in enumerate(uses):
+        for link, load in use.loads:
+            if link in place:
+                table[place[link], column] = load
+    kept: list[int] = []
+    for row in np.argsort(-table.sum(axis=1), kind="stable").tolist():
+        if not kept or not (table[kept] >= table[row] - 1e-12).all(axis=1).any():
+            kept.append(row)
+    return frozenset(hot[row] for row in kept)
 
 
 def _on(use: Use, links: frozenset[int]) -> Use:

@@ -92,4 +92,8 @@ def test_the_trace_is_one_that_viewers_open(run, plan_file, tmp_path):
     assert done.code == 0
     assert "ui.perfetto.dev" in done.err
     assert {"X", "M"} <= {event["ph"] for event in events}
-    assert len({event["pid"] for event in events}) == 2  # one for each stage
+    names = {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert names == {"predicted rank 0", "predicted rank 1", "predicted links"}
+    counters = {event["name"] for event in events if event["ph"] == "C"}
+    assert "memory" in counters
+    assert any("out of" in name for name in counters)  # the use of the links
