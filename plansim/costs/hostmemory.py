@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from plansim.costs.compression import Traffic, find_method
 from plansim.costs.host import HostCalibration, on_host
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
@@ -37,7 +38,9 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
     p, plan = layout.plan.parallel, layout.plan
     replicas = p.dp * p.cp
     shard = (p.zero_group or replicas) if p.zero_stage >= 1 else 1
+    alone = plan.compression.outer.method != "none"  # replicas that step alone have no buckets
     wrapped = replicas > 1 and p.pp == p.ep == p.cp == 1 and p.zero_stage <= 1 and plan.overlap.gradients
+    wrapped = wrapped and not alone
     buckets = 4.0 * parameters if wrapped and plan.aggregation == "all_reduce" else 0.0
     weights = 4.0 * parameters / (shard if p.zero_stage == 3 else 1)
     state = STATE_BYTES[plan.job.optimizer] * parameters / shard
@@ -47,9 +50,11 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
     # DDP's buckets take over the gradients in the last microbatch only; those before accumulate beside them.
     kept = not buckets or plan.num_microbatches > 1
     peak, gradients = _walk(passes, rows, left, kept_gradients=kept, shard=grad_shard)
-    flat = _flat_bytes(layout, parameters) if replicas > 1 and not wrapped and p.zero_stage <= 1 else 0.0
+    flattened = replicas > 1 and not wrapped and p.zero_stage <= 1 and not alone
+    flat = _flat_bytes(layout, parameters) if flattened else 0.0
     whole = gradients + flat  # after the last backward: all gradients, and the flat copy that is reduced
-    activations = max(peak, whole)
+    staging = _staging_bytes(layout, parameters) if replicas > 1 else 0.0
+    activations = max(peak, whole + staging)
     return StageMemory(
         weights=weights + beside,
         gradients=buckets,
@@ -172,6 +177,14 @@ def _flat_bytes(layout: Layout, parameters: float) -> float:
     )
 
 
+def _staging_bytes(layout: Layout, parameters: float) -> float:
+    """Return what a hook holds while it exchanges the largest bucket, once the backward has filled it."""
+    given = layout.plan.compression.gradients
+    bucket = min(parameters, layout.stack.bucket_bytes / 4.0)
+    traffic = Traffic(num_elements=bucket, element_bytes=4.0)
+    return find_method(given.method).staging_bytes(traffic, given.options)
+
+
 def _hook_bytes(layout: Layout, parameters: float) -> float:
     """Return what a compression hook holds at the peak: its error feedback, and its work on the first bucket.
 
@@ -179,6 +192,10 @@ def _hook_bytes(layout: Layout, parameters: float) -> float:
     compresses and the new error beside it.
     """
     method, p = layout.plan.compression.gradients.method, layout.plan.parallel
+    outer = layout.plan.compression.outer
+    if outer.method != "none" and p.dp * p.cp > 1:
+        traffic = Traffic(num_elements=parameters, element_bytes=4.0)
+        return find_method(outer.method).extra_memory_bytes(traffic, outer.options)
     if p.dp * p.cp == 1 or method not in ("powersgd", "topk", "randk", "onebit"):
         return 0.0
     last = layout.chunks[-1][-1]

@@ -194,6 +194,10 @@ class CompressionMethod(ABC):
             else 0.0
         )
 
+    def staging_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
+        """Return what a plain tensor implementation holds for one message while it is exchanged, bytes."""
+        return 0.0
+
     def period(self, options: Mapping[str, Any] | None = None) -> int:
         """Return the steps between two exchanges."""
         return 1

@@ -84,6 +84,10 @@ class LocalSgd(CompressionMethod):
         """Write the average back."""
         return Work(streamed_bytes=8.0)
 
+    def extra_memory_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
+        """Return the weights of the last exchange in fp32, bytes: messages are changes since then."""
+        return 4.0 * traffic.num_elements
+
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
         """Return the band by period."""
         high = between(float(self.period(options)), INFLATION)

@@ -98,6 +98,10 @@ class PowerSgd(CompressionMethod):
                 f"use a rank of 1 to {min(rows, columns)}, or int8"
             )
 
+    def staging_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
+        """Return a copy of the gradient and the product of the factors in fp32."""
+        return 8.0 * traffic.num_elements
+
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return two products that read the matrix, orthogonalising P, and error feedback."""
         given = self.resolve(options)

@@ -75,6 +75,10 @@ class TopK(CompressionMethod):
             raise unknown_operation(self.name, operation)
         return (Transfer(collective="all_gather", nbytes=payload * ranks),)
 
+    def staging_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
+        """Return magnitudes and the result in fp32."""
+        return 8.0 * traffic.num_elements
+
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the selection, which passes over (value, place) pairs many times, and error feedback."""
         given = self.resolve(options)

@@ -72,6 +72,10 @@ class TwoHop(CompressionMethod):
         again = self.encode_once(options, fused) + self.decode_once(options, fused) + ADD
         return work + again.scaled(1 / group.counts[0])
 
+    def staging_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
+        """Return rows, scaled rows and decoded rows in fp32, and the codes that leave and arrive."""
+        return 12.0 * traffic.num_elements + 2.0 * self.payload_bytes(traffic, options)
+
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the work before the first hop: the whole message once."""
         return self.encode_once(options, fused)
