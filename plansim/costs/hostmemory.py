@@ -85,7 +85,7 @@ def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
 
 def _beside_parameters(row: Mapping[str, Any]) -> float:
     """Return what a block holds beside its parameters: masks, masked weights, statistics, bytes."""
-    return max(0.0, float(row.get("weight_bytes", 0.0)) - 4.0 * row["parameters"])
+    return max(0.0, float(row.get("weight_bytes", 0.0)) - 4.0 * float(row["parameters"]))
 
 
 def _untie(layout: Layout, stage: int, rows: dict[int, list[Mapping[str, Any]]]) -> None:

@@ -59,8 +59,9 @@ class Stack:
     bf16_accumulation_bytes : float
         Bytes per parameter that gradients take beyond `gradient_bytes` when they are bf16: fp32 accumulation.
     bucket_bytes, bucket_rank_bytes : float
-        Size of one gradient bucket, and its least size for each data-parallel rank, bytes. Megatron-Core takes
-        40 million parameters, and at least a million per rank, so that long rings stay bound by bandwidth.
+        Size of one gradient bucket, and its least size for each data-parallel rank, bytes. Megatron-Core
+        takes 40 million parameters, and at least a million per rank, so that long rings stay bound by
+        bandwidth.
     gathered_layers : int
         Layers whose parameters are whole at one time under ZeRO-3 (prefetch depth + 1).
     keeps_quantised : bool
