@@ -75,7 +75,7 @@ def test_a_student_learns_from_its_teacher():
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("method", ["qat", "prune"])
+@pytest.mark.parametrize("method", ["prune"])
 def test_two_replicas_train_a_compressed_model_like_one_process(method):
     """The run itself compares its first losses with a single process, and raises where they differ."""
     measured = run_plan(plan_of("mlp-small", method, dp=2), load_model("mlp-small"), steps=2, warmup=0,
