@@ -17,7 +17,7 @@ from plansim.plan.rules import Rejected, check_plan
 from plansim.planner.objective import Constraints, Figures
 from plansim.simulate.predict import interval_factor
 from plansim.simulate.run import run_step
-from plansim.simulate.uses import network_of
+from plansim.simulate.uses import network_of, planned
 from plansim.units import format_bytes
 from plansim.workload.model import Model
 
@@ -50,6 +50,8 @@ class Evaluator:
     def settle(self, plan: Plan, figures: Figures) -> Figures:
         """Return the figures of a plan with the time that its transfers lose on links they share."""
         layout = Layout.of(self.model, self.profile, plan)
+        if not planned(layout):
+            return figures
         costs = step_costs(layout)
         network = network_of(layout, costs)
         if network is None:

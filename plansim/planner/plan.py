@@ -31,6 +31,7 @@ from plansim.planner.verdict import verdict
 from plansim.results import Prediction
 from plansim.results.compare import why_slower
 from plansim.simulate.predict import predict_layout
+from plansim.simulate.uses import planned
 from plansim.workload.model import Model
 from plansim.workload.totals import parameter_count
 
@@ -267,7 +268,7 @@ def _check_runtime(space: Space, model: Model, job: Job) -> None:
 def ranked(question: Question, found: Found[Plan, Figures]) -> tuple[Ranked, ...]:
     """Return the plans found with their predictions, ties and reasons."""
     layouts = [Layout.of(question.model, question.profile, p) for _, _, p, _ in found.best]
-    predictions = [predict_layout(layout) for layout in layouts]
+    predictions = [predict_layout(layout, contention=planned(layout)) for layout in layouts]
     best = found.best[0][0]
     return tuple(
         Ranked(

@@ -44,9 +44,7 @@ def simulate_step(
     uses = [_use(costs, run, rank, held[rank]) for rank in range(costs.pp)]
     last = max(u.finish_s for u in uses)
     critical = min(range(costs.pp), key=lambda r: (-uses[r].finish_s, uses[r].pp_wait_s, r))
-    saved = (
-        last - _finish_without_sends(costs, network if run.contended else None) if _has_sends(costs) else 0.0
-    )
+    saved = last - _finish_without_sends(costs) if _has_sends(costs) else 0.0
     breakdown = _breakdown(costs, order, uses[critical], critical, saved)
     step_time_s = last + costs.outer_s
     idle = sum(last - (u.finish_s - u.pp_wait_s) for u in uses)
@@ -185,10 +183,10 @@ def _has_sends(costs: StepCosts) -> bool:
     return costs.pp > 1 and any(c.send_forward_s > 0 or c.send_backward_s > 0 for c in costs.chunks)
 
 
-def _finish_without_sends(costs: StepCosts, network: Network | None) -> float:
-    """Return when the step would end if messages between stages took no time, seconds."""
+def _finish_without_sends(costs: StepCosts) -> float:
+    """Return when the step would end if messages took no time and no link was shared, seconds."""
     free = replace(costs, chunks=tuple(_without_sends(c) for c in costs.chunks))
-    return run_step(free, network).finish_s
+    return run_step(free).finish_s
 
 
 def _without_sends(chunk: ChunkCosts) -> ChunkCosts:
@@ -198,8 +196,8 @@ def _without_sends(chunk: ChunkCosts) -> ChunkCosts:
 def _breakdown(costs: StepCosts, order: Order, use: RankUse, rank: int, saved_s: float) -> Breakdown:
     """Return where the critical rank's step goes.
 
-    `pp_exposed_s` is what the step would gain from free messages between stages, as far as this rank waits
-    at all; the rest of its waiting is bubble.
+    `pp_exposed_s` is what the step would gain from free messages between stages on links of their own, as far
+    as this rank waits at all; the rest of its waiting is bubble.
     """
     work, again = own_work(costs, order, rank)
     waits = use.pp_wait_s + use.send_s

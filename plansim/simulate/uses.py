@@ -20,6 +20,20 @@ BLOCK_AXES = ("tp", "cp", "ep")
 """Axes whose collectives stand in a rank's own stream."""
 
 
+MOST_PLANNED = 2048
+"""Actions of a pipeline up to its full swing; beyond, a search has no time to share links for it."""
+
+
+def planned(layout: Layout) -> bool:
+    """Return whether planning shares links for a plan: not for pipelines of very many chunks.
+
+    There transfers are taken to be apart, which changes such steps by about a thousandth.
+    """
+    p = layout.plan.parallel
+    actions = 2 * p.pp * p.virtual_stages * min(layout.plan.num_microbatches, 3 * p.pp)
+    return actions <= MOST_PLANNED
+
+
 def network_of(layout: Layout, costs: StepCosts) -> Network | None:
     """Return the network of a step, or None where nothing is sent.
 
