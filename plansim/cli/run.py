@@ -59,7 +59,7 @@ def run(
     override: Override = None,
     json: Json = False,
 ) -> None:
-    """Execute a plan on this machine, and print what was measured beside what is predicted.
+    """Execute a plan on this machine: measured beside predicted.
 
     The first losses are compared with a single process before anything is timed. CPU profiles run on gloo,
     others on NCCL. Under torchrun it joins as one rank; on several machines start it on each with torchrun:
