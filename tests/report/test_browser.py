@@ -32,7 +32,7 @@ def test_charts_draw(page):
         "[...document.querySelectorAll('figure svg')].map(s => [s.getBBox().width, s.getBBox().height])"
     )
 
-    assert len(sizes) == 9
+    assert len(sizes) == 10
     assert all(w > 200 and h > 60 for w, h in sizes)
 
 
