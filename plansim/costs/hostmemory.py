@@ -131,15 +131,14 @@ def _boundaries(
 
 
 def _passes(layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
-    """Yield the passes of a stage in order, as (``F`` or ``B``, chunk); a split backward counts once."""
+    """Yield the passes of a stage in order with their chunks: ``F``, ``B``, or its halves ``I`` and ``W``."""
     p, m = layout.plan.parallel, layout.plan.num_microbatches
     if p.pp == 1:
         for _ in range(min(m, 3)):
             yield from ((kind, chunk) for kind in ("F", "B") for chunk in layout.chunks_of_stage[stage])
         return
     for action in find_schedule(p.schedule).actions(p.pp, m, p.virtual_stages)[stage]:
-        if action.kind in ("F", "B", "I"):
-            yield ("F" if action.kind == "F" else "B"), action.chunk
+        yield action.kind, action.chunk
 
 
 def _walk(
@@ -158,12 +157,14 @@ def _walk(
             if kind == "F":
                 peak = max(peak, level + gradients + row["forward_peak_bytes"])
                 level += row["kept_bytes"]
-            else:
-                peak = max(peak, level + gradients + row["backward_peak_bytes"])
-                level -= row["kept_bytes"]
-                if chunk not in seen and kept_gradients:
-                    gradients += 4.0 * row["parameters"] / shard
-        if kind == "B":
+                continue
+            peak = max(peak, level + gradients + row["backward_peak_bytes"])
+            if kind == "I":  # what the weight gradients need stays until their own pass
+                continue
+            level -= row["kept_bytes"]
+            if chunk not in seen and kept_gradients:
+                gradients += 4.0 * row["parameters"] / shard
+        if kind in ("B", "W"):
             seen.add(chunk)
             level += left.get(chunk, 0.0)
     return peak, gradients

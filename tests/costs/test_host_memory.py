@@ -1,0 +1,20 @@
+"""Memory of a CPU rank as a walk over its passes: what each pass adds and gives back."""
+
+from plansim.costs.hostmemory import _walk
+
+ROW = {"forward_peak_bytes": 30.0, "backward_peak_bytes": 20.0, "kept_bytes": 10.0, "parameters": 1}
+
+
+def peak(*passes):
+    return _walk([(kind, 0) for kind in passes], {0: [ROW]}, {}, kept_gradients=True, shard=1)
+
+
+def test_a_forward_keeps_until_its_backward():
+    assert peak("F", "B", "F", "B") == (34.0, 4.0)  # the second forward stands on the gradients of the first
+    assert peak("F", "F", "B", "B") == (40.0, 4.0)  # and here on what the first one keeps
+
+
+def test_a_split_backward_gives_back_with_its_second_half():
+    """Between its halves a microbatch keeps what the weight gradients need, so the next forward stands higher."""
+    assert peak("F", "I", "W", "F", "I", "W") == peak("F", "B", "F", "B")
+    assert peak("F", "I", "F", "W", "I", "W") == (40.0, 4.0)
