@@ -15,6 +15,6 @@ def test_a_forward_keeps_until_its_backward():
 
 
 def test_a_split_backward_gives_back_with_its_second_half():
-    """Between its halves a microbatch keeps what the weight gradients need, so the next forward stands higher."""
+    """Between its halves a microbatch keeps what the weight gradients need: the next forward stands on it."""
     assert peak("F", "I", "W", "F", "I", "W") == peak("F", "B", "F", "B")
     assert peak("F", "I", "F", "W", "I", "W") == (40.0, 4.0)
