@@ -138,8 +138,8 @@ def update_s(optimizer_s: float, copy_s: float) -> float:
 
     Examples
     --------
-    >>> update_s(0.0, 0.8), update_s(0.5, 0.0)
-    (0.9, 0.5)
+    >>> update_s(0.0, 8.0), update_s(0.5, 0.0)
+    (9.0, 0.5)
     """
     k = COPY_PIECES
     if copy_s <= 0:
