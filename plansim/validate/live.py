@@ -236,6 +236,8 @@ def validate_live(
         Scale compute and communication to half of the plans afterwards, and show the other half before and
         after.
     """
+    from plansim.validate.folder import write_folder
+
     if not cases:
         raise InputError("nothing to validate: no plan was given")
     for model, plan in cases:
@@ -250,23 +252,20 @@ def validate_live(
         write_atomic(out / "prediction.json", frozen)
     device = "cpu" if profile.backend == "gloo" else "cuda"
     options = RunOptions(device=device)
+    digest = hashlib.sha256(frozen.encode()).hexdigest()
     for number in range(repeats):
         for i, row in enumerate(rows):
             say(f"run {number + 1} of {repeats}: {row.id}")
             rows[i] = run_again(row, replace(options, trace=number == repeats - 1), steps, warmup)
-    result = LiveResult(
-        profile=profile.name,
-        plans=tuple(rows),
-        prediction_sha256=hashlib.sha256(frozen.encode()).hexdigest(),
-    )
+        result = LiveResult(profile=profile.name, plans=tuple(rows), prediction_sha256=digest)
+        if out is not None:  # a stop loses no more than the round under way
+            write_folder(result, known, out)
     if refit:
         from plansim.validate.refit import refit_on_half
 
         result = replace(result, refit=refit_on_half(result, known))
-    if out is not None:
-        from plansim.validate.folder import write_folder
-
-        write_folder(result, known, out)
+        if out is not None:
+            write_folder(result, known, out)
     return result
 
 
