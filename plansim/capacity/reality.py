@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from plansim.capacity.campaigns import REPAIR_S, Simulated, simulated_goodput
-from plansim.costs.build import state_bytes
 from plansim.costs.layout import Layout
+from plansim.costs.optimizer import state_bytes
 from plansim.costs.reliability import (
     best_interval_s,
     goodput,

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
-from plansim.costs.collectives import collective_s
-from plansim.costs.compression import EdgeTime, Network, Traffic, compressed_s, find_method, rates_of
+from plansim.costs.blocks import BlockTime, block_s
+from plansim.costs.buckets import (
+    alone_s,
+    chunk_gathers,
+    comm_s,
+    edge_s,
+    exchange,
+    gather_bytes,
+    gradient_buckets,
+    held_parameters,
+    outer_s,
+    reduce_bytes,
+)
+from plansim.costs.compression import Traffic, find_method
 from plansim.costs.compression.model import Effect, kernel_effect
 from plansim.costs.compression.zeropp import secondary_bytes
-from plansim.costs.compute import memory_bound_s
 from plansim.costs.host import host_step_costs
 from plansim.costs.inference import forward_only
 from plansim.costs.interference import interference
-from plansim.costs.layout import ADAM_STATE_BYTES, Layout
-from plansim.costs.operators import Arithmetic, BlockTime, block_s
+from plansim.costs.layout import Layout
+from plansim.costs.operators import Arithmetic
+from plansim.costs.optimizer import copy_s, optimizer_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 from plansim.costs.student import teacher_of, with_teacher
 from plansim.hardware.device import Device
 from plansim.hardware.fabric import Fabric, GroupShape
 from plansim.hardware.stack import Stack
-from plansim.plan.model import Method
 from plansim.workload.operators import Block
-
-MAX_BUCKETS = 16
-"""Buckets of one chunk that are told apart; more would only repeat the pattern."""
 
 BLOCK_AXES = ("tp", "cp", "ep")
 """Axes over which blocks communicate."""
@@ -94,17 +102,6 @@ def without_optimizer(costs: StepCosts) -> StepCosts:
     )
 
 
-def comm_s(layout: Layout, axis: str, collective: str, nbytes: float) -> float:
-    """Return the seconds of one collective over the groups of `axis`, alone on the links."""
-    alone = _collective(collective, nbytes, layout.group(axis), layout.fabric, layout.profile.backend)
-    return alone / layout.stack.collective_efficiency
-
-
-@lru_cache(maxsize=262144)
-def _collective(collective: str, nbytes: float, group: GroupShape, fabric: Fabric, backend: str) -> float:
-    return collective_s(collective, nbytes, group, fabric, backend=backend)
-
-
 def block_time(layout: Layout, block: Block) -> BlockTime:
     """Return the seconds of one block, remembered for equal blocks on equal groups."""
     plan = layout.plan
@@ -131,7 +128,7 @@ def _block_time(
     groups = dict(zip(BLOCK_AXES, shapes, strict=True))
 
     def seconds(axis: str, collective: str, nbytes: float) -> float:
-        return _collective(collective, nbytes, groups[axis], fabric, backend) / stack.collective_efficiency
+        return alone_s(collective, nbytes, groups[axis], fabric, backend) / stack.collective_efficiency
 
     how = Arithmetic(device=device, dtype=dtype, stack=stack, effect=effect, replayed=replayed)
     beside = {
@@ -168,7 +165,7 @@ def compression_memory_bytes(layout: Layout, stage: int) -> float:
 
     Error feedback, low-rank factors and outer copies.
     """
-    total = sum(_parameters(layout, layout.chunks_of_stage[stage]))
+    total = sum(held_parameters(layout, layout.chunks_of_stage[stage]))
     traffic = Traffic(num_elements=total, element_bytes=reduce_bytes(layout), matrix=layout.matrix)
     edges = (layout.plan.compression.gradients, layout.plan.compression.outer)
     kept = sum(
@@ -236,8 +233,10 @@ def _chunk(layout: Layout, index: int) -> ChunkCosts:
         backward_extra_bytes=max(
             (b.saved_bytes - kept_bytes(layout, b, mode) for b, mode in modes), default=0.0
         ),
-        gathers_per_pass=_gathers(layout, index) if sharded and layout.plan.parallel.zero_stage == 3 else (),
-        reductions_per_pass=_reductions(layout, (index,)) if sharded else (),
+        gathers_per_pass=chunk_gathers(layout, index)
+        if sharded and layout.plan.parallel.zero_stage == 3
+        else (),
+        reductions_per_pass=gradient_buckets(layout, (index,)) if sharded else (),
     )
 
 
@@ -291,189 +290,9 @@ def _send_s(layout: Layout, index: int) -> float:
     share = nbytes if p.sequence_parallel else nbytes / p.tp
     method = layout.plan.compression.activations
     if method.method != "none":
-        return _edge_s(
-            layout, "pp", "send_recv", method, share / layout.wide_bytes, layout.wide_bytes
-        ).total_s
+        return edge_s(layout, "pp", "send_recv", method, share / layout.wide_bytes, layout.wide_bytes).total_s
     gather = comm_s(layout, "tp", "all_gather", nbytes) if p.tp > 1 and not p.sequence_parallel else 0.0
     return comm_s(layout, "pp", "send_recv", share) + gather
-
-
-def _parameters(layout: Layout, chunks: Sequence[int]) -> tuple[int, int]:
-    held = layout.chunk_parameters
-    return sum(held[c][0] for c in chunks), sum(held[c][1] for c in chunks)
-
-
-def reduce_bytes(layout: Layout) -> float:
-    """Return the bytes per parameter that gradients travel as."""
-    return layout.wide_bytes if layout.wide_bytes > 2 else layout.stack.reduce_bytes
-
-
-def gather_bytes(layout: Layout) -> float:
-    """Return the bytes per parameter of a parameter all-gather."""
-    return layout.wide_bytes if layout.wide_bytes > 2 else layout.stack.gather_bytes
-
-
-def gradient_collective(layout: Layout) -> str:
-    """Return the collective that gradients go through.
-
-    With ZeRO-1 a method that needs whole gradients (a hook on the all-reduce) still exchanges all of them;
-    each rank then steps on its share.
-    """
-    p, name = layout.plan.parallel, layout.plan.compression.gradients.method
-    if p.zero_stage == 0:
-        return "all_reduce"
-    whole = p.zero_stage == 1 and p.zero_group is None and name != "none" and not find_method(name).shards
-    return "all_reduce" if whole else "reduce_scatter"
-
-
-def _gathers(layout: Layout, index: int) -> tuple[Bucket, ...]:
-    """Return the ZeRO-3 gathers of one chunk, each needed before its blocks run.
-
-    One gather per block up to `MAX_BUCKETS`; deeper chunks are told apart in as many runs of equal length,
-    each as long as the gathers it stands for.
-    """
-    blocks = layout.chunks[index]
-    per = gather_bytes(layout)
-    run = -(-len(blocks) // MAX_BUCKETS)
-    made = []
-    for at in range(0, len(blocks), run):
-        parts = [
-            _bucket(layout, "shard", "all_gather", b.parameters * per, at / len(blocks), index)
-            for b in blocks[at : at + run]
-            if b.parameters
-        ]
-        parts += [
-            _bucket(layout, "edp", "all_gather", b.expert_parameters * per, at / len(blocks), index)
-            for b in blocks[at : at + run]
-            if b.expert_parameters
-        ]
-        if parts:
-            made.append(
-                replace(
-                    parts[0],
-                    nbytes=sum(p.nbytes for p in parts),
-                    comm_s=sum(p.comm_s for p in parts),
-                    blocking_s=sum(p.blocking_s for p in parts),
-                )
-            )
-    return tuple(made)
-
-
-def _reductions(layout: Layout, chunks: Sequence[int]) -> tuple[Bucket, ...]:
-    """Return the gradient buckets of some chunks in the order in which backward fills them."""
-    p = layout.plan.parallel
-    if layout.plan.compression.outer.method != "none":
-        return ()  # replicas step alone between two outer synchronisations
-    collective = gradient_collective(layout)
-    made: list[Bucket] = []
-    for chunk in reversed(chunks):
-        made += _exchange(layout, collective, reduce_bytes(layout), chunk)
-    if p.zero_group and p.zero_group < p.dp * p.cp:
-        share = sum(b.nbytes for b in made) / p.zero_group
-        made.append(_bucket(layout, "replica", "all_reduce", share, 1.0, chunks[0]))
-    return tuple(b for b in made if b.comm_s + b.blocking_s > 0)
-
-
-def _exchange(layout: Layout, collective: str, per_parameter: float, chunk: int) -> list[Bucket]:
-    """Return one collective over a chunk's parameters in buckets: dense ones, then experts."""
-    dense, expert = layout.chunk_parameters[chunk]
-    key = (collective, dense, expert)
-    if key not in layout.memo:
-        layout.memo[key] = [
-            *_split(layout, "shard", collective, dense * per_parameter),
-            *_split(layout, "edp", collective, expert * per_parameter),
-        ]
-    return [
-        Bucket(
-            nbytes=b.nbytes,
-            comm_s=b.comm_s,
-            ready_fraction=b.ready_fraction,
-            chunk=chunk,
-            blocking_s=b.blocking_s,
-            what=b.what,
-            axis=b.axis,
-        )
-        for b in layout.memo[key]
-    ]
-
-
-def _split(layout: Layout, axis: str, collective: str, nbytes: float) -> list[Bucket]:
-    if not nbytes or layout.group(axis).size == 1:
-        return []
-    count = bucket_count(layout, axis, nbytes)
-    one = _bucket(layout, axis, collective, nbytes / count, 1.0, 0)
-    return [*(replace(one, ready_fraction=(i + 1) / count) for i in range(count - 1)), one]
-
-
-def bucket_count(layout: Layout, axis: str, nbytes: float) -> int:
-    """Return in how many buckets a chunk's gradients or gathered parameters travel, at most `MAX_BUCKETS`."""
-    stack = layout.stack
-    if not (layout.plan.overlap.gradients and stack.gradient_overlap):
-        return 1
-    size = max(stack.bucket_bytes, stack.bucket_rank_bytes * layout.group(axis).size)
-    return min(MAX_BUCKETS, max(1, math.ceil(nbytes / size)))
-
-
-def _bucket(layout: Layout, axis: str, collective: str, nbytes: float, ready: float, chunk: int) -> Bucket:
-    """Return one bucket; what the plan compresses travels and computes as its method says."""
-    method = (
-        layout.plan.compression.parameters
-        if collective == "all_gather"
-        else layout.plan.compression.gradients
-    )
-    if layout.group(axis).size == 1:
-        return Bucket(
-            nbytes=nbytes, comm_s=0.0, ready_fraction=ready, chunk=chunk, what=collective, axis=axis
-        )
-    if method.method == "none":
-        seconds, blocking = _aggregation_s(layout, axis, collective, nbytes), 0.0
-    else:
-        per = gather_bytes(layout) if collective == "all_gather" else reduce_bytes(layout)
-        time = _edge_s(layout, axis, collective, method, nbytes / per, per)
-        seconds, blocking = time.comm_s / layout.stack.collective_efficiency, time.blocking_s
-    return Bucket(
-        nbytes=nbytes,
-        comm_s=seconds,
-        blocking_s=blocking,
-        ready_fraction=ready,
-        chunk=chunk,
-        what=collective,
-        axis=axis,
-    )
-
-
-def _aggregation_s(layout: Layout, axis: str, collective: str, nbytes: float) -> float:
-    """Return a gradient exchange: a collective, or push and pull through parameter servers."""
-    if collective != "all_reduce" or layout.plan.aggregation != "parameter_server":
-        return comm_s(layout, axis, collective, nbytes)
-    alone = collective_s(
-        "all_reduce", nbytes, layout.group(axis), layout.fabric,
-        backend=layout.profile.backend, algorithm="parameter_server", servers=layout.plan.servers,
-    )  # fmt: skip
-    return alone / layout.stack.collective_efficiency
-
-
-def _edge_s(
-    layout: Layout, axis: str, operation: str, method: Method, num_elements: float, element_bytes: float
-) -> EdgeTime:
-    network = Network(
-        group=layout.group(axis),
-        fabric=layout.fabric,
-        device=layout.profile.device,
-        backend=layout.profile.backend,
-        rates=rates_of(layout.profile.device, layout.profile.calibration),
-    )
-    traffic = Traffic(num_elements=num_elements, element_bytes=element_bytes, matrix=layout.matrix)
-    return compressed_s(operation, method.method, traffic, network, method.options)
-
-
-def outer_s(layout: Layout) -> float:
-    """Return the outer synchronisation of replicas that step alone, seconds per step."""
-    method = layout.plan.compression.outer
-    if method.method == "none" or layout.group("dp_cp").size == 1:
-        return 0.0
-    totals = [sum(_parameters(layout, chunks)) for chunks in layout.chunks_of_stage]
-    return _edge_s(layout, "dp_cp", "all_reduce", method, max(totals), 4.0).total_s
 
 
 def _stage_end(layout: Layout, stage: int) -> StageEnd:
@@ -482,9 +301,9 @@ def _stage_end(layout: Layout, stage: int) -> StageEnd:
     gathers: list[Bucket] = []
     if p.zero_stage in (1, 2) or (p.zero_stage == 3 and p.pp > 1):
         for chunk in chunks:
-            gathers += _exchange(layout, "all_gather", gather_bytes(layout), chunk)
+            gathers += exchange(layout, "all_gather", gather_bytes(layout), chunk)
     return StageEnd(
-        reductions=() if shards_each_pass(layout) else _reductions(layout, chunks),
+        reductions=() if shards_each_pass(layout) else gradient_buckets(layout, chunks),
         gathers=tuple(gathers),
         optimizer_s=optimizer_s(layout, stage),
         copy_s=copy_s(layout, stage),
@@ -500,46 +319,3 @@ def _tied_embedding_s(layout: Layout, stage: int) -> float:
         return 0.0
     table = layout.model.vocab / p.tp * layout.model.hidden * reduce_bytes(layout)
     return 2 * comm_s(layout, "pp", "send_recv", table)
-
-
-def shard_degree(layout: Layout) -> int:
-    """Return over how many ranks the optimizer state is cut."""
-    p = layout.plan.parallel
-    return (p.zero_group or p.dp * p.cp) if p.zero_stage >= 1 else 1
-
-
-def optimizer_s(layout: Layout, stage: int) -> float:
-    """Return the optimizer step of one stage: gradient norm, then state, master weights and gradient.
-
-    Bytes per parameter: gradient read twice (norm, update), state and master read and written, weight
-    written.
-    """
-    state, master, gradient, weight = state_bytes(layout)
-    traffic = 2 * gradient + 2 * (state + master) + weight
-    return memory_bound_s(layout.profile.device, traffic * _owned(layout, stage), launches=4)
-
-
-def copy_s(layout: Layout, stage: int) -> float:
-    """Return the copy of a stage's optimizer state from host memory to its devices, seconds; as long back."""
-    if not layout.plan.offload:
-        return 0.0
-    state, master, _, _ = state_bytes(layout)
-    return (state + master) * _owned(layout, stage) / layout.profile.host.pcie_bytes_per_s
-
-
-def _owned(layout: Layout, stage: int) -> float:
-    """Return the parameters that one rank of a stage steps on."""
-    dense, expert = _parameters(layout, layout.chunks_of_stage[stage])
-    p = layout.plan.parallel
-    expert_shard = max(1, shard_degree(layout) // p.ep) if p.zero_stage >= 1 else 1
-    return dense / shard_degree(layout) + expert / expert_shard
-
-
-def state_bytes(layout: Layout) -> tuple[float, float, float, float]:
-    """Return bytes per parameter of optimizer state, master copy, gradient and weight."""
-    state = ADAM_STATE_BYTES[layout.plan.job.optimizer]
-    if layout.wide_bytes > 2:
-        return state, 0.0, 4.0, 4.0
-    stack = layout.stack
-    accumulation = stack.bf16_accumulation_bytes if layout.plan.job.dtype == "bf16" else 0.0
-    return state, stack.master_bytes, stack.gradient_bytes + accumulation, stack.weight_bytes

@@ -19,8 +19,8 @@ from plansim.costs.compression import Traffic, decode_s, encode_s, find_method, 
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 
 if TYPE_CHECKING:
+    from plansim.costs.blocks import BlockTime
     from plansim.costs.layout import Layout
-    from plansim.costs.operators import BlockTime
     from plansim.workload.operators import Block
 
 NUMBERED_FAMILIES = ("cnn", "rnn", "mlp", "module")

@@ -9,18 +9,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.costs.build import (
-    compression_memory_bytes,
-    gather_bytes,
-    kept_bytes,
-    reduce_bytes,
-    shard_degree,
-    state_bytes,
-)
+from plansim.costs.buckets import gather_bytes, reduce_bytes
+from plansim.costs.build import compression_memory_bytes, kept_bytes
 from plansim.costs.host import on_host
 from plansim.costs.hostmemory import host_inference_memory, host_stage_memory
 from plansim.costs.inference import inference_memory
 from plansim.costs.layout import Layout
+from plansim.costs.optimizer import shard_degree, state_bytes
 from plansim.costs.student import with_teacher_weights
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule

@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from plansim.costs.build import (
-    gather_bytes,
-    reduce_bytes,
-    state_bytes,
-    step_costs,
-    step_inflation,
-)
+from plansim.costs.buckets import gather_bytes, reduce_bytes
+from plansim.costs.build import step_costs, step_inflation
 from plansim.costs.collectives import collective_terms
 from plansim.costs.compression import MODEL_METHODS, find_method
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory
+from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import Parts, StepCosts
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan

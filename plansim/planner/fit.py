@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.costs.build import gather_bytes, reduce_bytes, state_bytes
+from plansim.costs.buckets import gather_bytes, reduce_bytes
 from plansim.costs.compression import find_method
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
+from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import update_s
 from plansim.plan.recompute import parse_mode
 from plansim.planner.ends import End

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.costs.build import block_time, comm_s, kept_bytes, straggler_factor
+from plansim.costs.blocks import BlockTime
+from plansim.costs.buckets import comm_s
+from plansim.costs.build import block_time, kept_bytes, straggler_factor
 from plansim.costs.layout import Layout
-from plansim.costs.operators import Arithmetic, BlockTime
+from plansim.costs.operators import Arithmetic
 from plansim.hardware.fabric import fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan

@@ -6,17 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plansim.costs.build import (
-    bucket_count,
-    comm_s,
-    gather_bytes,
-    gradient_collective,
-    reduce_bytes,
-    state_bytes,
-)
+from plansim.costs.buckets import bucket_count, comm_s, gather_bytes, gradient_collective, reduce_bytes
 from plansim.costs.compression import Network, Traffic, compressed_s
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.layout import Layout
+from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import update_s
 from plansim.plan.model import Method
 

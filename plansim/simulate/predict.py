@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 
-from plansim.costs.build import (
-    shard_degree,
-    step_costs,
-    step_inflation,
-    without_optimizer,
-    without_weight_gradients,
-)
+from plansim.costs.build import step_costs, step_inflation, without_optimizer, without_weight_gradients
 from plansim.costs.compression.model import model_notes
 from plansim.costs.host import on_host
 from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_weights
+from plansim.costs.optimizer import shard_degree
 from plansim.costs.step import StepCosts
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack

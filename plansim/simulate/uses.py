@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import prod
 
-from plansim.costs.build import comm_s
+from plansim.costs.buckets import comm_s
 from plansim.costs.collectives.ring import ring_share
 from plansim.costs.host import on_host
 from plansim.costs.layout import Layout

@@ -6,70 +6,22 @@ import re
 from dataclasses import dataclass, replace
 
 from plansim.costs.compute import arithmetic_class
-from plansim.errors import InputError, PlansimError, UnknownNameError
+from plansim.errors import PlansimError, UnknownNameError
 from plansim.hardware.catalog import find_device
 from plansim.hardware.device import Device
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack, find_stack
 from plansim.plan.model import Job, Overlap, Parallel, Plan
 from plansim.validate.links import cluster
-from plansim.validate.rows import Row
+from plansim.validate.rows import Row, Unpredictable
+from plansim.validate.shapes import model_of
 from plansim.validate.software import SHARDED_STACKS, stack_of
 from plansim.workload.model import Model
-from plansim.workload.read import built_in_models, load_model
 
 TUNED = frozenset({"megatron-core", "megatron-core-26.02", "megatron-core-26.06"})
 """Stacks whose published layouts their vendor tuned."""
 
 DTYPES = {"amp": "fp16", "nan": "bf16", "int8-aqt": "int8", "": "bf16"}
-MODEL_ALIASES: tuple[tuple[str, str], ...] = (
-    (r"deepseek.?v3|deepseekv3", "deepseek-v3"),
-    (r"deepseek.?v2|deepseekv2", "deepseek-v2"),
-    (r"kimi.?k2", "kimi-k2"),
-    (r"gpt.?oss.*20b", "gpt-oss-20b"),
-    (r"gpt.?oss", "gpt-oss-120b"),
-    (r"nemotron.*lightning", "nemotron-3.5-lightning-30b-a3b"),
-    (r"nemotron.*3.*nano(?!.*4b)", "nemotron-3-nano-30b-a3b"),
-    (r"nemotron.*3.*super", "nemotron-3-super-120b-a12b"),
-    (r"nemotron.*3.*ultra", "nemotron-3-ultra-550b-a55b"),
-    (r"nemotron.?h.*56b", "nemotron-h-56b"),
-    (r"nemotron.?h.*47b", "nemotron-h-47b"),
-    (r"nemotron.?h.*8b", "nemotron-h-8b"),
-    (r"nemotron.*nano.*12b", "nemotron-nano-12b-v2"),
-    (r"nemotron.*nano.*9b", "nemotron-nano-9b-v2"),
-    (r"llama.?4.*maverick", "llama-4-maverick"),
-    (r"llama.?4.*scout", "llama-4-scout"),
-    (r"qwen3.*235b", "qwen3-235b-a22b"),
-    (r"qwen3.*30b", "qwen3-30b-a3b"),
-    (r"qwen2\.?5.*72b", "qwen2.5-72b"),
-    (r"qwen2\.?5.*32b", "qwen2.5-32b"),
-    (r"qwen2\.?5.*7b", "qwen2.5-7b"),
-    (r"mixtral.*8x22b", "mixtral-8x22b"),
-    (r"mixtral.*8x7b", "mixtral-8x7b"),
-    (r"grok", "grok-1"),
-    (r"llama.?3.*405b", "llama-3.1-405b"),
-    (r"llama.?3.*70b", "llama-3.1-70b"),
-    (r"llama.?3.*8b", "llama-3.1-8b"),
-    (r"llama.?2.*70b", "llama-2-70b"),
-    (r"llama.?2.*13b", "llama-2-13b"),
-    (r"llama.?2.*7b", "llama-2-7b"),
-    (r"gpt.?3.*175b", "gpt3-175b"),
-    (r"gemma.?3.*1b", "gemma-3-1b"),
-    (r"gemma.?3.*4b", "gemma-3-4b"),
-    (r"gemma.?3.*12b", "gemma-3-12b"),
-    (r"gemma.?3.*27b", "gemma-3-27b"),
-    (r"gemma.?2.*9b", "gemma-2-9b"),
-    (r"bert.*large", "bert-large"),
-    (r"bert.*base", "bert-base"),
-    (r"resnet.*101", "resnet-101"),
-    (r"resnet.*50", "resnet-50"),
-    (r"vgg.*16", "vgg-16"),
-)
-"""Names that tables use -> built-in models, for what a table has no columns for (experts, convolutions)."""
-
-MASKED_FRACTION = 0.15
-"""Tokens that BERT's pre-training head sees (arXiv 1810.04805, section 3.1), gathered before it."""
-
 COUNTS = (
     "layers", "hidden", "heads", "kv_heads", "seq", "gbs", "mbs", "n_devices", "devices_per_node",
     "tp", "pp", "vp", "dp", "cp", "ep",
@@ -78,8 +30,6 @@ COUNTS = (
 
 PACKED_SAMPLE = 512
 """Tokens of one sample in packed fine-tuning data: assumed."""
-
-LLAMA_LIKE = ("llama", "qwen", "gemma", "mistral", "internlm", "palm", "nemotron")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +44,6 @@ class Case:
     assumptions: tuple[str, ...]
     layout_known: bool = True
     work: str = "pretrain"
-
-
-class Unpredictable(InputError):  # noqa: N818  # it says what the row is
-    """The row cannot be predicted; the message says why."""
 
 
 def case_of(row: Row) -> Case:
@@ -166,98 +112,6 @@ def _case(row: Row) -> Case:
         assumptions=tuple(notes + plan_notes),
         layout_known=known,
         work=row.workload,
-    )
-
-
-def model_of(row: Row, stack: Stack) -> tuple[Model, list[str]]:
-    """Return the model of a row: its printed shape, and what the built-in model of that name adds."""
-    notes: list[str] = []
-    known = _built_in(row.model)
-    mixed = "mamba" in row.family or "hybrid" in row.family
-    if mixed and (known is None or known.family != "hybrid"):
-        raise Unpredictable(
-            f"the pattern of state-space layers of '{row.model}' is in no column and it is no built-in hybrid"
-        )
-    if not (row.layers and row.hidden):
-        if known is None:
-            raise Unpredictable(f"layers and hidden are blank and '{row.model}' is no built-in model")
-        notes.append(f"shape of built-in model {known.name} assumed")
-        return _resized(known, row), notes
-    if known is not None and (
-        known.moe or known.mla or known.family in ("hybrid", "cnn", "bert", "vit", "rnn")
-    ):
-        return _resized(known, row), notes
-    if row.family.startswith("moe"):
-        raise Unpredictable(f"the experts of '{row.model}' are in no column and it is no built-in model")
-    return _dense(row, stack, notes), notes
-
-
-def _built_in(name: str) -> Model | None:
-    folded = name.lower().strip()
-    alias = next((known for pattern, known in MODEL_ALIASES if re.search(pattern, folded)), None)
-    known_as = folded if folded in built_in_models() else alias
-    found = load_model(known_as) if known_as else None
-    return found if isinstance(found, Model) else None
-
-
-def _resized(known: Model, row: Row) -> Model:
-    """Return a built-in model with the row's sequence, and its layers where the model was cut."""
-    layers = row.layers or known.layers
-    moe = known.moe
-    options = (
-        {**known.options, "masked_fraction": MASKED_FRACTION} if known.family == "bert" else known.options
-    )
-    if moe and layers < known.layers and moe.dense_layers:
-        moe = replace(moe, dense_layers=min(moe.dense_layers, 1))
-    return replace(
-        known,
-        name=row.model,
-        layers=layers,
-        pattern=known.pattern and known.pattern[:layers],
-        seq_len=row.seq or known.seq_len,
-        moe=moe,
-        options=options,
-    )
-
-
-def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
-    assert row.layers and row.hidden  # noqa: PT018, S101  # the caller checked
-    llama = any(word in f"{row.family} {row.model}".lower() for word in LLAMA_LIKE)
-    gated = llama and "nemotron" not in row.model.lower()
-    heads = row.heads or max(1, row.hidden // 128)
-    if not row.heads:
-        notes.append(f"heads not stated: {heads} (128 wide) assumed")
-    if not row.vocab:
-        notes.append("vocabulary not stated: 51200 assumed")
-    if not row.seq:
-        notes.append("sequence length not stated: 2048 assumed")
-    old = stack.name in ("megatron-lm", "megatron-deepspeed")
-    while row.hidden % heads:
-        heads -= 1
-    known = _built_in(row.model)
-    if known is not None and (known.hidden, known.heads) != (row.hidden, heads):
-        known = None
-    return Model(
-        name=row.model,
-        family="bert" if row.family == "bert" else "llama" if llama else "gpt",
-        layers=row.layers,
-        hidden=row.hidden,
-        ffn=row.ffn or 4 * row.hidden,
-        heads=heads,
-        kv_heads=row.kv_heads or heads,
-        vocab=row.vocab or 51200,
-        seq_len=row.seq or 2048,
-        gated=gated,
-        bias=not llama,
-        dropout=old,
-        norm="rmsnorm" if gated else "layernorm",
-        positions="rotary" if llama else "learned",
-        tied_embeddings=not llama,
-        causal=row.family != "bert",
-        parallel_block="parallel" in row.family,
-        head_dim=known.head_dim if known else 0,
-        window=known.window if known else None,
-        global_every=known.global_every if known else None,
     )
 
 

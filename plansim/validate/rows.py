@@ -23,6 +23,10 @@ REQUIRED = ("model", "n_devices", "device", "gbs")
 """Columns without which no row can be predicted."""
 
 
+class Unpredictable(InputError):  # noqa: N818  # it says what the row is
+    """The row cannot be predicted; the message says why."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One measured run as the table states it; None is a blank cell. Units as in the file contract."""

@@ -13,9 +13,9 @@ from plansim.costs.layout import Layout
 from plansim.errors import PlansimError
 from plansim.results import RESULT_SCHEMA, Prediction
 from plansim.simulate.predict import Z80, predict_layout
-from plansim.validate.assume import Case, Unpredictable, case_of
+from plansim.validate.assume import Case, case_of
 from plansim.validate.metrics import Pair, kendall_tau, quantile, regret, summary
-from plansim.validate.rows import Row, read_rows
+from plansim.validate.rows import Row, Unpredictable, read_rows
 from plansim.validate.settle import settled
 
 GIB = 2.0**30

@@ -7,14 +7,10 @@ import pytest
 from hypothesis import given, settings
 from layouts import EXPERTS, layout, layouts
 
+from plansim.costs.buckets import MAX_BUCKETS, gather_bytes, reduce_bytes
 from plansim.costs.build import (
-    MAX_BUCKETS,
-    gather_bytes,
     kept_bytes,
     once_per_unit,
-    optimizer_s,
-    reduce_bytes,
-    shard_degree,
     step_costs,
     step_inflation,
     straggler_factor,
@@ -22,6 +18,7 @@ from plansim.costs.build import (
     without_weight_gradients,
 )
 from plansim.costs.layout import with_plan
+from plansim.costs.optimizer import optimizer_s, shard_degree
 from plansim.costs.step import Parts
 from plansim.hardware.fabric import GroupShape
 from plansim.plan.model import Compression, Method

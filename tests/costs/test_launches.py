@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plansim.costs.blocks import launch_wait_s
 from plansim.costs.compute import portable_fraction
-from plansim.costs.operators import Arithmetic, launch_wait_s, operator_s
+from plansim.costs.operators import Arithmetic, operator_s
 from plansim.hardware.catalog import find_device
 from plansim.hardware.stack import find_stack
 from plansim.workload.families import FAMILIES

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import EXPERTS, GPT
 
-from plansim.costs.operators import Arithmetic, block_s, operator_s, passes_of
+from plansim.costs.blocks import block_s
+from plansim.costs.operators import Arithmetic, operator_s, passes_of
 from plansim.hardware.catalog import find_device
 from plansim.hardware.stack import find_stack
 from plansim.workload.families import find_family

@@ -1,0 +1,50 @@
+"""The optimizer's step: what each rank owns, how many bytes of it, and how long they take."""
+
+from __future__ import annotations
+
+from plansim.costs.buckets import held_parameters
+from plansim.costs.compute import memory_bound_s
+from plansim.costs.layout import ADAM_STATE_BYTES, Layout
+
+
+def shard_degree(layout: Layout) -> int:
+    """Return over how many ranks the optimizer state is cut."""
+    p = layout.plan.parallel
+    return (p.zero_group or p.dp * p.cp) if p.zero_stage >= 1 else 1
+
+
+def optimizer_s(layout: Layout, stage: int) -> float:
+    """Return the optimizer step of one stage: gradient norm, then state, master weights and gradient.
+
+    Bytes per parameter: gradient read twice (norm, update), state and master read and written, weight
+    written.
+    """
+    state, master, gradient, weight = state_bytes(layout)
+    traffic = 2 * gradient + 2 * (state + master) + weight
+    return memory_bound_s(layout.profile.device, traffic * _owned(layout, stage), launches=4)
+
+
+def copy_s(layout: Layout, stage: int) -> float:
+    """Return the copy of a stage's optimizer state from host memory to its devices, seconds; as long back."""
+    if not layout.plan.offload:
+        return 0.0
+    state, master, _, _ = state_bytes(layout)
+    return (state + master) * _owned(layout, stage) / layout.profile.host.pcie_bytes_per_s
+
+
+def _owned(layout: Layout, stage: int) -> float:
+    """Return the parameters that one rank of a stage steps on."""
+    dense, expert = held_parameters(layout, layout.chunks_of_stage[stage])
+    p = layout.plan.parallel
+    expert_shard = max(1, shard_degree(layout) // p.ep) if p.zero_stage >= 1 else 1
+    return dense / shard_degree(layout) + expert / expert_shard
+
+
+def state_bytes(layout: Layout) -> tuple[float, float, float, float]:
+    """Return bytes per parameter of optimizer state, master copy, gradient and weight."""
+    state = ADAM_STATE_BYTES[layout.plan.job.optimizer]
+    if layout.wide_bytes > 2:
+        return state, 0.0, 4.0, 4.0
+    stack = layout.stack
+    accumulation = stack.bf16_accumulation_bytes if layout.plan.job.dtype == "bf16" else 0.0
+    return state, stack.master_bytes, stack.gradient_bytes + accumulation, stack.weight_bytes
