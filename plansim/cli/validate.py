@@ -121,12 +121,9 @@ def _live(
     """Return the plans asked for, predicted and run."""
     from plansim.cli import console
     from plansim.cli.options import split_overrides
-    from plansim.errors import MissingExtraError
 
-    try:
-        from plansim.validate.live import validate_live
-    except ImportError:
-        raise MissingExtraError("running plans", "torch", "execute") from None
+    _need_torch()
+    from plansim.validate.live import validate_live
 
     cases, cluster = _cases(profile, model, plans, override)
     if cluster is None:
@@ -154,13 +151,10 @@ def _over_links(
 
     from plansim.cli import console
     from plansim.cli.options import split_overrides
-    from plansim.errors import MissingExtraError
 
-    try:
-        from plansim.execute.testbed import TestbedSpec
-        from plansim.validate.beds import contenders, rates_of, validate_on_testbed
-    except ImportError:
-        raise MissingExtraError("running plans", "torch", "execute") from None
+    _need_torch()
+    from plansim.execute.testbed import TestbedSpec
+    from plansim.validate.beds import contenders, rates_of, validate_on_testbed
 
     links = rates_of(rates)
     cases, base = _cases(profile, model, plans, override)
@@ -176,6 +170,16 @@ def _over_links(
         cases, base, links, ranks_per_host=places[1], out=folder, steps=steps, repeats=repeats,
         say=console.say,
     )  # fmt: skip
+
+
+def _need_torch() -> None:
+    """Raise `MissingExtraError` where plans cannot run."""
+    from importlib.util import find_spec
+
+    from plansim.errors import MissingExtraError
+
+    if find_spec("torch") is None:
+        raise MissingExtraError("running plans", "torch", "execute")
 
 
 LIVE_MODEL = "gpt-mini"

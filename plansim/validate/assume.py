@@ -92,7 +92,7 @@ def _case(row: Row) -> Case:
         )
     if not row.gbs:
         raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
-    plan, plan_notes, known = _plan(row, model, stack, device)
+    plan, plan_notes, known = _plan(row, model, stack, device, profile.groups[0].devices)
     if row.workload == "layer-microbenchmark":
         model = replace(model, vocab=0)
         notes.append("one layer alone: embedding, head and optimizer left out")
@@ -115,7 +115,9 @@ def _case(row: Row) -> Case:
     )
 
 
-def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, list[str], bool]:
+def _plan(
+    row: Row, model: Model, stack: Stack, device: Device, per_node: int
+) -> tuple[Plan, list[str], bool]:
     notes: list[str] = []
     assert row.n_devices and row.gbs  # noqa: PT018, S101  # the caller checked
     known = row.tp is not None or row.pp is not None or row.n_devices == 1
@@ -139,9 +141,9 @@ def _plan(row: Row, model: Model, stack: Stack, device: Device) -> tuple[Plan, l
         profile=row.device,
         job=Job(global_batch=batch, seq_len=row.seq or model.seq_len, dtype=arithmetic_class(dtype)),
         parallel=Parallel(
-            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, dp * cp, notes), zero_stage=zero,
-            sequence_parallel=sp,
-            microbatch=mbs, schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
+            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, dp * cp, per_node, notes),
+            zero_stage=zero, sequence_parallel=sp, microbatch=mbs,
+            schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
         ),
         recompute=row.recompute if row.recompute in ("none", "selective", "full") else "none",
         overlap=Overlap(
@@ -237,10 +239,10 @@ def _virtual(row: Row, model: Model, stack: Stack, pp: int, notes: list[str]) ->
     return vp
 
 
-def _experts(row: Row, model: Model, stack: Stack, ranks: int, notes: list[str]) -> int:
+def _experts(row: Row, model: Model, stack: Stack, ranks: int, per_node: int, notes: list[str]) -> int:
     if model.moe is None:
         return 1
-    inside = 1 if stack.name in ("jax", "jax-gpu") else row.devices_per_node or 8
+    inside = 1 if stack.name in ("jax", "jax-gpu") else per_node
     ep = row.ep or min(inside, ranks)
     if not row.ep:
         notes.append(f"expert parallelism not stated: {ep} assumed")

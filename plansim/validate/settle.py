@@ -105,7 +105,7 @@ def _candidates(case: Case) -> Iterator[Plan]:
     """Yield layouts from the least divided to the most; each with the least recomputation that may fit."""
     row, base = case.row, case.plan.parallel
     sharded = case.stack.name in SHARDED_STACKS
-    inside = DEGREES if sharded else [d for d in DEGREES if d <= (row.devices_per_node or 8)]
+    inside = DEGREES if sharded else [d for d in DEGREES if d <= case.profile.groups[0].devices]
     tps = inside if row.tp is None else (row.tp,)
     cps = DEGREES if row.cp is None else (row.cp,)
     pps = (row.pp,) if row.pp is not None else (1,) if sharded else DEGREES

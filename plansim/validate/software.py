@@ -12,18 +12,22 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"simumax", "megatron-core-plain"),
     (r"internevo|internlm", "internevo"),
     (r"paxml", "paxml"),
-    (r"maxtext|jax|tpu-recipes|palm|levanter|mesh.?tf", "jax"),
-    (r"automodel|fsdp|llm-foundry|mosaic|foundation-model-stack", "fsdp"),
+    (r"maxtext|\bjax\b|tpu-recipes|palm|levanter|mesh.?tf|\balpa\b|easylm|pytorch/xla|torch.?xla", "jax"),
+    (
+        r"automodel|fsdp|llm-foundry|mosaic|foundation-model-stack|metaseq|\bolmo\b|lit-?gpt|lightning"
+        r"|accelerate\b|torchtune|fairscale|fairseq",
+        "fsdp",
+    ),
     (r"gpt-neox|pythia", "gpt-neox"),
     (r"vtrain|bigscience|bloom|megatron-deepspeed|mt-nlg|glm-130b", "megatron-deepspeed"),
-    (r"amp \(neurips|deepspeed|bmtrain|zero-infinity", "deepspeed"),
+    (r"amp \(neurips|deepspeed|bmtrain|zero-infinity|colossal|patrickstar", "deepspeed"),
     (r"zero-3|zero3|deepspeed zero", "deepspeed"),
-    (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale", "megatron-lm"),
-    (r"deeplearningexamples|nanogpt|horovod|pytorch ddp", "pytorch-ddp"),
+    (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale|axonn|varuna", "megatron-lm"),
+    (r"deeplearningexamples|nanogpt|horovod|pytorch ddp|byteps|llm\.c|torchvision|timm", "pytorch-ddp"),
     (r"nemo (26\.(0[6-9]|1\d)|2[7-9]\.\d\d)", "megatron-core-26.06"),
     (r"nemo 26\.0[1-5]", "megatron-core-26.02"),
     (
-        r"megatron|nemo|dgxc|mlperf|simumax|transformer engine|gpu-recipes|llama 3 paper|nemotron",
+        r"megatron|nemo|dgxc|mlperf|simumax|transformer engine|gpu-recipes|llama 3 paper|nemotron|primus",
         "megatron-core",
     ),
 )
