@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import prod
 from typing import Any
 
 from plansim.costs.compression.model import compressed_blocks
 from plansim.hardware.device import DTYPE_BYTES
-from plansim.hardware.fabric import Fabric, GroupShape, fabric_of, group_shape
+from plansim.hardware.fabric import Fabric, GroupShape, fabric_of, strided_shape
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack, find_stack
 from plansim.plan.layout import chunk_layers
@@ -194,25 +195,54 @@ def _blocks(model: Model, shard: Shard) -> tuple[Block, ...]:
 def _group(
     fabric: Fabric, axes: tuple[tuple[str, int], ...], axis: str, ep: int, zero_group: int | None
 ) -> GroupShape:
-    names = [name for name, _ in axes]
-    if axis in names:
-        return group_shape(fabric, [n for _, n in axes], names.index(axis))
-    joined = 1
+    world = prod(n for _, n in axes)
+    return strided_shape(fabric, world, strides_of(axes, axis, ep, zero_group))
+
+
+JOINED = ("dp_cp", "ep", "edp", "shard", "replica")
+"""Groups along dp and cp together, or a part of them."""
+
+
+def strides_of(
+    axes: tuple[tuple[str, int], ...], axis: str, ep: int = 1, zero_group: int | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Return (members, devices apart) along each axis that the groups of `axis` run along, innermost first.
+
+    `axes` are the plan's with their sizes, innermost first. Groups of dp and cp together count along the
+    inner of the two first; other axes may lie between them.
+
+    Examples
+    --------
+    >>> strides_of((("tp", 2), ("cp", 1), ("pp", 4), ("dp", 8)), "dp_cp")
+    ((8, 8),)
+    >>> strides_of((("cp", 2), ("tp", 4), ("dp", 8), ("pp", 1)), "dp_cp")
+    ((2, 1), (8, 8))
+    """
+    stride, held = 1, list[tuple[int, int]]()
     for name, n in axes:
-        joined *= n if name in ("dp", "cp") else 1
-    first = min(names.index("dp"), names.index("cp"))
-    outer = [(name, n) for name, n in axes if name not in ("dp", "cp")]
-    inside = {
-        "dp_cp": joined,
-        "ep": ep,
-        "edp": ep,
-        "shard": zero_group or joined,
-        "replica": zero_group or joined,
-    }[axis]
-    split = [("inner", inside), ("outer", max(1, joined // inside))]
-    merged = [*outer[:first], *split, *outer[first:]]
-    which = first if axis in ("dp_cp", "ep", "shard") else first + 1
-    return group_shape(fabric, [n for _, n in merged], which)
+        if name == axis:
+            return ((n, stride),)
+        if axis in JOINED and name in ("dp", "cp") and n > 1:
+            if held and held[-1][0] * held[-1][1] == stride:
+                held[-1] = (held[-1][0] * n, held[-1][1])
+            else:
+                held.append((n, stride))
+        stride *= n
+    joined = prod(n for n, _ in held)
+    inside = {"dp_cp": joined, "ep": ep, "edp": ep}.get(axis, zero_group or joined)
+    return _cut(held, inside, inner=axis in ("dp_cp", "ep", "shard"))
+
+
+def _cut(held: list[tuple[int, int]], inside: int, *, inner: bool) -> tuple[tuple[int, int], ...]:
+    """Return the first `inside` members along some axes, or what steps over them."""
+    found = []
+    for n, stride in held:
+        here = min(n, inside)
+        inside = max(1, inside // here)
+        size, apart = (here, stride) if inner else (max(1, n // here), stride * here)
+        if size > 1:
+            found.append((size, apart))
+    return tuple(found) or ((1, 1),)
 
 
 def with_plan(layout: Layout, plan: Plan) -> Layout:

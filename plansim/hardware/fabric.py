@@ -261,13 +261,31 @@ def group_shape(fabric: Fabric, axis_sizes: Sequence[int], axis: int) -> GroupSh
     if min(axis_sizes) < 1:
         raise InputError(f"axis sizes must be >= 1, got {tuple(axis_sizes)}")
     stride, size, world = prod(axis_sizes[:axis]), axis_sizes[axis], prod(axis_sizes)
+    return strided_shape(fabric, world, ((size, stride),))
+
+
+def strided_shape(fabric: Fabric, world: int, along: Sequence[tuple[int, int]]) -> GroupShape:
+    """Return how groups lie on a fabric whose members are all combinations of steps along some axes.
+
+    Parameters
+    ----------
+    world : int
+        Ranks in all; they fill the devices in order.
+    along : sequence of (int, int)
+        Members along each axis, and how many devices apart they are; innermost first.
+    """
+    size = prod(n for n, _ in along)
+
+    def within(reach: int) -> int:
+        return prod(min(n, -(-reach // stride)) for n, stride in along)
+
     inside, counts, concurrent = 1, [], list[int]()
     for index, level in enumerate(fabric.levels):
         reach = level.group or max(world, 1)
-        members = size if index == len(fabric.levels) - 1 else max(inside, min(size, -(-reach // stride)))
+        members = size if index == len(fabric.levels) - 1 else max(inside, within(reach))
         counts.append(-(-members // inside))
         unit = fabric.unit_devices(index) if index else fabric.devices_per_node
-        here = inside if index else max(1, min(size, -(-fabric.devices_per_node // stride)))
+        here = inside if index else max(1, within(fabric.devices_per_node))
         concurrent.append(max(1, min(unit, world) // here))
         inside = members
-    return GroupShape(counts=tuple(counts), concurrent=tuple(concurrent), size=size, stride=stride)
+    return GroupShape(counts=tuple(counts), concurrent=tuple(concurrent), size=size, stride=along[0][1])

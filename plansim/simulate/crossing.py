@@ -1,65 +1,27 @@
 """Which links the transfers of a plan cross: counted over all ranks, for every level of the fabric.
 
 All replicas of a stage do the same at the same time, so what a stage's transfer puts on a link is a sum over
-its ranks. A link is everything that leads out of one unit of a level in one direction (a device's ports, a
-node's NICs together), or the core that the devices of a node share; links with the same sums are one class.
-On a torus the links of a device along each dimension are told apart.
+its ranks; links with the same sums are one class. Where some replicas differ (a straggler, a slow link), the
+sums are kept apart for every class of replicas.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import prod
+from math import gcd, lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.hardware.fabric import Fabric, FabricLevel
+from plansim.hardware.fabric import Fabric
+from plansim.simulate.grids import along_dimensions
+from plansim.simulate.groups import Axes, Traffic
 from plansim.simulate.network import Link
+from plansim.simulate.routes import Level, Links, unit_of
 
-Counts = NDArray[np.float64]
-JOINED = ("dp_cp", "shard", "ep", "edp", "replica")
-"""Groups along dp and cp together, or a part of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """The axes of a plan as its ranks lie on the devices.
-
-    Attributes
-    ----------
-    sizes : tuple of (str, int)
-        Innermost first.
-    ep, zero_group : int
-        What `ep` and `shard` cut out of dp and cp; 0 where they are whole.
-    """
-
-    sizes: tuple[tuple[str, int], ...]
-    ep: int = 1
-    zero_group: int = 0
-
-    @property
-    def world(self) -> int:
-        """Ranks in all."""
-        return prod(n for _, n in self.sizes)
-
-    def split(self, axis: str) -> tuple[tuple[tuple[str, int], ...], str]:
-        """Return the axes, dp and cp joined where `axis` needs it, and the one that its groups run along."""
-        if axis not in JOINED:
-            return self.sizes, axis
-        names = [name for name, _ in self.sizes]
-        joined = prod(n for name, n in self.sizes if name in ("dp", "cp"))
-        inside = {"dp_cp": joined, "ep": self.ep, "edp": self.ep}.get(axis, self.zero_group or joined)
-        first = min(names.index("dp"), names.index("cp"))
-        rest = [entry for entry in self.sizes if entry[0] not in ("dp", "cp")]
-        pair = [("inner", inside), ("outer", max(1, joined // inside))]
-        merged = (*rest[:first], *pair, *rest[first:])
-        return merged, "inner" if axis in ("dp_cp", "ep", "shard") else "outer"
-
-
-Traffic = tuple[str, str, int, int]
-"""(axis, ``ring``, ``exchange`` or ``message``, stage, stage of the receiver)."""
+Signs = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,151 +40,79 @@ class Crossing:
 
 @lru_cache(maxsize=512)
 def crossing(fabric: Fabric, axes: Axes, traffic: tuple[Traffic, ...]) -> Crossing:
-    """Return which links each kind of traffic crosses, and how many ranks' bytes it puts there."""
+    """Return which links each kind of traffic crosses, and how many ranks' bytes it puts there.
+
+    Far along dp, links only repeat: some periods of it stand for all.
+    """
+    few, scale = shortened(fabric, axes)
+    signs = np.random.default_rng(0).random(len(traffic)) + 0.5
     links: list[Link] = []
     found: dict[Traffic, list[tuple[int, float]]] = {t: [] for t in traffic}
-    for index, level in enumerate(fabric.levels):
-        if _unit(fabric, axes, index + 1) <= _unit(fabric, axes, index):
-            continue
-        if index == 0 and level.is_grid:
-            tables = _on_grid(level, axes, traffic)
-        else:
-            tables = _out_of_units(fabric, axes, index, traffic)
-        known: dict[tuple[float, ...], int] = {}
-        for what, capacity, table in tables:
-            shares = np.round(table / capacity * 1e9, 9)
-            rows, first, counts = np.unique(shares, axis=0, return_index=True, return_counts=True)
-            order = np.argsort(first).tolist()
-            for row, unit, count in ((tuple(rows[i].tolist()), int(first[i]), int(counts[i])) for i in order):
-                if not any(row):
-                    continue
-                if row in known:  # the way back carries the same
-                    links[known[row]] = replace(links[known[row]], count=links[known[row]].count + count)
-                    continue
-                known[row] = len(links)
-                for t, crossed in zip(traffic, table[unit].tolist(), strict=True):
-                    if crossed > 0:
-                        found[t].append((len(links), crossed))
-                links.append(Link(level.name, what.format(unit=unit), capacity, count))
+    known: dict[tuple[object, ...], int] = {}
+    for some in links_of(fabric, few, traffic):
+        first, counts = _classes(some, signs)
+        rows = [
+            np.bincount(at, weight, minlength=some.count)[first].tolist() for at, weight, _ in some.carried
+        ]
+        for place, (number, count) in enumerate(zip(first.tolist(), counts.tolist(), strict=True)):
+            row = tuple(round(column[place], 9) for column in rows)
+            alike = (some.level, *(round(x / some.capacity_bytes_per_s * 1e9, 9) for x in row))
+            if alike in known:  # the way back carries the same
+                at = known[alike]
+                links[at] = replace(links[at], count=links[at].count + round(scale * count))
+                continue
+            known[alike] = len(links)
+            for t, crossed in zip(traffic, row, strict=True):
+                if crossed > 0:
+                    found[t].append((len(links), crossed))
+            what = some.what(number)
+            links.append(Link(some.level, what, some.capacity_bytes_per_s, round(scale * count)))
     return Crossing(tuple(links), {t: tuple(entries) for t, entries in found.items()})
 
 
-def _unit(fabric: Fabric, axes: Axes, index: int) -> int:
-    """Return the devices in one unit below a level: 1 below the innermost, the cluster above the last."""
-    if index == 0:
-        return 1
-    return min(fabric.levels[index - 1].group or axes.world, axes.world)
-
-
-def _out_of_units(
-    fabric: Fabric, axes: Axes, index: int, traffic: tuple[Traffic, ...]
-) -> list[tuple[str, float, Counts]]:
-    """Return (name, capacity, flows by link and traffic) of one level that joins units."""
-    level = fabric.levels[index]
-    unit, above = _unit(fabric, axes, index), _unit(fabric, axes, index + 1)
-    units = -(-axes.world // unit)
-    out, into = np.zeros((units, len(traffic))), np.zeros((units, len(traffic)))
-    for column, (axis, kind, stage, receiver) in enumerate(traffic):
-        source, target, weight = _edges(axes, axis, kind, stage, receiver, unit, above if index == 0 else 0)
-        out[:, column] = np.bincount(source // unit, weights=weight, minlength=units)[:units]
-        into[:, column] = np.bincount(target // unit, weights=weight, minlength=units)[:units]
-    inside = index == 0 or bool(not level.rails and level.group and level.group <= fabric.devices_per_node)
-    name = "device" if unit == 1 else "node" if unit == fabric.devices_per_node else f"{unit} devices"
-    links = fabric.uplinks(index) * level.bandwidth_bytes_per_s
-    each = links if inside else fabric.uplink_bytes_per_s(index)
-    tables = [(f"out of {name} {{unit}}", each, out), (f"into {name} {{unit}}", each, into)]
-    if inside and level.oversubscription > 1:
-        per = above // unit
-        core = np.add.reduceat(out, np.arange(0, units, per), axis=0)
-        tables.append(("core {unit}", links * per / level.oversubscription, core))
-    return tables
-
-
-def _edges(
-    axes: Axes, axis: str, kind: str, stage: int, receiver: int, unit: int, within: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Counts]:
-    """Return (from, to, share of a rank's bytes) of every flow of a stage's traffic that leaves its unit.
-
-    `within` keeps to flows that stay in units of that many devices (0: no limit): devices reach their NICs
-    without their links to each other.
-    """
-    sizes, along = axes.split(axis)
-    names = [name for name, _ in sizes]
-    strides = [prod(n for _, n in sizes[:i]) for i in range(len(sizes))]
-    pp = names.index("pp")
-    base = _stage_ranks(axes.world, strides[pp], sizes[pp][1], stage)
-    if kind == "message":
-        target = base + (receiver - stage) * strides[pp]
-        return _leaving(base, target, np.ones(len(base)), unit, within)
-    at = names.index(along)
-    stride, size = strides[at], sizes[at][1]
-    place = base // stride % size
-    if kind == "ring":
-        target = base + np.where(place + 1 < size, stride, -(size - 1) * stride)
-        return _leaving(base, target, np.ones(len(base)), unit, within)
-    first = base - place * stride
-    weight = (_peers(first, base, within) if within else np.full(len(base), float(size))) - _peers(
-        first, base, unit
-    )
-    return base, base, weight / size  # as much comes in as goes out
-
-
-def _peers(group: NDArray[np.int64], ranks: NDArray[np.int64], unit: int) -> Counts:
-    """Return how many ranks of its own group every rank has in its unit, itself among them."""
-    units = int(ranks.max()) // unit + 1
-    _, inverse, counts = np.unique(group * units + ranks // unit, return_inverse=True, return_counts=True)
-    return counts[inverse].astype(np.float64)
-
-
-def _stage_ranks(world: int, stride: int, pp: int, stage: int) -> NDArray[np.int64]:
-    ranks = np.arange(world, dtype=np.int64)
-    return ranks[ranks // stride % pp == stage]
-
-
-def _leaving(
-    source: NDArray[np.int64], target: NDArray[np.int64], weight: Counts, unit: int, within: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Counts]:
-    out = source // unit != target // unit
-    if within:
-        out &= source // within == target // within
-    return source[out], target[out], weight[out]
-
-
-def _on_grid(level: FabricLevel, axes: Axes, traffic: tuple[Traffic, ...]) -> list[tuple[str, float, Counts]]:
-    """Return the links of a device along every dimension of a torus, both ways together, by stage.
-
-    Collectives use all the dimensions that their group spans, as evenly as these carry.
-    """
-    dims = level.dims or (level.group or axes.world,)
-    capacity = level.bandwidth_bytes_per_s / len(dims) / level.oversubscription
-    stages = sorted({s for _, _, s, _ in traffic})
-    found = []
-    for dim in range(len(dims)):
-        table = np.zeros((len(stages), len(traffic)))
-        for column, (axis, kind, stage, receiver) in enumerate(traffic):
-            table[stages.index(stage), column] = _along(dims, axes, axis, kind, receiver - stage)[dim]
-        found.append((f"along dimension {dim}", capacity, table))
-    return found
-
-
-def _along(dims: tuple[int, ...], axes: Axes, axis: str, kind: str, hops: int) -> list[float]:
-    """Return the share of one rank's bytes that its links along every dimension carry."""
-    sizes, along = axes.split(axis)
-    names = [name for name, _ in sizes]
-    at = names.index(along)
-    stride, left = prod(n for _, n in sizes[:at]), sizes[at][1]
-    used: list[float] = []
-    for extent in dims:
-        if stride >= extent:
-            stride = max(1, stride // extent)
-            used.append(0.0)
+def links_of(fabric: Fabric, axes: Axes, traffic: Sequence[Traffic]) -> Iterator[Links]:
+    """Yield the links of every level, with what the traffic puts on them."""
+    for index, level in enumerate(fabric.levels):
+        if unit_of(fabric, axes, index + 1) <= unit_of(fabric, axes, index):
             continue
-        span = min(left, extent // stride)
-        carries = span > 1
-        used.append(
-            float(stride if kind != "message" else min(abs(hops) * stride, extent // 2 or 1)) * carries
-        )
-        left = -(-left // span) if carries else left
-        stride = 1
-    total = sum(u > 0 for u in used) or 1
-    return [u / (1 if kind == "message" else total) for u in used]
+        if index == 0 and level.is_grid:
+            yield from along_dimensions(level, axes, traffic)
+        else:
+            yield from Level(fabric, axes, index).links(traffic)
+
+
+def _classes(links: Links, signs: Signs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first link of every class that carries anything, in order, and how many it stands for."""
+    total = np.zeros(links.count)
+    for sign, (at, weight, _) in zip(signs.tolist(), links.carried, strict=True):
+        total += sign * np.bincount(at, weight, minlength=links.count)
+    _, first, counts = np.unique(np.round(total, 9), return_index=True, return_counts=True)
+    used = total[first] > 0
+    order = np.argsort(first[used])
+    return first[used][order], counts[used][order]
+
+
+def shortened(fabric: Fabric, axes: Axes) -> tuple[Axes, float]:
+    """Return axes with just the replicas it takes to see every kind of link, and how many each stands for.
+
+    Where dp goes evenly over the largest units, three of its periods show all: a first, a last and one
+    between; units further along carry what the middle one does.
+    """
+    period = period_of(fabric, axes)
+    dp = dict(axes.sizes)["dp"]
+    if period is None or dp % period or dp <= 3 * period:
+        return axes, 1.0
+    sizes = tuple((name, 3 * period if name == "dp" else n) for name, n in axes.sizes)
+    return replace(axes, sizes=sizes), dp / (3 * period)
+
+
+def period_of(fabric: Fabric, axes: Axes) -> int | None:
+    """Return after how many replicas the units of every level begin anew; None on a torus."""
+    if fabric.levels[0].is_grid:
+        return None
+    largest = max([level.group or 1 for level in fabric.levels[:-1]], default=1)
+    last = fabric.levels[-1].group
+    if last is not None and last < axes.world:
+        return None
+    stride = axes.stride("dp")
+    return lcm(largest // gcd(stride, largest), max(1, axes.ep), max(1, axes.zero_group))

@@ -12,7 +12,8 @@ from plansim.costs.layout import Layout
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StepCosts
 from plansim.hardware.fabric import Fabric, GroupShape
 from plansim.schedules import find_schedule
-from plansim.simulate.crossing import Axes, Crossing, Traffic, crossing
+from plansim.simulate.crossing import Crossing, crossing
+from plansim.simulate.groups import Axes, Traffic
 from plansim.simulate.network import Burst, Network, Use
 from plansim.workload.operators import Block, Communication
 
