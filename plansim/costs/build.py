@@ -26,7 +26,7 @@ from plansim.costs.compression.model import Effect, kernel_effect
 from plansim.costs.compression.zeropp import secondary_bytes
 from plansim.costs.host import host_step_costs
 from plansim.costs.inference import forward_only
-from plansim.costs.interference import interference
+from plansim.costs.interference import Interference, interference
 from plansim.costs.layout import Layout
 from plansim.costs.operators import Arithmetic
 from plansim.costs.optimizer import copy_s, optimizer_s
@@ -64,9 +64,7 @@ def _teacher_costs(layout: Layout, *, clock: str) -> StepCosts | None:
 
 def _modelled_costs(layout: Layout) -> StepCosts:
     p = layout.plan.parallel
-    beside = interference(
-        "compute+comm", inter_node=layout.group("dp_cp").inter_unit, device=layout.profile.device
-    )
+    beside = beside_compute(layout)
     return StepCosts(
         chunks=_chunks(layout),
         stages=tuple(_stage_end(layout, s) for s in range(p.pp)),
@@ -81,6 +79,12 @@ def _modelled_costs(layout: Layout) -> StepCosts:
         async_sends=layout.stack.pipeline_overlap,
         outer_s=outer_s(layout),
     )
+
+
+def beside_compute(layout: Layout) -> Interference:
+    """Return how compute and gradient traffic slow each other down."""
+    inter_node = layout.group("dp_cp").inter_unit
+    return interference("compute+comm", inter_node=inter_node, device=layout.profile.device)
 
 
 def without_weight_gradients(costs: StepCosts) -> StepCosts:

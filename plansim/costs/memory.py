@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -15,6 +17,7 @@ from plansim.costs.host import on_host
 from plansim.costs.hostmemory import host_inference_memory, host_stage_memory
 from plansim.costs.inference import inference_memory
 from plansim.costs.layout import Layout
+from plansim.costs.mixed import stage_limits_bytes
 from plansim.costs.optimizer import shard_degree, state_bytes
 from plansim.costs.student import with_teacher_weights
 from plansim.results import StageMemory
@@ -76,8 +79,20 @@ def with_frozen_weights(memory: StageMemory) -> StageMemory:
 
 
 def memory_limit_bytes(layout: Layout) -> float:
-    """Return what one device can hold, bytes."""
-    return layout.profile.device.memory_bytes
+    """Return what the smallest device of a plan can hold, bytes."""
+    return min(stage_limits_bytes(layout))
+
+
+def tightest_stage(layout: Layout, held: Sequence[float], most: float = math.inf) -> tuple[int, float]:
+    """Return the stage that is furthest over its limit, else the one that holds most, and its limit in bytes.
+
+    `held` are the peaks of all stages; `most` is a tighter limit than the devices'.
+    """
+    limits = [min(limit, most) for limit in stage_limits_bytes(layout)]
+    over = [h - limit for h, limit in zip(held, limits, strict=True)]
+    ranked = over if max(over) > 0 else held
+    stage = max(range(len(held)), key=lambda s: (ranked[s], -s))
+    return stage, limits[stage]
 
 
 def _activations(layout: Layout, stage: int) -> float:

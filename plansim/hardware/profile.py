@@ -124,10 +124,23 @@ class Profile:
         """
         if not self.mixed:
             return self.groups[0].device
-        devices = [g.device for g in self.groups]
+        return replace(self.kinds[-1], memory_bytes=min(d.memory_bytes for d in self.kinds))
+
+    @property
+    def kinds(self) -> tuple[Device, ...]:
+        """The kinds of device, the fastest first, by the peak of what all multiply in, as far as they sustain it."""
+        devices = list(dict.fromkeys(g.device for g in self.groups))
         shared = [t for t in devices[0].peak_flop_per_s if all(t in d.peak_flop_per_s for d in devices)]
-        slowest = min(devices, key=lambda d: max((d.peak_flop_per_s[t] for t in shared), default=0.0))
-        return replace(slowest, memory_bytes=min(d.memory_bytes for d in devices))
+
+        def speed(device: Device) -> float:
+            peak = max((device.peak_flop_per_s[t] for t in shared), default=0.0)
+            return peak * device.sustained_fraction
+
+        return tuple(sorted(devices, key=lambda d: (-speed(d), d.id)))
+
+    def uniform(self, device: Device) -> Profile:
+        """Return the cluster with this device in every place."""
+        return replace(self, groups=tuple(replace(g, device=device) for g in self.groups))
 
     @property
     def devices_per_node(self) -> int:
@@ -146,5 +159,6 @@ class Profile:
 
     @property
     def mixed(self) -> bool:
-        """Whether the cluster holds more than one kind of device."""
-        return len({g.device.id for g in self.groups}) > 1
+        """Whether the cluster holds more than one kind of device, or one kind at several speeds."""
+        first = self.groups[0].device
+        return any(g.device != first for g in self.groups[1:])

@@ -44,9 +44,10 @@ class NodeSchema(Schema):
 
 
 class GroupSchema(NodeSchema):
-    """One entry of ``nodes:``, the groups of a mixed cluster."""
+    """One entry of ``nodes:``, the groups of a mixed cluster; `speed` slows a group down (a slow node)."""
 
     device: DeviceSchema
+    speed: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class LevelSchema(Schema):
@@ -228,10 +229,12 @@ def _merged(base: Any, change: Any) -> Any:
 
 
 def _profile(file: ProfileSchema, folder: Path) -> Profile:
-    listed: list[tuple[DeviceSchema, NodeSchema]] = [(g.device, g) for g in file.nodes or ()]
+    groups = tuple(
+        NodeGroup(device=at_speed(g.device.device(), g.speed), devices=g.devices, count=g.count)
+        for g in file.nodes or ()
+    )
     if file.device and file.node:
-        listed = [(file.device, file.node)]
-    groups = tuple(NodeGroup(device=d.device(), devices=n.devices, count=n.count) for d, n in listed)
+        groups = (NodeGroup(device=file.device.device(), devices=file.node.devices, count=file.node.count),)
     device = groups[0].device
     profile = Profile(
         name=file.name,
@@ -245,6 +248,14 @@ def _profile(file: ProfileSchema, folder: Path) -> Profile:
         sources=file.sources,
     )
     return _joined(profile)
+
+
+def at_speed(device: Device, speed: float) -> Device:
+    """Return a device whose compute runs at a fraction of its speed: throttled, or shared with others."""
+    if speed == 1.0:
+        return device
+    name = f"{device.name or device.id} at {speed:.0%}"
+    return replace(device, name=name, sustained_fraction=device.sustained_fraction * speed)
 
 
 def _joined(profile: Profile) -> Profile:

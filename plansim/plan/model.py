@@ -61,6 +61,8 @@ class Parallel:
         Vertical data split: each of the `tp` ranks reads its share of every sample's features (family mlp).
     stage_layers : tuple of int or None
         Layers of each stage (or chunk, in model order); None means as even as it goes.
+    batch_shares : tuple of int or None
+        Microbatches of each of the `dp` replicas in one step, where they differ; None means equal shares.
     """
 
     dp: int = 1
@@ -76,6 +78,7 @@ class Parallel:
     schedule: str = "1f1b"
     virtual_stages: int = 1
     stage_layers: tuple[int, ...] | None = None
+    batch_shares: tuple[int, ...] | None = None
 
     @property
     def world_size(self) -> int:
@@ -166,11 +169,15 @@ class Plan:
     def num_microbatches(self) -> int:
         """Microbatches each replica runs in one step (gradient accumulation counts here too).
 
+        Where shares differ, those of the replica that has most.
+
         Raises
         ------
         PlanError
             When the global batch does not split into ``dp * microbatch``.
         """
+        if self.parallel.batch_shares:
+            return max(self.parallel.batch_shares)
         share = self.parallel.dp * self.parallel.microbatch
         if self.job.global_batch % share:
             raise PlanError(

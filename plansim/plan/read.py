@@ -61,6 +61,7 @@ class ParallelSchema(Schema):
     schedule: Name = "1f1b"
     virtual_stages: Count = 1
     stage_layers: list[WholeNumber] | None = None
+    batch_shares: list[Count] | None = None
 
 
 class OverlapSchema(Schema):
@@ -166,8 +167,12 @@ def job_from_data(data: Any, *, source: str = "job", overrides: Mapping[str, str
 
 def _parallel(file: ParallelSchema) -> Parallel:
     data = file.model_dump()
-    layers = data.pop("stage_layers")
-    return Parallel(**data, stage_layers=None if layers is None else tuple(layers))
+    layers, shares = data.pop("stage_layers"), data.pop("batch_shares")
+    return Parallel(
+        **data,
+        stage_layers=None if layers is None else tuple(layers),
+        batch_shares=None if shares is None else tuple(shares),
+    )
 
 
 def _compression(file: CompressionSchema) -> Compression:
@@ -180,6 +185,9 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     data = asdict(plan)
     stage_layers = plan.parallel.stage_layers
     data["parallel"]["stage_layers"] = None if stage_layers is None else list(stage_layers)
+    shares = data["parallel"].pop("batch_shares")
+    if shares is not None:
+        data["parallel"]["batch_shares"] = list(shares)
     data["recompute"] = plan.recompute if isinstance(plan.recompute, str) else list(plan.recompute)
     data["placement"] = list(plan.placement)
     data["compression"] = {edge: {"method": m.method, **m.options} for edge, m in plan.compression.items()}

@@ -157,6 +157,8 @@ def stage_layers_sum_up(case: Case) -> Broken | None:
 def batch_splits(case: Case) -> Broken | None:
     """The global batch is a whole number of microbatches on every replica."""
     p, batch = case.plan.parallel, case.plan.job.global_batch
+    if p.batch_shares is not None:
+        return None  # said by their own rule
     share = p.dp * p.microbatch
     if batch % share == 0:
         return None
@@ -168,20 +170,44 @@ def batch_splits(case: Case) -> Broken | None:
     )
 
 
+def shares_make_up_the_batch(case: Case) -> Broken | None:
+    """Unequal shares are whole microbatches, one number a replica, and nothing ties replicas within a step."""
+    p, batch = case.plan.parallel, case.plan.job.global_batch
+    shares = p.batch_shares
+    if shares is None:
+        return None
+    if len(shares) != p.dp or sum(shares) * p.microbatch != batch or min(shares) < 1:
+        return Broken(
+            detail=f"batch_shares has {len(shares)} entries that make {sum(shares)} x microbatch {p.microbatch}",
+            remedy=f"write dp {p.dp} numbers of microbatches that make global_batch {batch}",
+        )
+    if len(set(shares)) == 1:
+        return Broken(detail=f"batch_shares are all {shares[0]}", remedy="leave them out: shares are equal")
+    tied = {"zero_stage": p.zero_stage > 1, "ep": p.ep > 1, "aggregation": case.plan.aggregation != "all_reduce"}
+    names = [name for name, holds in tied.items() if holds]
+    if names:
+        return Broken(
+            detail=f"batch_shares with {', '.join(names)}: replicas exchange in every microbatch",
+            remedy="use zero_stage 0 or 1, ep 1 and all_reduce, or equal shares",
+        )
+    return None
+
+
 def schedule_can_run(case: Case) -> Broken | None:
     """The schedule exists and accepts these counts of stages, microbatches and chunks."""
     p = case.plan.parallel
     try:
         schedule = find_schedule(p.schedule)
-        microbatches = case.plan.num_microbatches
+        counts = set(p.batch_shares or (case.plan.num_microbatches,))
     except UnknownNameError as error:
         return Broken(detail=str(error), remedy="use a known schedule")
     except PlanError:
         return None  # the batch does not split: said by its own rule
-    reason = schedule.check(p.pp, microbatches, p.virtual_stages) if p.pp > 1 else None
+    reasons = [schedule.check(p.pp, m, p.virtual_stages) for m in sorted(counts)] if p.pp > 1 else []
+    found = [reason for reason in reasons if reason]
     return (
-        Broken(detail=f"schedule {p.schedule}: {reason}", remedy="change its counts or the schedule")
-        if reason
+        Broken(detail=f"schedule {p.schedule}: {found[0]}", remedy="change its counts or the schedule")
+        if found
         else None
     )
 
@@ -332,6 +358,7 @@ RULES: Mapping[str, Rule] = {
     "virtual stages": virtual_stages_need_a_pipeline,
     "stage layers": stage_layers_sum_up,
     "batch": batch_splits,
+    "batch shares": shares_make_up_the_batch,
     "features": features_split,
     "schedule": schedule_can_run,
     "sequence": sequence_splits,

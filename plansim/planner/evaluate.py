@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from plansim.costs.build import step_costs, step_inflation
+from plansim.costs.build import step_inflation
 from plansim.costs.compression import MODEL_METHODS
 from plansim.costs.layout import Layout
-from plansim.costs.memory import memory_limit_bytes, stage_memory
+from plansim.costs.memory import stage_memory, tightest_stage
 from plansim.costs.step import StepCosts
 from plansim.errors import PlanError
 from plansim.hardware.profile import Profile
@@ -16,6 +16,7 @@ from plansim.plan.model import Job, Plan
 from plansim.plan.rules import Rejected, check_plan
 from plansim.planner.objective import Constraints, Figures
 from plansim.simulate.predict import interval_factor
+from plansim.simulate.replicas import paced_costs
 from plansim.simulate.run import run_step
 from plansim.simulate.uses import network_of, planned
 from plansim.units import format_bytes
@@ -52,7 +53,7 @@ class Evaluator:
         layout = Layout.of(self.model, self.profile, plan)
         if not planned(layout):
             return figures
-        costs = step_costs(layout)
+        costs = paced_costs(layout)
         network = network_of(layout, costs)
         if network is None:
             return figures
@@ -64,12 +65,12 @@ class Evaluator:
         if broken:
             return broken[0]
         layout = Layout.of(self.model, self.profile, plan)
-        peak, stage = peak_memory(layout)
-        limit = min(memory_limit_bytes(layout), self.memory_limit_bytes or float("inf"))
-        if peak > limit:
-            return too_large(plan, peak, limit, stage)
+        held = [stage_memory(layout, s).total_bytes for s in range(plan.parallel.pp)]
+        stage, limit = tightest_stage(layout, held, self.memory_limit_bytes or float("inf"))
+        if held[stage] > limit:
+            return too_large(plan, held[stage], limit, stage)
         try:
-            seconds = step_seconds(step_costs(layout))
+            seconds = step_seconds(paced_costs(layout))
         except PlanError as error:
             return Rejected(plan=plan, rule="compression", detail=str(error))
         economics = self.profile.economics
@@ -77,7 +78,7 @@ class Evaluator:
             step_time_s=seconds,
             inflation=step_inflation(layout),
             quality_loss=quality_loss(plan),
-            peak_memory_bytes=peak,
+            peak_memory_bytes=max(held),
             world_size=plan.parallel.world_size,
             usd_per_device_s=economics.usd_per_device_hour / 3600,
             watts=economics.power_watts * economics.pue,
@@ -132,6 +133,13 @@ def peak_memory(layout: Layout) -> tuple[float, int]:
     held = [(stage_memory(layout, s).total_bytes, -s) for s in range(layout.plan.parallel.pp)]
     most, stage = max(held)
     return most, -stage
+
+
+def fits(layout: Layout, most: float = float("inf")) -> bool:
+    """Return whether every stage is within the memory of its devices, and below `most` bytes."""
+    held = [stage_memory(layout, s).total_bytes for s in range(layout.plan.parallel.pp)]
+    stage, limit = tightest_stage(layout, held, most)
+    return held[stage] <= limit
 
 
 def too_large(plan: Plan, peak: float, limit: float, stage: int) -> Rejected:

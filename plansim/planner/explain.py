@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from plansim.costs.buckets import gather_bytes, reduce_bytes
-from plansim.costs.build import step_costs, step_inflation
+from plansim.costs.build import step_inflation
 from plansim.costs.collectives import collective_terms
 from plansim.costs.compression import MODEL_METHODS, find_method
 from plansim.costs.layout import Layout
@@ -19,6 +19,7 @@ from plansim.plan.model import Plan
 from plansim.results import Prediction
 from plansim.results.compare import TERM_NAMES
 from plansim.simulate.predict import predict_layout
+from plansim.simulate.replicas import paced_costs
 from plansim.workload.model import Model
 
 PART_SOURCES = {
@@ -110,7 +111,7 @@ def explain(model: Model, profile: Profile, plan: Plan) -> Explanation:
         When the plan does not lay out.
     """
     layout = Layout.of(model, profile, plan)
-    costs = step_costs(layout)
+    costs = paced_costs(layout)
     prediction = predict_layout(layout)
     slowest = max(range(len(costs.chunks)), key=lambda c: _pass_s(costs, c))
     terms = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 from plansim.costs.layout import Layout
 from plansim.plan.model import Plan
 from plansim.plan.rules import Rejected, check_plan
-from plansim.planner.evaluate import peak_memory
+from plansim.planner.evaluate import fits, peak_memory
 from plansim.planner.pool import Question
 from plansim.units import format_bytes
 
@@ -39,8 +39,7 @@ def with_remedy(question: Question, rejected: Rejected) -> Rejected:
     for words, changed in repairs(rejected.plan):
         if check_plan(changed, question.model, question.profile):
             continue
-        peak, _ = peak_memory(Layout.of(question.model, question.profile, changed))
-        if peak <= question.memory_limit_bytes:
+        if fits(Layout.of(question.model, question.profile, changed), question.memory_limit_bytes):
             return replace(rejected, remedy=f"{words} fits")
     peak, _ = peak_memory(Layout.of(question.model, question.profile, rejected.plan))
     return replace(rejected, remedy=f"it needs devices of {format_bytes(peak)}, or more of them")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from plansim.capacity.reality import Reality, reality_of
 from plansim.capacity.scenario import Scenario, case_of
-from plansim.costs.build import step_costs
 from plansim.costs.layout import Layout
 from plansim.costs.memory import stage_memory
 from plansim.errors import PlansimError
@@ -21,6 +20,7 @@ from plansim.report.words import dollars, duration
 from plansim.results import Span
 from plansim.simulate.memory import Timeline, memory_timelines
 from plansim.simulate.predict import predict
+from plansim.simulate.replicas import paced_costs
 from plansim.simulate.step import simulate_step
 from plansim.simulate.uses import network_of
 from plansim.workload.model import Model
@@ -73,7 +73,7 @@ class Step:
 def step_of(case: Case) -> Step:
     """Return one predicted step of a case, written out."""
     layout = Layout.of(*case)
-    costs = step_costs(layout)
+    costs = paced_costs(layout)
     result = simulate_step(costs, network_of(layout, costs), spans=True)
     stage = max(range(costs.pp), key=lambda s: stage_memory(layout, s).total_bytes)
     held = memory_timelines(layout, costs, result.spans)

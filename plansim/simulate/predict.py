@@ -9,7 +9,8 @@ from plansim.costs.build import step_costs, step_inflation, without_optimizer, w
 from plansim.costs.compression.model import model_notes
 from plansim.costs.host import on_host
 from plansim.costs.layout import Layout
-from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_weights
+from plansim.costs.memory import stage_memory, tightest_stage, with_frozen_weights
+from plansim.costs.mixed import differs, peak_flop_per_s, stage_limits_bytes
 from plansim.costs.optimizer import shard_degree
 from plansim.costs.step import StepCosts
 from plansim.hardware.profile import Profile
@@ -18,6 +19,7 @@ from plansim.plan.grid import grid_of
 from plansim.plan.model import Plan
 from plansim.results import Prediction
 from plansim.simulate.cores import shared_cores_s
+from plansim.simulate.replicas import paced_costs, replica_seconds
 from plansim.simulate.result import StepResult
 from plansim.simulate.step import simulate_step
 from plansim.simulate.uses import network_of
@@ -51,7 +53,7 @@ def predict_layout(layout: Layout, *, work: str = "pretrain", contention: bool =
     optimizer). Without `contention` every transfer has its links to itself: many times faster, and a percent
     too short where transfers meet.
     """
-    costs = step_costs(layout)
+    costs = paced_costs(layout)
     if work == "lora":
         costs = without_weight_gradients(costs)
         found = prediction_of(layout, _simulated(layout, costs, contention))
@@ -88,8 +90,9 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
     passes = layout.flop_fraction / (3 if job.phase == "infer" else 1)  # a backward is twice a forward
     flop = passes * model_flop_per_sample(layout.model, job.seq_len) * job.global_batch
     achieved = flop / step_s / world
-    peak = layout.profile.device.peak(job.dtype)
+    peak = peak_flop_per_s(layout)
     memory = tuple(stage_memory(layout, s) for s in range(plan.parallel.pp))
+    tight, limit = tightest_stage(layout, [m.total_bytes for m in memory])
     spread = interval_factor(layout.stack, layout.model)
     economics = layout.profile.economics
     repeated = result.breakdown.recompute_s / max(1e-30, result.breakdown.compute_s)
@@ -103,8 +106,8 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
         model_flop_per_s_per_device=achieved,
         mfu=achieved / peak,
         hfu=achieved * (1.0 + repeated) / peak,
-        peak_memory_bytes=max(m.total_bytes for m in memory),
-        memory_limit_bytes=memory_limit_bytes(layout),
+        peak_memory_bytes=memory[tight].total_bytes,
+        memory_limit_bytes=limit,
         memory=memory,
         breakdown=result.breakdown,
         usd_per_step=economics.usd_per_device_hour / 3600 * world * step_s,
@@ -117,5 +120,25 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
             "stack": layout.stack.name,
             "optimizer_shard": shard_degree(layout),
             "critical_stage": result.critical_rank,
+            **_kinds(layout),
         },
     )
+
+
+def _kinds(layout: Layout) -> dict[str, object]:
+    """Return, where stages or replicas differ, what each runs on, holds at most and would take alone."""
+    if not differs(layout):
+        return {}
+    names = [device.name or device.id for device in layout.profile.kinds]
+    return {
+        "stage_limits_bytes": list(stage_limits_bytes(layout)),
+        "replicas": [
+            {
+                "count": r.count,
+                "devices": [names[k] for k in r.kinds],
+                "num_microbatches": r.num_microbatches,
+                "alone_s": seconds,
+            }
+            for r, seconds in replica_seconds(layout)
+        ],
+    }

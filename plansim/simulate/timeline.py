@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from plansim.costs.build import step_costs
 from plansim.costs.layout import Layout
 from plansim.costs.memory import stage_memory
 from plansim.hardware.profile import Profile
@@ -14,6 +13,7 @@ from plansim.results import Prediction, Span
 from plansim.results.trace import Samples, trace_events, use_samples
 from plansim.simulate.memory import memory_timelines, peak_of
 from plansim.simulate.predict import predict_layout
+from plansim.simulate.replicas import paced_costs
 from plansim.simulate.run import share_links
 from plansim.simulate.step import simulate_step
 from plansim.simulate.uses import network_of
@@ -42,7 +42,7 @@ def predict_traced(
     p = plan.parallel
     if 2 * p.pp * p.virtual_stages * plan.num_microbatches > MAX_ACTIONS:
         return prediction, None
-    costs = step_costs(layout)
+    costs = paced_costs(layout)
     network = network_of(layout, costs)
     traced = simulate_step(costs, network, spans=True)
     timelines = memory_timelines(layout, costs, traced.spans)
@@ -71,5 +71,5 @@ def step_spans(model: Model, profile: Profile, plan: Plan) -> tuple[Span, ...]:
         When the plan does not lay out.
     """
     layout = Layout.of(model, profile, plan)
-    costs = step_costs(layout)
+    costs = paced_costs(layout)
     return simulate_step(costs, network_of(layout, costs), spans=True).spans
