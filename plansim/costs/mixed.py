@@ -41,7 +41,9 @@ def replicas(layout: Layout) -> tuple[Replica, ...]:
 def replica_costs(layout: Layout, replica: Replica) -> StepCosts:
     """Return the durations of one replica's step, each stage on its own kind of device."""
     devices = layout.profile.kinds
-    alone = {k: step_costs(on_device(layout, devices[k], replica.num_microbatches)) for k in set(replica.kinds)}
+    alone = {
+        k: step_costs(on_device(layout, devices[k], replica.num_microbatches)) for k in set(replica.kinds)
+    }
     stage = {c: s for s, chunks in enumerate(layout.chunks_of_stage) for c in chunks}
     any_kind = alone[replica.kinds[0]]
     beside = beside_compute(layout)

@@ -183,7 +183,11 @@ def shares_make_up_the_batch(case: Case) -> Broken | None:
         )
     if len(set(shares)) == 1:
         return Broken(detail=f"batch_shares are all {shares[0]}", remedy="leave them out: shares are equal")
-    tied = {"zero_stage": p.zero_stage > 1, "ep": p.ep > 1, "aggregation": case.plan.aggregation != "all_reduce"}
+    tied = {
+        "zero_stage": p.zero_stage > 1,
+        "ep": p.ep > 1,
+        "aggregation": case.plan.aggregation != "all_reduce",
+    }
     names = [name for name, holds in tied.items() if holds]
     if names:
         return Broken(

@@ -16,7 +16,8 @@ from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import update_s
 from plansim.plan.recompute import parse_mode
 from plansim.planner.ends import End
-from plansim.planner.frames import Columns, Ints, Options, distinct, shard_group
+from plansim.planner.frames import Columns, Ints, Options, distinct
+from plansim.planner.grid import shard_group
 from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
 from plansim.planner.tables import RECOMPUTE, Kinds, Shares, Workbench
 

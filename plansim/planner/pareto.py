@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from plansim.plan.model import Plan
 from plansim.planner.objective import OBJECTIVES, Constraints, robust
-from plansim.planner.pool import Question
+from plansim.planner.question import Question
 from plansim.planner.result import Point
 from plansim.planner.solve import Progress, Solved, solve
 from plansim.simulate.predict import predict

@@ -19,7 +19,7 @@ from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.objective import Constraints, Figures, Objective, find_objective
 from plansim.planner.objective import robust as at_worst
 from plansim.planner.pareto import front
-from plansim.planner.pool import Question
+from plansim.planner.question import Question
 from plansim.planner.reasons import with_remedy
 from plansim.planner.replan import sensitivities
 from plansim.planner.result import PlanningResult, Ranked

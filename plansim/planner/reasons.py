@@ -9,7 +9,7 @@ from plansim.costs.layout import Layout
 from plansim.plan.model import Plan
 from plansim.plan.rules import Rejected, check_plan
 from plansim.planner.evaluate import fits, peak_memory
-from plansim.planner.pool import Question
+from plansim.planner.question import Question
 from plansim.units import format_bytes
 
 

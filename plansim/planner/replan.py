@@ -9,7 +9,7 @@ from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
 from plansim.planner.diff import changed_choices
 from plansim.planner.objective import Constraints
-from plansim.planner.pool import Question
+from plansim.planner.question import Question
 from plansim.planner.result import Sensitivity
 from plansim.planner.sensitivity import Change, judged, upgrades
 from plansim.planner.solve import solve

@@ -12,7 +12,8 @@ from plansim.plan.model import Plan
 from plansim.plan.rules import Rejected
 from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.objective import Constraints, Figures
-from plansim.planner.pool import Pool, Question
+from plansim.planner.pool import Pool
+from plansim.planner.question import Question
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found, search
 from plansim.planner.space import widened

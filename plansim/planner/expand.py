@@ -1,0 +1,173 @@
+"""Grids joined with microbatches, schedules and what layers do: one entry per pipeline of the space."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from plansim.plan.backends.base import Degrees
+from plansim.plan.layout import chunk_layers
+from plansim.plan.model import Job
+from plansim.planner.ends import End
+from plansim.planner.frames import Columns, Ints, Options, Tally, distinct
+from plansim.planner.grid import Counts, Grid, shard_group, too_deep, world_of
+from plansim.planner.space import FEW_DEVICES
+from plansim.planner.tables import LAYERS
+from plansim.schedules import find_schedule
+from plansim.workload.model import ATTENTION_FAMILIES, Model
+from plansim.workload.totals import pipeline_layers
+
+
+def with_microbatches(
+    grid: Grid, counts: Counts, alive: Ints, options: Options, job: Job, tally: Tally
+) -> tuple[Ints, Ints]:
+    """Return (grid, microbatch) pairs whose microbatches make up the batch."""
+    at = np.repeat(alive, len(options.microbatches))
+    size = np.tile(np.array(options.microbatches, dtype=np.int64), len(alive))
+    fits = job.global_batch % (grid["dp"][at] * size) == 0
+    tally.reject("batch", counts.below_microbatch[at[~fits]].sum())
+    return at[fits], size[fits]
+
+
+def with_structures(
+    grid: Grid,
+    counts: Counts,
+    at: Ints,
+    size: Ints,
+    options: Options,
+    model: Model,
+    job: Job,
+    tally: Tally,
+) -> tuple[Ints, Ints, Ints]:
+    """Return (grid, microbatch, structure) triples that the schedules can run."""
+    rows = []
+    many = options.dividing and bool(np.any(world_of(grid) > FEW_DEVICES))
+    pp, m = grid["pp"][at], job.global_batch // (grid["dp"][at] * size)
+    for i, (name, v, balanced) in enumerate(options.structures):
+        here = np.flatnonzero((pp > 1) == (i > 0))
+        if not len(here):
+            continue
+        if many and v > 1 and name == "interleaved":
+            odd = -(-pipeline_layers(model) // pp[here]) % v != 0
+            tally.candidates -= int(counts.below_structure[at[here[odd]]].sum())
+            here = here[~odd]
+        if balanced:  # where the even split is as good there is no other
+            depths, back = np.unique(pp[here], return_inverse=True)
+            differs = np.array([options.layers_of(i, int(d)) is not None for d in depths], dtype=bool)
+            same = ~differs[back] if len(here) else np.zeros(0, dtype=bool)
+            tally.candidates -= int(counts.below_structure[at[here[same]]].sum())
+            here = here[~same]
+        deep = too_deep(pp[here] * v, model)
+        tally.reject("pipeline depth", counts.below_structure[at[here[deep]]].sum())
+        here = here[~deep]
+        if i > 0:
+            schedule = find_schedule(name)
+            first, back = distinct(pp[here], m[here])
+            counts_of = zip(pp[here[first]], m[here[first]], strict=True)
+            runs = np.array([schedule.check(int(p), int(k), v) is None for p, k in counts_of], dtype=bool)
+            can = runs[back] if len(here) else np.zeros(0, dtype=bool)
+            tally.reject("schedule", counts.below_structure[at[here[~can]]].sum())
+            here = here[can]
+        rows.append(np.stack([here, np.full(len(here), i)]))
+    joined = np.concatenate(rows, axis=1) if rows else np.zeros((2, 0), dtype=np.int64)
+    return at[joined[0]], size[joined[0]], joined[1]
+
+
+def with_layers(
+    grid: Grid,
+    counts: Counts,
+    rows: tuple[Ints, Ints, Ints],
+    options: Options,
+    model: Model,
+    job: Job,
+    tally: Tally,
+) -> tuple[Ints, Columns]:
+    """Return every entry's grid, and columns with sequence parallelism, attention, recomputation chosen.
+
+    Recomputing as many layers as the longest chunk has is recomputing them all, and no plan of its own.
+    """
+    at, size, structure = rows
+    base_at, base_size, base_structure, sp, unfused, recompute = [], [], [], [], [], []
+    tp = grid["tp"][at]
+    longest = _longest_chunks(grid["pp"][at], structure, options, model)
+    bad_seq = job.seq_len % (grid["cp"][at] * tp) != 0
+    for s in dict.fromkeys((*options.sequence_parallel, 0)):
+        if s in options.sequence_parallel:
+            here = np.flatnonzero((tp > 1) & ~(bad_seq & bool(s)))
+            if s:
+                broken = at[(tp > 1) & bad_seq]
+                tally.reject("sequence", (counts.layers[broken] * counts.below_layers[broken]).sum())
+        else:
+            here = np.zeros(0, dtype=np.int64)
+        if s == 0:
+            here = np.sort(np.concatenate([here, np.flatnonzero(tp == 1)]))
+        for u in options.unfused:
+            for r in options.recompute:
+                some = here[longest[here] > (LAYERS[r] or 0)]
+                tally.candidates -= int(counts.below_layers[at[np.setdiff1d(here, some)]].sum())
+                base_at.append(at[some])
+                base_size.append(size[some])
+                base_structure.append(structure[some])
+                sp.append(np.full(len(some), s))
+                unfused.append(np.full(len(some), u))
+                recompute.append(np.full(len(some), r))
+    where = np.concatenate(base_at)
+    microbatch = np.concatenate(base_size)
+    zeros = np.zeros(len(where), dtype=np.int64)
+    columns = Columns(
+        dp=grid["dp"][where],
+        tp=grid["tp"][where],
+        pp=grid["pp"][where],
+        cp=grid["cp"][where],
+        ep=grid["ep"][where],
+        microbatch=microbatch,
+        num_microbatches=job.global_batch // (grid["dp"][where] * microbatch),
+        structure=np.concatenate(base_structure),
+        sequence_parallel=np.concatenate(sp),
+        unfused=np.concatenate(unfused),
+        recompute=np.concatenate(recompute),
+        tp_overlap=zeros,
+        placement=zeros,
+    )
+    return where, columns
+
+
+def _longest_chunks(pp: Ints, structure: Ints, options: Options, model: Model) -> Ints:
+    """Return the layers of the longest chunk of every entry."""
+    first, back = distinct(pp, structure)
+    found = []
+    for depth, number in zip(pp[first].tolist(), structure[first].tolist(), strict=True):
+        chunks = depth * options.structures[number].virtual_stages
+        layers = options.layers_of(number, depth) or chunk_layers(pipeline_layers(model), chunks)
+        found.append(max(layers))
+    return np.array(found, dtype=np.int64)[back]
+
+
+def backend_degrees(
+    columns: Columns, end: End, model: Model, job: Job, node: int, options: Options
+) -> Degrees:
+    """Return the degrees of all entries with one end, as a runtime's rules read them."""
+    attention = model.family in ATTENTION_FAMILIES
+    replicas = columns.dp * columns.cp
+    group = replicas if end.zero_group is None else shard_group(end, columns.tp, columns.cp, node)
+    virtual = np.array([s.virtual_stages for s in options.structures], dtype=np.int64)[columns.structure]
+    balanced = np.array([s.balanced for s in options.structures], dtype=bool)[columns.structure]
+    return {
+        "dp": columns.dp,
+        "tp": columns.tp,
+        "pp": columns.pp,
+        "cp": columns.cp,
+        "ep": columns.ep,
+        "zero_stage": np.full(len(columns), end.zero_stage),
+        "microbatch": columns.microbatch,
+        "zero_group": np.maximum(group, 1),
+        "virtual_stages": virtual,
+        "num_microbatches": columns.num_microbatches,
+        "sequence_parallel": columns.sequence_parallel.astype(bool),
+        "uneven": balanced,
+        "seq_len": job.seq_len,
+        "heads": model.heads if attention else 0,
+        "kv_heads": model.kv_heads if attention else 0,
+        "layers": pipeline_layers(model),
+        "experts": model.moe.experts if model.moe else 0,
+        "tied": model.tied_embeddings,
+    }

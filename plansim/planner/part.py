@@ -1,0 +1,108 @@
+"""The candidates of one number of devices on one software stack, timed and joined as their turn comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plansim.planner.bound import pair_bounds
+from plansim.planner.core import Cells, Core
+from plansim.planner.frames import Columns, Ints, Mask, Options
+from plansim.planner.tables import Workbench
+from plansim.planner.traffic import Tails
+
+Array = NDArray[np.float64]
+FIRST_BLOCK, GROWTH, LARGEST_BLOCK = 32, 2, 8192
+"""Pipelines timed at once: the first block, how it grows, and the largest."""
+
+OPEN_BLOCK = 16
+"""Pipelines joined with their ends at once."""
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """The candidates of one number of devices on one software stack.
+
+    Attributes
+    ----------
+    columns : Columns
+        Pipelines in the order of `first`, the score of a bound that costs nothing to work out.
+    allowed : array (pipelines, ends)
+        Which ends keep all rules and fit.
+    memory : array (pipelines, ends)
+        The least peak, bytes (where memory is the objective).
+    finish : array (pipelines,)
+        The least time of the optimizer on any rank with any allowed end, seconds.
+    at : int
+        Pipelines before this one have been timed; `open` are those not yet joined with their ends.
+    """
+
+    bench: Workbench
+    options: Options
+    columns: Columns
+    allowed: Mask
+    memory: Array
+    first: Array
+    finish: Array
+    factor: Array
+    cells: Cells
+    tails: Tails
+    world: int
+    at: int = 0
+    block: int = FIRST_BLOCK
+    open_score: Array = field(default_factory=lambda: np.zeros(0))
+    open_index: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    open_core: Core | None = None
+
+    @property
+    def next_first(self) -> float:
+        """The least score among pipelines not yet timed."""
+        return float(self.first[self.at]) if self.at < len(self.first) else np.inf
+
+    @property
+    def next_open(self) -> float:
+        """The least score among pipelines timed and not yet joined with their ends."""
+        return float(self.open_score[0]) if len(self.open_score) else np.inf
+
+    @property
+    def floor(self) -> float:
+        """A bound on everything not yet handed out."""
+        return min(self.next_first, self.next_open)
+
+    def time(self, cutoff: float) -> None:
+        """Time the next block of pipelines and keep those that may still win."""
+        index = np.arange(self.at, min(self.at + self.block, len(self.first)))
+        self.at, self.block = self.at + self.block, min(self.block * GROWTH, LARGEST_BLOCK)
+        index = index[self.first[index] <= cutoff]
+        if not len(index):
+            return
+        index = index[~self.cells.repeated(self.columns.take(index))]
+        if not len(index):
+            return
+        core = self.cells.core(self.columns.take(index))
+        least = (core.bound + self.finish[index]) * self.factor.min() * (1.0 - 1e-9)
+        score = np.maximum(least, self.first[index])
+        keep = np.flatnonzero(score <= cutoff)
+        score = np.concatenate([self.open_score, score[keep]])
+        index = np.concatenate([self.open_index, index[keep]])
+        core = core.take(keep) if self.open_core is None else Core.join([self.open_core, core.take(keep)])
+        order = np.argsort(score, kind="stable")
+        self.open_score, self.open_index, self.open_core = score[order], index[order], core.take(order)
+
+    def join(self, cutoff: float) -> tuple[Ints, Ints, Array]:
+        """Return the (pipelines, ends, bounds) of the next block joined with its ends."""
+        assert self.open_core is not None  # noqa: S101  # something is open
+        count = min(OPEN_BLOCK, len(self.open_score))
+        index, core = self.open_index[:count], self.open_core.take(np.arange(count))
+        late = np.arange(count, len(self.open_score))
+        late = late[self.open_score[late] <= cutoff]
+        self.open_score, self.open_index = self.open_score[late], self.open_index[late]
+        self.open_core = self.open_core.take(late)
+        row, end = np.nonzero(self.allowed[index])
+        stack = self.bench.stack
+        overlaps = (stack.gradient_overlap, stack.parameter_overlap)
+        chosen = index[row]
+        bounds = pair_bounds(core.take(row), self.columns.take(chosen), end, self.tails, overlaps)
+        return chosen, end, bounds * self.factor[end]
