@@ -128,7 +128,7 @@ class Profile:
 
     @property
     def kinds(self) -> tuple[Device, ...]:
-        """The kinds of device, the fastest first, by the peak of what all multiply in, as far as they sustain it."""
+        """The kinds of device, the fastest first: by the sustained peak of what all of them multiply in."""
         devices = list(dict.fromkeys(g.device for g in self.groups))
         shared = [t for t in devices[0].peak_flop_per_s if all(t in d.peak_flop_per_s for d in devices)]
 

@@ -171,14 +171,14 @@ def batch_splits(case: Case) -> Broken | None:
 
 
 def shares_make_up_the_batch(case: Case) -> Broken | None:
-    """Unequal shares are whole microbatches, one number a replica, and nothing ties replicas within a step."""
+    """Unequal shares are whole microbatches of replicas that meet once a step."""
     p, batch = case.plan.parallel, case.plan.job.global_batch
     shares = p.batch_shares
     if shares is None:
         return None
     if len(shares) != p.dp or sum(shares) * p.microbatch != batch or min(shares) < 1:
         return Broken(
-            detail=f"batch_shares has {len(shares)} entries that make {sum(shares)} x microbatch {p.microbatch}",
+            detail=f"batch_shares: {len(shares)} entries make {sum(shares)} x microbatch {p.microbatch}",
             remedy=f"write dp {p.dp} numbers of microbatches that make global_batch {batch}",
         )
     if len(set(shares)) == 1:
