@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -71,8 +72,22 @@ def plan_words(plan: Plan) -> str:
         words.append(p.schedule + chunks)
         if p.stage_layers:
             words.append("layers " + "-".join(map(str, p.stage_layers)))
+    if p.batch_shares:
+        words.append("shares of " + _shares(p.batch_shares) + " microbatches")
     words += _switches(plan)
     return ", ".join(words)
+
+
+def _shares(shares: tuple[int, ...]) -> str:
+    """Return unequal shares of the batch in words, runs of equal ones once.
+
+    Examples
+    --------
+    >>> _shares((3, 3, 3, 1))
+    '3 x 3, 1'
+    """
+    runs = [(m, sum(1 for _ in run)) for m, run in groupby(shares)]
+    return ", ".join(f"{n} x {m}" if n > 1 else str(m) for m, n in runs)
 
 
 def _switches(plan: Plan) -> list[str]:
@@ -105,6 +120,8 @@ def plan_short(plan: Plan) -> str:
     words += ["sp"] if p.sequence_parallel and p.tp > 1 else []
     words += [f"mb{p.microbatch}"]
     words += [p.schedule + (f"x{p.virtual_stages}" if p.virtual_stages > 1 else "")] if p.pp > 1 else []
+    if p.batch_shares:
+        words.append(f"shares {max(p.batch_shares)}:{min(p.batch_shares)}")
     modes = plan.recompute if isinstance(plan.recompute, str) else "mixed"
     words += [f"rc:{modes}"] if modes != "none" else []
     words += ["unfused"] if plan.attention != "flash" else []
@@ -202,17 +219,19 @@ def memory(prediction: Prediction) -> RenderableType:
         total="total>",
         free="free>",
     )
+    limits = prediction.details.get("stage_limits_bytes", ())
     for i, stages in enumerate(_runs(prediction.memory)):
         first, last, stage = stages
         label = f"{first}" if first == last else f"{first}-{last}"
         values = [f"{getattr(stage, n) / 2**30:.2f}" for n in names]
-        free = prediction.memory_limit_bytes - stage.total_bytes
+        free = (limits[first] if limits else prediction.memory_limit_bytes) - stage.total_bytes
         made.add_row(
             label, *values, f"{stage.total_bytes / 2**30:.2f}", f"{free / 2**30:.2f}", end_section=False
         )
         if i >= 31:
             break
-    made.caption = f"GiB; the limit is {prediction.memory_limit_bytes / 2**30:.2f} GiB"
+    distinct = sorted(set(limits or (prediction.memory_limit_bytes,)), reverse=True)
+    made.caption = f"GiB; the limit is {' or '.join(f'{limit / 2**30:.2f}' for limit in distinct)} GiB"
     made.caption_justify = "left"
     return made
 

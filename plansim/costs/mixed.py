@@ -59,9 +59,7 @@ def replica_costs(layout: Layout, replica: Replica) -> StepCosts:
 def on_device(layout: Layout, device: Device, num_microbatches: int | None = None) -> Layout:
     """Return the layout with one kind of device everywhere and equal shares of so many microbatches."""
     plan = layout.plan
-    if num_microbatches is not None and (
-        plan.parallel.batch_shares is not None or num_microbatches != plan.num_microbatches
-    ):
+    if num_microbatches is not None:
         p = replace(plan.parallel, batch_shares=None)
         batch = num_microbatches * p.dp * p.microbatch
         plan = replace(plan, parallel=p, job=replace(plan.job, global_batch=batch))

@@ -22,6 +22,7 @@ from plansim.execute.outer import OUTER_METHODS
 from plansim.execute.rank import RankResult, RunOptions, run_rank
 from plansim.execute.sharded_comm import SHARDED_METHODS
 from plansim.files import dump_json, write_atomic
+from plansim.plan.backends.base import SAME_SHARES
 from plansim.plan.grid import grid_of
 from plansim.plan.model import Plan
 from plansim.plan.read import plan_data
@@ -107,6 +108,8 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
     grid_of(plan)
     if plan.job.phase != "train" and p.tp * p.pp * p.cp * p.ep * (p.zero_stage + 1) > 1:
         raise PlanError("inference can be run with dp alone; use tp, pp, cp and ep 1 and zero_stage 0")
+    if p.batch_shares is not None:
+        raise PlanError(f"batch_shares cannot be run: replicas run as many microbatches; {SAME_SHARES}")
     if plan.offload:
         raise PlanError(
             "offload cannot be run: torch's CPU offload needs an accelerator beside the CPU; it is "

@@ -10,6 +10,7 @@ from collections import Counter
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plansim.hardware.profile import Profile
 from plansim.plan.grid import AXES
@@ -33,9 +34,7 @@ def kinds_of_replicas(plan: Plan, profile: Profile) -> tuple[Kinds, ...]:
     """
     p = plan.parallel
     sizes = tuple((axis, int(getattr(p, axis))) for axis in plan.placement)
-    number = {device: i for i, device in enumerate(profile.kinds)}
-    runs = tuple((number[g.device], g.num_devices) for g in profile.groups)
-    return _kinds(sizes, runs)
+    return tuple(tuple(row) for row in kinds_array(sizes, profile).tolist())
 
 
 def distinct_replicas(plan: Plan, profile: Profile) -> Counter[Kinds]:
@@ -43,14 +42,20 @@ def distinct_replicas(plan: Plan, profile: Profile) -> Counter[Kinds]:
     return Counter(kinds_of_replicas(plan, profile))
 
 
+def kinds_array(sizes: tuple[tuple[str, int], ...], profile: Profile) -> NDArray[np.int64]:
+    """Return the kinds of every (replica, stage) of a grid; `sizes` are (axis, degree), innermost first."""
+    number = {device: i for i, device in enumerate(profile.kinds)}
+    return _kinds(sizes, tuple((number[g.device], g.num_devices) for g in profile.groups))
+
+
 @lru_cache(maxsize=4096)
-def _kinds(sizes: tuple[tuple[str, int], ...], runs: tuple[tuple[int, int], ...]) -> tuple[Kinds, ...]:
-    """Return the slowest kind of every (replica, stage); `sizes` innermost first, `runs` of equal devices."""
+def _kinds(sizes: tuple[tuple[str, int], ...], runs: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
+    """Return the slowest kind of every (replica, stage), over `runs` of equal devices."""
     outer = tuple(reversed(sizes))
     world = int(np.prod([n for _, n in outer]))
     of_rank = np.resize(np.repeat([kind for kind, _ in runs], [n for _, n in runs]), world)
     names = [axis for axis, _ in outer]
     order = [names.index(axis) for axis in ("dp", "pp", *(a for a in AXES if a not in ("dp", "pp")))]
     cube = of_rank.reshape([n for _, n in outer]).transpose(order)
-    slowest = cube.reshape(cube.shape[0], cube.shape[1], -1).max(axis=2)
-    return tuple(tuple(row) for row in slowest.tolist())
+    found: NDArray[np.int64] = cube.reshape(cube.shape[0], cube.shape[1], -1).max(axis=2)
+    return found

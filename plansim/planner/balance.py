@@ -5,7 +5,8 @@ layers fill ``k`` chunks, and ``w(j, i)`` the cost of layers ``j`` to ``i``,
 
     C(k, i) = min over j of max(C(k - 1, j), w(j, i)).
 
-The cost of the embedding goes with the first layer, that of the head with the last.
+The cost of the embedding goes with the first layer, that of the head with the last. In a mixed cluster
+``w(j, i)`` is the cost on the device of chunk ``k``.
 """
 
 from __future__ import annotations
@@ -27,68 +28,79 @@ class Balance:
 
     Parameters
     ----------
-    body : array (layers,)
-        Cost of every layer, in model order.
-    embedding, head : float
+    body : array (layers,) or (kinds, layers)
+        Cost of every layer, in model order; one row for each kind of device where they differ.
+    embedding, head : float or array (kinds,)
         Cost of what stands before and after them.
     """
 
-    def __init__(self, body: Array, embedding: float, head: float) -> None:
-        self.cost = np.array(body, dtype=np.float64)
-        self.cost[0] += embedding
-        self.cost[-1] += head
-        self._known: dict[int, tuple[int, ...] | None] = {}
+    def __init__(self, body: Array, embedding: float | Array, head: float | Array) -> None:
+        self.cost = np.array(body, dtype=np.float64, ndmin=2)
+        self.cost[:, 0] += embedding
+        self.cost[:, -1] += head
+        self._known: dict[tuple[int, ...], tuple[int, ...] | None] = {}
+        self._rows: dict[tuple[int, ...], Array] = {}
+        self._between: dict[int, Array] = {}
 
-    def layers(self, chunks: int) -> tuple[int, ...] | None:
-        """Return the layers of every chunk, None where the even split is as good."""
-        if chunks not in self._known:
-            self._known[chunks] = self._better(chunks)
-        return self._known[chunks]
+    def layers(self, chunks: int, kinds: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
+        """Return the layers of every chunk, None where the even split is as good.
 
-    def longest(self, layers: tuple[int, ...]) -> float:
+        `kinds` is the kind of device of every chunk, all of the first kind when left out.
+        """
+        kinds = (0,) * chunks if kinds is None else kinds
+        if kinds not in self._known:
+            self._known[kinds] = self._better(kinds)
+        return self._known[kinds]
+
+    def longest(self, layers: tuple[int, ...], kinds: tuple[int, ...] | None = None) -> float:
         """Return the cost of the longest chunk of a split."""
-        ends = np.cumsum(layers)
-        sums = self._sums[ends] - self._sums[ends - np.array(layers)]
-        return float(sums.max())
+        ends, kind = np.cumsum(layers), list((0,) * len(layers) if kinds is None else kinds)
+        return float((self._sums[kind, ends] - self._sums[kind, ends - np.array(layers)]).max())
 
     @cached_property
     def _sums(self) -> Array:
-        return np.concatenate([[0.0], np.cumsum(self.cost)])
+        """Cost of the first layers on each kind, (kinds, layers + 1)."""
+        return np.concatenate([np.zeros((len(self.cost), 1)), np.cumsum(self.cost, axis=1)], axis=1)
 
-    @cached_property
-    def _table(self) -> list[Array]:
-        """``C(k, i)`` for k = 1, 2, …, one row each; grown when asked for."""
-        first = self._sums.copy()
-        first[0] = np.inf
-        return [first]
+    def _row(self, kinds: tuple[int, ...]) -> Array:
+        """Return ``C(k, i)`` for every i, k being the number of chunks on these kinds."""
+        for k in range(1, len(kinds) + 1):
+            if kinds[:k] in self._rows:
+                continue
+            if k == 1:
+                row = self._sums[kinds[0]].copy()
+                row[0] = np.inf
+            else:
+                row = np.maximum(self._rows[kinds[: k - 1]][:, None], self._costs(kinds[k - 1])).min(axis=0)
+            self._rows[kinds[:k]] = row
+        return self._rows[kinds]
 
-    def _rows(self, chunks: int) -> list[Array]:
-        n = len(self.cost)
-        between = self._sums[None, :] - self._sums[:, None]  # w(j, i)
-        between = np.where(np.arange(n + 1)[:, None] < np.arange(n + 1)[None, :], between, np.inf)
-        while len(self._table) < chunks:
-            longest = np.maximum(self._table[-1][:, None], between)
-            self._table.append(longest.min(axis=0))
-        return self._table
+    def _costs(self, kind: int) -> Array:
+        """Return ``w(j, i)`` on one kind of device, infinite for no layers."""
+        if kind not in self._between:
+            sums, place = self._sums[kind], np.arange(self.cost.shape[1] + 1)
+            between = sums[None, :] - sums[:, None]
+            self._between[kind] = np.where(place[:, None] < place[None, :], between, np.inf)
+        return self._between[kind]
 
-    def _better(self, chunks: int) -> tuple[int, ...] | None:
-        n = len(self.cost)
+    def _better(self, kinds: tuple[int, ...]) -> tuple[int, ...] | None:
+        n, chunks = self.cost.shape[1], len(kinds)
         if not 1 < chunks < n:
             return None
         even = chunk_layers(n, chunks)
-        best = float(self._rows(chunks)[chunks - 1][n])
-        if best > self.longest(even) * (1.0 - WORTH):
+        best = float(self._row(kinds)[n])
+        if best > self.longest(even, kinds) * (1.0 - WORTH):
             return None
-        return self._split(chunks, best)
+        return self._split(kinds, best)
 
-    def _split(self, chunks: int, best: float) -> tuple[int, ...]:
-        """Return a split whose longest chunk costs `best`, its chunks as near to the mean as they go."""
-        rows, sums, i = self._rows(chunks), self._sums, len(self.cost)
-        found: list[int] = []
-        for k in range(chunks, 1, -1):
-            j = np.arange(k - 1, i)
-            fits = j[np.maximum(rows[k - 2][j], sums[i] - sums[j]) <= best * (1.0 + 1e-12)]
-            mean = sums[i] / k
+    def _split(self, kinds: tuple[int, ...], best: float) -> tuple[int, ...]:
+        """Return a split whose longest chunk costs `best`, its chunks as near to one pace as they go."""
+        i, found = self.cost.shape[1], list[int]()
+        for k in range(len(kinds), 1, -1):
+            sums, j = self._sums[kinds[k - 1]], np.arange(k - 1, i)
+            row = self._row(kinds[: k - 1])
+            fits = j[np.maximum(row[j], sums[i] - sums[j]) <= best * (1.0 + 1e-12)]
+            mean = 1.0 / (1.0 / self._sums[list(kinds[:k]), i]).sum()
             cut = int(fits[np.argmin(np.abs(sums[i] - sums[fits] - mean))])
             found.append(i - cut)
             i = cut

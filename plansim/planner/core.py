@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from plansim.costs.layout import Layout
 from plansim.plan.model import Parallel
 from plansim.planner.fit import stage_groups, stages_in
-from plansim.planner.frames import Columns, Ints, Options, distinct
+from plansim.planner.frames import Columns, Ints, Mixture, Options, distinct
+from plansim.planner.shares import least_longest
 from plansim.planner.stages import REPRESENTATIVES, Stages
 from plansim.planner.tables import LAYERS, Times, Workbench
 
@@ -169,20 +171,25 @@ def _assemble(
     scale: Array | None,
 ) -> Core:
     """Return the pipelines' times from a table of block times; `scale` multiplies its rows."""
-    size = (len(columns), REPRESENTATIVES)
-    core = Core(*(np.zeros(len(columns) if f.name == "bound" else size) for f in fields(Core)))
-    again = {mode: times.recompute(mode, bench.kinds.is_end) for mode in options.recompute}
-    for stages, where in stage_groups(columns, options, bench.kinds):
+    core = _empty(len(columns))
+    again = {mode: times.recompute(mode, bench.is_end) for mode in options.recompute}
+    for stages, where in stage_groups(columns, options, bench):
         i = int(where[0])
-        structure, pp = int(columns.structure[i]), int(columns.pp[i])
         repeated = {
-            mode: stages
-            if LAYERS[mode] is None
-            else stages_in(options, structure, pp, bench.kinds, LAYERS[mode])
+            mode: stages if LAYERS[mode] is None else stages_in(options, columns, i, bench, LAYERS[mode])
             for mode in np.unique(columns.recompute[where]).tolist()
         }
-        _stage_times(core, stages, where, columns, times, again, repeated, row[where], send[where])
-    if not bench.stack.pipeline_overlap:
+        m = columns.num_microbatches[where][:, None]
+        asked = Asked(stages, columns.recompute[where], repeated, row[where], send[where])
+        if options.shared:
+            mixture = options.mixtures[int(columns.devices[i])]
+            apart = [_one_kind(times, again, bench.columns_of(k)) for k in range(len(bench.devices))]
+            found = _shared(mixture, columns.dp[where][:, None] * m, apart, asked)
+        else:
+            found = _stage_times(m, times, again, asked)
+        for f in fields(Core):
+            getattr(core, f.name)[where] = getattr(found, f.name)
+    if not bench.stack.pipeline_overlap and not options.shared:
         _block_sends(core, columns, options, bench, send)
     if scale is not None:
         for name in ("before", "work", "chained", "back", "first_forward", "last_backward", "window", "path"):
@@ -192,23 +199,29 @@ def _assemble(
     return core
 
 
-def _stage_times(
-    core: Core,
-    stages: Stages,
-    where: Ints,
-    columns: Columns,
-    times: Times,
-    again: Mapping[int, Array],
-    repeated: Mapping[int, Stages],
-    row: Ints,
-    send: Array,
-) -> None:
-    """Write the entries of one pipeline structure; `repeated` holds the layers that each mode recomputes."""
+def _empty(count: int) -> Core:
+    size = (count, REPRESENTATIVES)
+    return Core(*(np.zeros(count if f.name == "bound" else size) for f in fields(Core)))
+
+
+class Asked(NamedTuple):
+    """Entries of one pipeline structure: `repeated` holds the layers that each recompute mode recomputes."""
+
+    stages: Stages
+    modes: Ints
+    repeated: Mapping[int, Stages]
+    row: Ints
+    send: Array
+
+
+def _stage_times(m: Array, times: Times, again: Mapping[int, Array], asked: Asked) -> Core:
+    """Return the entries of one pipeline structure that run `m` microbatches."""
+    stages, modes, repeated, row, send = asked
+    core = _empty(len(row))
     used, local = np.unique(row, return_inverse=True)
     forward, weight = times.forward[used], times.backward_weight[used]
-    inputs, extra = times.backward_input[used], {m: again[m][used] for m in repeated}
-    mode = np.searchsorted(list(repeated), columns.recompute[where])
-    m = columns.num_microbatches[where][:, None].astype(np.float64)
+    inputs, extra = times.backward_input[used], {mode: again[mode][used] for mode in repeated}
+    mode = np.searchsorted(list(repeated), modes)
     hops = stages.hops[None, :] * send[:, None]
 
     def of(part: Callable[[Stages], Array]) -> tuple[Array, Array, Array]:
@@ -217,34 +230,77 @@ def _stage_times(
         return (forward @ counts)[local], i[mode, local], (weight @ counts)[local]
 
     f, i, w = of(lambda s: s.work)
-    core.work[where] = m * (f + i + w)
-    core.chained[where] = m * (f + i) if stages.splits_backward else core.work[where]
+    core.work[:] = m * (f + i + w)
+    core.chained[:] = m * (f + i) if stages.splits_backward else core.work
     f, i, w = of(lambda s: s.before)
-    core.before[where] = f + hops
-    core.back[where] = (i if stages.splits_backward else i + w) + hops
+    core.before[:] = f + hops
+    core.back[:] = (i if stages.splits_backward else i + w) + hops
     f, i, w = of(lambda s: s.first_chunk)
-    core.first_forward[where], core.last_backward[where] = f, i + w
-    core.window[where] = np.inf
+    core.first_forward[:], core.last_backward[:] = f, i + w
+    core.window[:] = np.inf
     if stages.schedule == "interleaved" and stages.virtual_stages > 1:
         per_round = m // np.maximum(1.0, m // stages.pp)
         _, i, w = of(lambda s: s.chunks[:, :-1].sum(axis=1))
-        core.window[where] = per_round * (i + w)
+        core.window[:] = per_round * (i + w)
         _, i, w = of(lambda s: s.chunks[:, -1])
-        core.window[where] += i + w
+        core.window[:] += i + w
     weights = np.zeros_like(send[:, None])
     if stages.splits_backward:  # the first rank's last weight gradient follows its last input gradient
-        core.back[where] += w[:, :1]
+        core.back[:] += w[:, :1]
         weights = w[:, :1]
     f, i, w = of(lambda s: s.whole)
     one = f + (i + weights if stages.splits_backward else i + w) + 2.0 * stages.all_hops * send[:, None]
     f, i, w = of(lambda s: s.last_chunk)
-    core.path[where] = one + (m - 1.0) * (f + i if stages.splits_backward else f + i + w)
+    core.path[:] = one + (m - 1.0) * (f + i if stages.splits_backward else f + i + w)
+    return core
+
+
+def _one_kind(times: Times, again: Mapping[int, Array], columns: slice) -> tuple[Times, Mapping[int, Array]]:
+    """Return the tables of one kind of device."""
+    mine = Times(*(getattr(times, f.name)[:, columns] for f in fields(Times)))
+    return mine, {mode: table[:, columns] for mode, table in again.items()}
+
+
+def _shared(
+    mixture: Mixture,
+    total: Array,
+    apart: Sequence[tuple[Times, Mapping[int, Array]]],
+    asked: Asked,
+) -> Core:
+    r"""Return the entries of one structure whose replicas share `total` microbatches by their speed.
+
+    A replica of class c is not done before :math:`B_c + m_c W_c`. With B the least of them the last is not
+    done before :math:`B + \min \max_c m_c W_c`, over whole shares. Tables are `apart` by device.
+    """
+    one, two = ([_stage_times(np.array(m), *tables, asked) for tables in apart] for m in (1.0, 2.0))
+
+    def steady(name: str) -> Array:
+        """Return the least longest time of all microbatches of a replica."""
+        each = [getattr(b, name) - getattr(a, name) for a, b in zip(one, two, strict=True)]
+        classes = [(np.minimum.reduce([each[k] for k in kinds]), count) for kinds, count in mixture]
+        return least_longest(total, classes)
+
+    present = sorted({k for kinds, _ in mixture for k in kinds})
+
+    def over(name: str, pick: Callable[[list[Array]], Array]) -> Array:
+        return pick([getattr(one[k], name) for k in present])
+
+    idle = [one[k].path - (two[k].path - one[k].path) for k in present]
+    core = _empty(len(total))
+    core.work[:], core.chained[:] = steady("work"), steady("chained")
+    core.path[:] = np.minimum.reduce(idle) + steady("path")
+    for name in ("before", "back"):
+        getattr(core, name)[:] = over(name, np.minimum.reduce)
+    for name in ("first_forward", "last_backward"):  # what traffic hides behind
+        getattr(core, name)[:] = over(name, np.maximum.reduce)
+    core.window[:] = np.inf
+    return core
 
 
 def _block_sends(core: Core, columns: Columns, options: Options, bench: Workbench, send: Array) -> None:
     """Add the time that blocking sends hold up their rank."""
-    for stages, where in stage_groups(columns, options, bench.kinds):
-        m = columns.num_microbatches[where][:, None].astype(np.float64)
+    for stages, where in stage_groups(columns, options, bench):
+        m = columns.num_microbatches[where][:, None]
         core.work[where] += m * stages.crossings[None, :] * send[where][:, None]
 
 

@@ -23,7 +23,10 @@ def with_microbatches(
     """Return (grid, microbatch) pairs whose microbatches make up the batch."""
     at = np.repeat(alive, len(options.microbatches))
     size = np.tile(np.array(options.microbatches, dtype=np.int64), len(alive))
-    fits = job.global_batch % (grid["dp"][at] * size) == 0
+    if options.shared:  # a replica may have more microbatches than another
+        fits = (job.global_batch % size == 0) & (job.global_batch // size >= grid["dp"][at])
+    else:
+        fits = job.global_batch % (grid["dp"][at] * size) == 0
     tally.reject("batch", counts.below_microbatch[at[~fits]].sum())
     return at[fits], size[fits]
 
@@ -51,8 +54,10 @@ def with_structures(
             tally.candidates -= int(counts.below_structure[at[here[odd]]].sum())
             here = here[~odd]
         if balanced:  # where the even split is as good there is no other
-            depths, back = np.unique(pp[here], return_inverse=True)
-            differs = np.array([options.layers_of(i, int(d)) is not None for d in depths], dtype=bool)
+            devices = grid["devices"][at[here]]
+            first, back = distinct(pp[here], devices)
+            depths = zip(pp[here[first]].tolist(), devices[first].tolist(), strict=True)
+            differs = np.array([options.layers_of(i, p, d) is not None for p, d in depths], dtype=bool)
             same = ~differs[back] if len(here) else np.zeros(0, dtype=bool)
             tally.candidates -= int(counts.below_structure[at[here[same]]].sum())
             here = here[~same]
@@ -88,7 +93,7 @@ def with_layers(
     at, size, structure = rows
     base_at, base_size, base_structure, sp, unfused, recompute = [], [], [], [], [], []
     tp = grid["tp"][at]
-    longest = _longest_chunks(grid["pp"][at], structure, options, model)
+    longest = _longest_chunks(grid["pp"][at], structure, grid["devices"][at], options, model)
     bad_seq = job.seq_len % (grid["cp"][at] * tp) != 0
     for s in dict.fromkeys((*options.sequence_parallel, 0)):
         if s in options.sequence_parallel:
@@ -120,24 +125,25 @@ def with_layers(
         cp=grid["cp"][where],
         ep=grid["ep"][where],
         microbatch=microbatch,
-        num_microbatches=job.global_batch // (grid["dp"][where] * microbatch),
+        num_microbatches=job.global_batch / (grid["dp"][where] * microbatch),
         structure=np.concatenate(base_structure),
         sequence_parallel=np.concatenate(sp),
         unfused=np.concatenate(unfused),
         recompute=np.concatenate(recompute),
         tp_overlap=zeros,
         placement=zeros,
+        devices=grid["devices"][where],
     )
     return where, columns
 
 
-def _longest_chunks(pp: Ints, structure: Ints, options: Options, model: Model) -> Ints:
+def _longest_chunks(pp: Ints, structure: Ints, devices: Ints, options: Options, model: Model) -> Ints:
     """Return the layers of the longest chunk of every entry."""
-    first, back = distinct(pp, structure)
+    first, back = distinct(pp, structure, devices)
     found = []
-    for depth, number in zip(pp[first].tolist(), structure[first].tolist(), strict=True):
+    for depth, number, kinds in zip(*(v[first].tolist() for v in (pp, structure, devices)), strict=True):
         chunks = depth * options.structures[number].virtual_stages
-        layers = options.layers_of(number, depth) or chunk_layers(pipeline_layers(model), chunks)
+        layers = options.layers_of(number, depth, kinds) or chunk_layers(pipeline_layers(model), chunks)
         found.append(max(layers))
     return np.array(found, dtype=np.int64)[back]
 
@@ -161,7 +167,7 @@ def backend_degrees(
         "microbatch": columns.microbatch,
         "zero_group": np.maximum(group, 1),
         "virtual_stages": virtual,
-        "num_microbatches": columns.num_microbatches,
+        "num_microbatches": columns.num_microbatches.astype(np.int64),
         "sequence_parallel": columns.sequence_parallel.astype(bool),
         "uneven": balanced,
         "seq_len": job.seq_len,

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from plansim.costs.buckets import gather_bytes, reduce_bytes
 from plansim.costs.compression import find_method
-from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
 from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import update_s
@@ -19,7 +18,7 @@ from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Ints, Options, distinct
 from plansim.planner.grid import shard_group
 from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
-from plansim.planner.tables import RECOMPUTE, Kinds, Shares, Workbench
+from plansim.planner.tables import RECOMPUTE, Shares, Workbench
 
 Array = NDArray[np.float64]
 SLACK = 1.0 - 1e-6
@@ -38,29 +37,41 @@ class Held:
         Parameters of one rank.
     gathered : array
         Parameters that ZeRO-3 holds whole at a time.
+    limit : array
+        Bytes of memory of the device.
+    rate : array
+        Bytes per second at which it streams optimizer state, at most.
     """
 
     activations: Array
     dense: Array
     expert: Array
     gathered: Array
+    limit: Array
+    rate: Array
 
 
-def stage_groups(columns: Columns, options: Options, kinds: Kinds) -> Iterator[tuple[Stages, Ints]]:
+def stage_groups(columns: Columns, options: Options, bench: Workbench) -> Iterator[tuple[Stages, Ints]]:
     """Yield the stages of each distinct (depth, structure) with the entries that have them."""
-    code = columns.pp * len(options.structures) + columns.structure
+    code = (columns.devices * (int(columns.pp.max(initial=0)) + 1) + columns.pp) * len(options.structures)
+    code += columns.structure
     order = np.argsort(code, kind="stable")
     cuts = np.flatnonzero(np.diff(code[order])) + 1
     for where in np.split(order, cuts) if len(order) else ():
-        structure, pp = int(columns.structure[where[0]]), int(columns.pp[where[0]])
-        yield stages_in(options, structure, pp, kinds), where
+        yield stages_in(options, columns, int(where[0]), bench), where
 
 
-def stages_in(options: Options, structure: int, pp: int, kinds: Kinds, leading: int | None = None) -> Stages:
-    """Return the stages of one structure at one depth; with `leading`, of so many layers of a chunk."""
+def stages_in(
+    options: Options, columns: Columns, i: int, bench: Workbench, leading: int | None = None
+) -> Stages:
+    """Return the stages of one entry; with `leading`, of so many layers of a chunk."""
+    structure, pp, number = int(columns.structure[i]), int(columns.pp[i]), int(columns.devices[i])
     name, v, _ = options.structures[structure]
-    layers = options.layers_of(structure, pp)
-    return stages_of(name, pp, v, kinds.body, len(kinds), kinds.ends, layers, leading)
+    layers = options.layers_of(structure, pp, number)
+    devices, kinds = options.devices[number], bench.kinds
+    return stages_of(
+        name, pp, v, kinds.body, len(kinds), kinds.ends, layers, leading, devices, bench.num_devices
+    )
 
 
 def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:
@@ -87,12 +98,14 @@ def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:
 def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, row: Ints) -> Held:
     """Return what every pipeline holds, at least."""
     size = (len(columns), REPRESENTATIVES)
-    found = Held(*(np.zeros(size) for _ in range(4)))
+    found = Held(*(np.zeros(size) for _ in range(6)))
     modes = [m for m in range(len(RECOMPUTE)) if m in options.recompute]
-    for stages, where in stage_groups(columns, options, bench.kinds):
+    for stages, where in stage_groups(columns, options, bench):
         flights = stages.in_flight(columns.num_microbatches[where])
         found.dense[where] = (shares.dense @ stages.work.T)[row[where]]
         found.expert[where] = (shares.expert @ stages.work.T)[row[where]]
+        found.limit[where] = bench.memory_limits[list(stages.devices)]
+        found.rate[where] = bench.stream_rates[list(stages.devices)]
         found.gathered[where] = _gathered(shares.dense, stages, bench.stack.gathered_layers)[row[where]]
         for mode in modes:
             mine = np.flatnonzero(columns.recompute[where] == mode)
@@ -104,7 +117,7 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
             chunk = np.einsum("sk,rvk->srv", least, stages.chunks)[row[chosen]]
             if layers is not None:
                 i = int(chosen[0])
-                again = stages_in(options, int(columns.structure[i]), int(columns.pp[i]), bench.kinds, layers)
+                again = stages_in(options, columns, i, bench, layers)
                 kept_whole = stages.chunks - again.chunks
                 chunk = np.einsum("sk,rvk->srv", shares.kept["none"], kept_whole)[row[chosen]]
                 chunk += np.einsum("sk,rvk->srv", least, again.chunks)[row[chosen]]
@@ -137,7 +150,7 @@ def _gathered(dense: Array, stages: Stages, layers: int) -> Array:
 def memory_bytes(
     bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int
 ) -> Array:
-    """Return the least peak of every pipeline's largest device with one end, bytes."""
+    """Return the least peak of every pipeline's representatives with one end, bytes."""
     state, master, gradient, weight = state_bytes(probe)
     whole, cut = parts.dense + parts.expert, owned(columns, parts, end, node)
 
@@ -154,7 +167,7 @@ def memory_bytes(
     if end.gradients != "none" and find_method(end.gradients).error_feedback:
         total = total + 4.0 * whole
     reserve = bench.stack.context_bytes if bench.profile.device.kind != "cpu" else 0.0
-    found: Array = total.max(axis=1) * SLACK + reserve
+    found: Array = total * SLACK + reserve
     return found
 
 
@@ -175,10 +188,11 @@ def owned(columns: Columns, parts: Held, end: End, node: int) -> Array:
 def optimizer_s(bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int) -> Array:
     """Return the least optimizer time of any representative, seconds: state streamed at full bandwidth."""
     state, master, gradient, weight = state_bytes(probe)
-    device = bench.profile.device
-    curve = memory_curve_of(device)
-    fraction = max(curve.bandwidth_fraction, curve.cache_bandwidth_fraction)
-    per = (2 * gradient + 2 * (state + master) + weight) / (device.memory_bandwidth_bytes_per_s * fraction)
+    traffic = 2 * gradient + 2 * (state + master) + weight
     copy = (state + master) / bench.profile.host.pcie_bytes_per_s if end.offload else 0.0
-    least: Array = owned(columns, parts, end, node).min(axis=1) * update_s(per, copy)
+    mine = owned(columns, parts, end, node)
+    least = np.full(len(columns), np.inf)
+    for rate in np.unique(parts.rate).tolist():
+        each = np.where(parts.rate == rate, mine, np.inf).min(axis=1)
+        least = np.minimum(least, each * update_s(traffic / rate, copy))
     return least

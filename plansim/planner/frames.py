@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from plansim.plan.kinds import Kinds
 from plansim.plan.model import Job
 from plansim.planner.balance import Balance
 from plansim.planner.ends import End
@@ -19,18 +20,25 @@ from plansim.planner.space import (
     Space,
 )
 from plansim.planner.tables import RECOMPUTE
+from plansim.schedules import find_schedule
 from plansim.workload.model import ATTENTION_FAMILIES, Model
 
 V_SHAPED = ("zbv", "dualpipev")
 """Schedules whose first rank holds both ends of the model: the longest chunk does not decide there."""
 
+Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Mixture = tuple[tuple[Kinds, int], ...]
+"""Classes of replicas: the kinds of device that each has, and how many there are."""
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """One entry per pipeline. `structure`, `placement` and `recompute` index the lists of the space."""
+    """One entry per pipeline. `structure`, `placement`, `recompute` and `devices` index lists of the space.
+
+    Microbatches are the mean over the replicas, a fraction where their shares differ.
+    """
 
     dp: Ints
     tp: Ints
@@ -38,13 +46,14 @@ class Columns:
     cp: Ints
     ep: Ints
     microbatch: Ints
-    num_microbatches: Ints
+    num_microbatches: Array
     structure: Ints
     sequence_parallel: Ints
     unfused: Ints
     recompute: Ints
     tp_overlap: Ints
     placement: Ints
+    devices: Ints
 
     def __len__(self) -> int:
         return len(self.dp)
@@ -64,7 +73,11 @@ class Structure(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Options:
-    """The lists that columns index; `dividing`: only virtual stages that divide a rank's layers."""
+    """The lists that columns index.
+
+    `dividing`: only virtual stages that divide a rank's layers; `shared`: shares of the batch sized to the
+    speed of replicas, of which there are `mixtures`; `devices`: kinds of device by stage (None: all alike).
+    """
 
     structures: tuple[Structure, ...]
     placements: tuple[tuple[str, ...], ...]
@@ -76,11 +89,20 @@ class Options:
     ends: tuple[End, ...]
     dividing: bool = False
     balance: Balance | None = None
+    shared: bool = False
+    devices: tuple[Kinds | None, ...] = (None,)
+    mixtures: tuple[Mixture, ...] = ()
 
-    def layers_of(self, structure: int, pp: int) -> tuple[int, ...] | None:
+    def layers_of(self, structure: int, pp: int, devices: int = 0) -> tuple[int, ...] | None:
         """Return the layers of every chunk where they are sized to their cost, else None."""
-        _, v, balanced = self.structures[structure]
-        return self.balance.layers(pp * v) if balanced and self.balance is not None else None
+        name, v, balanced = self.structures[structure]
+        if not balanced or self.balance is None:
+            return None
+        kinds = self.devices[devices]
+        if kinds is None:
+            return self.balance.layers(pp * v)
+        owner = find_schedule(name).rank_of_chunk
+        return self.balance.layers(pp * v, tuple(kinds[owner(c, pp, v)] for c in range(pp * v)))
 
 
 def distinct(*columns: Ints) -> tuple[Ints, Ints]:

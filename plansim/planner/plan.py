@@ -14,6 +14,7 @@ from plansim.errors import InfeasibleError, InputError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
 from plansim.plan.rules import Rejected
+from plansim.planner import mixed
 from plansim.planner.crossover import crossovers
 from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.objective import Constraints, Figures, Objective, find_objective
@@ -28,6 +29,7 @@ from plansim.planner.solve import Progress, Solved, solve, stats_of
 from plansim.planner.space import LEFT_OUT, Space, space_of
 from plansim.planner.ties import tied
 from plansim.planner.verdict import verdict
+from plansim.planner.words import describe
 from plansim.results import Prediction
 from plansim.results.compare import why_slower
 from plansim.simulate.predict import predict_layout
@@ -133,7 +135,7 @@ def plan(
         plans=plans,
         notes=(
             *_notes(question, limits, plans[0].plan),
-            *_kinds_alone(ask_again, question, limits, plans[0]),
+            *mixed.notes(question, limits, plans[0]),
         ),
         compression=verdict(first, scorer),
         crossovers=crossovers(first, scorer) if compression_report else (),
@@ -167,26 +169,6 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
     return tuple(notes)
 
 
-def _kinds_alone(
-    ask_again: Callable[[Profile, Job], Question], question: Question, limits: Constraints, best: Ranked
-) -> list[str]:
-    """Return, for a mixed cluster, how its slowest kind sets the pace and what each kind does by itself."""
-    profile = question.profile
-    if not profile.mixed:
-        return []
-    notes = [f"{profile.name} holds several kinds of device: all run at the pace of {profile.device.name}."]
-    for group in profile.groups:
-        alone = ask_again(replace(profile, groups=(group,)), question.job)
-        found = solve(alone, limits).found
-        if found.best:
-            difference = found.best[0][0] / best.score - 1.0
-            notes.append(
-                f"Its {group.num_devices:,} x {group.device.name} alone: {question.objective.about} "
-                f"{difference:+.1%} ({describe(found.best[0][2])})."
-            )
-    return notes
-
-
 def ask(
     model: Model,
     profile: Profile,
@@ -204,7 +186,7 @@ def ask(
     space = space_of(model, profile, job, fix=fix, forbid=forbid, backend=backend, exhaustive=exhaustive)
     _check_runtime(space, model, job)
     check_compression(space)
-    limit = min(group.device.memory_bytes for group in profile.groups)
+    limit = max(device.memory_bytes for device in profile.kinds)
     given = constraints.memory_bytes if constraints else None
     judged_by = find_objective(objective, job)
     return Question(
@@ -315,15 +297,6 @@ def infeasible(solved: Solved) -> InfeasibleError:
         if rule == "batch":
             lines.append(f"no replica count goes with global_batch {question.job.global_batch}")
     return InfeasibleError("\n".join(lines), dict(rejected))
-
-
-def describe(candidate: Plan) -> str:
-    """Return the degrees of a plan in a few words."""
-    p = candidate.parallel
-    words = [f"{n} {getattr(p, n)}" for n in ("dp", "tp", "pp", "cp", "ep") if getattr(p, n) > 1]
-    words += [f"zero {p.zero_stage}"] if p.zero_stage else []
-    words += [f"recompute {candidate.recompute}"] if candidate.recompute != "none" else []
-    return ", ".join([*words, f"microbatch {p.microbatch}"])
 
 
 def workload_data(model: Model, job: Job) -> dict[str, Any]:

@@ -10,11 +10,14 @@ from plansim.costs.layout import default_stack
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Parallel, Plan
 from plansim.planner.core import Cells, ideal_core
+from plansim.planner.deals import Deal, deals_of
 from plansim.planner.ends import End, ends_of
 from plansim.planner.frames import options_of
+from plansim.planner.grid import degree_grid
 from plansim.planner.objective import Figures
 from plansim.planner.part import Part
 from plansim.planner.question import Question, plan_of
+from plansim.planner.shares import with_sized_shares
 from plansim.planner.sieve import Sieve
 from plansim.planner.tables import Workbench
 from plansim.planner.traffic import Tails
@@ -67,9 +70,9 @@ class Pool:
     def plan(self, number: int) -> Plan:
         """Return one candidate as a plan."""
         part, frame, end = self._pairs[number]
-        return plan_of(
-            self.question, part.options, part.columns, frame, part.options.ends[end], self.sieve.node
-        )
+        q, options = self.question, part.options
+        plan = plan_of(q, options, part.columns, frame, options.ends[end], self.sieve.node)
+        return with_sized_shares(plan, q.model, q.profile) if options.shared else plan
 
     def _factor(self, end: End, world: int, stack: Stack) -> float:
         """Return the score of one second of step time."""
@@ -90,19 +93,24 @@ class Pool:
             plan = replace(self.question.base, parallel=Parallel(dp=world, zero_stage=zero))
             stack = default_stack(self.question.profile, plan)
             stacks.setdefault(stack.name, (stack, []))[1].append(zero)
-        made = [self._part(world, stack, tuple(zeros)) for stack, zeros in stacks.values()]
+        deals = deals_of(self.question.space, self.question.profile)
+        made = [
+            self._part(world, stack, tuple(zeros), deal) for stack, zeros in stacks.values() for deal in deals
+        ]
         return [p for p in made if p is not None]
 
-    def _part(self, world: int, stack: Stack, zeros: tuple[int, ...]) -> Part | None:
+    def _part(self, world: int, stack: Stack, zeros: tuple[int, ...], deal: Deal) -> Part | None:
         q, space = self.question, self.question.space
-        ends = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
-        if not ends:
-            return None
-        bench = Workbench(q.model, q.profile, q.base, stack)
-        options = options_of(
-            space, q.model, q.job, ends, tp_overlaps=stack.tp_overlap, balance=bench.balance()
+        every = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
+        bench = Workbench(q.model, q.profile, q.base, stack, shared=deal.shared)
+        options = deal.narrowed(
+            options_of(space, q.model, q.job, every, tp_overlaps=stack.tp_overlap, balance=bench.balance())
         )
-        columns, allowed, memory, finish, ideal, row = self.sieve.survivors(world, options, bench)
+        if not options.ends:
+            return None
+        grid, options = deal.out(degree_grid(world, space, q.model, q.job), options, q.profile)
+        ends = options.ends
+        columns, allowed, memory, finish, ideal, row = self.sieve.survivors(grid, options, bench)
         if not len(columns):
             return None
         factor = np.array([self._factor(e, world, stack) for e in ends])

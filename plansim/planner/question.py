@@ -52,7 +52,7 @@ def plan_of(question: Question, options: Options, columns: Columns, i: int, end:
         microbatch=int(columns.microbatch[i]),
         schedule=schedule,
         virtual_stages=virtual_stages,
-        stage_layers=options.layers_of(structure, pp),
+        stage_layers=options.layers_of(structure, pp, int(columns.devices[i])),
     )
     return replace(
         question.base,

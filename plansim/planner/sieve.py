@@ -13,7 +13,7 @@ from plansim.planner.ends import End
 from plansim.planner.expand import backend_degrees, with_layers, with_microbatches, with_structures
 from plansim.planner.fit import held, memory_bytes, optimizer_s, shard_rows
 from plansim.planner.frames import Columns, Ints, Mask, Options, Tally, distinct
-from plansim.planner.grid import Counts, degree_grid, end_mask, placement_mask, rule_masks
+from plansim.planner.grid import Counts, Grid, end_mask, placement_mask, rule_masks
 from plansim.planner.question import Question, plan_of
 from plansim.planner.tables import LAYERS, RECOMPUTE, Shares, Times, Workbench
 
@@ -38,11 +38,10 @@ class Sieve:
         self.nearest: tuple[float, Plan] | None = None
 
     def survivors(
-        self, world: int, options: Options, bench: Workbench
+        self, grid: Grid, options: Options, bench: Workbench
     ) -> tuple[Columns, Mask, Array, Array, Times, Ints]:
-        """Return the pipelines of one part that keep the rules with some end that fits."""
+        """Return the pipelines of some grids that keep the rules with some end that fits."""
         q, tally = self.question, self.tally
-        grid = degree_grid(world, q.space, q.model, q.job)
         counts = Counts(grid, options, self.node)
         whole = counts.below_microbatch * len(options.microbatches)
         tally.candidates += int(whole.sum())
@@ -119,23 +118,25 @@ class Sieve:
         classes: dict[tuple[object, ...], list[int]] = {}
         for i, end in enumerate(options.ends):
             classes.setdefault(end.memory_class, []).append(i)
-        keep_bytes, limit = self.question.objective.by_memory, self.question.memory_limit_bytes
+        keep_bytes = self.question.objective.by_memory
+        limit = np.minimum(parts.limit, self.question.memory_limit_bytes)
         memory = np.zeros(allowed.shape if keep_bytes else (0, 0))
         roomy = np.zeros_like(allowed)
         probe = bench.layout(Parallel())
         for numbers in classes.values():
             end = options.ends[numbers[0]]
             peak = memory_bytes(bench, columns, parts, end, probe, self.node)
-            fits = peak <= limit
+            fits: Mask = np.all(peak <= limit, axis=1)
             dropped = allowed[:, numbers] & ~fits[:, None]
             self.tally.reject("memory", (dropped.sum(axis=1) * leaves).sum())
-            self._remember(columns, options, end, np.where(dropped.any(axis=1), peak, np.inf))
+            over = (peak - limit).max(axis=1)
+            self._remember(columns, options, end, np.where(dropped.any(axis=1), over, np.inf))
             allowed[:, numbers] &= fits[:, None]
-            roomy[:, numbers] = allowed[:, numbers] & (peak <= ROOM * limit)[:, None]
+            roomy[:, numbers] = allowed[:, numbers] & np.all(peak <= ROOM * limit, axis=1)[:, None]
             least = optimizer_s(bench, columns, parts, end, probe, self.node)
             finish = np.minimum(finish, np.where(allowed[:, numbers].any(axis=1), least, np.inf))
             if keep_bytes:
-                memory[:, numbers] = peak[:, None]
+                memory[:, numbers] = peak.max(axis=1)[:, None]
         if not keep_bytes:
             self._without_dominated(columns, options, allowed, roomy, leaves)
         return allowed, memory, finish
@@ -165,11 +166,13 @@ class Sieve:
         self.tally.reject(DOMINATED, (needless.sum(axis=1) * leaves).sum())
         allowed &= ~needless
 
-    def _remember(self, columns: Columns, options: Options, end: End, peak: Array) -> None:
+    def _remember(self, columns: Columns, options: Options, end: End, over: Array) -> None:
         """Keep the candidate that misses the memory limit by least, in case nothing fits."""
-        i = int(np.argmin(peak))
-        if np.isfinite(peak[i]) and (self.nearest is None or peak[i] < self.nearest[0]):
-            self.nearest = float(peak[i]), plan_of(self.question, options, columns, i, end, self.node)
+        if options.shared:
+            return  # its shares are not known, and equal ones are tried as well
+        i = int(np.argmin(over))
+        if np.isfinite(over[i]) and (self.nearest is None or over[i] < self.nearest[0]):
+            self.nearest = float(over[i]), plan_of(self.question, options, columns, i, end, self.node)
 
     def _with_leaves(self, columns: Columns, options: Options, allowed: Mask) -> tuple[Ints, Columns]:
         """Return the pipelines once for each tensor overlap and distinct placement."""

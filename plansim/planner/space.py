@@ -47,6 +47,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sequence_parallel": (False, True),
     "schedule": tuple(SCHEDULES),
     "stage_layers": ("even", "balanced"),
+    "batch_shares": ("even", "sized"),
     "recompute": ("none", "selective", "full:1", "full:2", "full:4", "full:8", "full:16", "full"),
     "attention": ("flash", "unfused"),
     "offload": (False, True),
@@ -232,6 +233,8 @@ def _backend(name: str | None) -> Backend | None:
 
 def _allowed(runtime: Backend, name: str, listed: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what a runtime accepts of a list; orders of axes are judged plan by plan."""
+    if name == "batch_shares":
+        return tuple(v for v in listed if v == "even" or runtime.batch_shares)
     allowed = runtime.allows.get(name)
     if allowed is None or name == "placement":
         return listed
@@ -252,6 +255,8 @@ def _sensible(name: str, listed: tuple[Any, ...], model: Model, profile: Profile
         return ("flash",)
     if name == "recompute" and model.family not in ATTENTION_FAMILIES:
         return ("none", "full")
+    if name == "batch_shares" and not profile.mixed:
+        return ("even",)
     if name == "offload" and profile.device.kind == "cpu":
         return (False,)
     if name == "placement" and len(profile.fabric) == 1 and not profile.fabric[0].is_grid:
@@ -269,6 +274,8 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], profile: Profile)
     for name, listed in space.values.items():
         if not [v for v in listed if v not in space.forbidden.get(name, ())]:
             raise InputError(f"nothing is left to choose for {name}: {_left_out(space, name)}")
+    if fixed.get("batch_shares") == ("sized",) and not profile.mixed:
+        raise InputError(f"--fix batch_shares=sized: the devices of {profile.name} are all alike")
     smallest = 1
     for name in ("dp", "tp", "pp", "cp"):
         if name in fixed:
@@ -292,6 +299,7 @@ def _check_value(name: str, value: object) -> None:
     words = (
         "recompute",
         "stage_layers",
+        "batch_shares",
         "attention",
         "aggregation",
         "zero_stage",

@@ -43,6 +43,8 @@ class Stages:
         The blocks of the whole model, and of its last chunk.
     all_hops : float
         Messages of one microbatch from the first chunk to the last.
+    devices : tuple of int
+        The kind of device of every representative.
     """
 
     schedule: str
@@ -59,8 +61,9 @@ class Stages:
     whole: Array
     last_chunk: Array
     all_hops: float
+    devices: tuple[int, ...]
 
-    def in_flight(self, num_microbatches: NDArray[np.int64]) -> Array:
+    def in_flight(self, num_microbatches: Array) -> Array:
         """Return microbatches in flight by chunk at one moment: (n, representatives, v).
 
         The moment before its first backward, from the order of actions: GPipe holds all microbatches, 1F1B
@@ -98,6 +101,8 @@ def stages_of(
     ends: tuple[int, int],
     layers: tuple[int, ...] | None = None,
     leading: int | None = None,
+    devices: tuple[int, ...] | None = None,
+    num_devices: int = 1,
 ) -> Stages:
     """Return the stages of blocks split as `layers` says, or as evenly as they go.
 
@@ -109,15 +114,20 @@ def stages_of(
         Kind of every layer, in model order.
     ends : tuple of int
         Kind of the embedding and of the head, -1 where there is none.
+    devices : tuple of int, optional
+        Kind of device of every pipeline rank: block kinds are then counted apart for each of `num_devices`.
     """
     chunks = pp * virtual_stages
     split = chunk_layers(len(body), chunks, layers)
     counts = chunk_counts(split, body, num_kinds, ends)
     found = find_schedule(schedule)
     owner = np.array([found.rank_of_chunk(c, pp, virtual_stages) for c in range(chunks)])
-    ranks = _representatives(counts, owner, pp)
+    ranks = _representatives(counts, owner, pp, devices)
     if leading is not None:
         counts = chunk_counts(split, body, num_kinds, (-1, -1), leading)
+    if num_devices > 1:
+        counts = _by_device(counts, owner, devices or (0,) * pp, num_devices)
+        num_kinds *= num_devices
     passed = np.vstack([np.zeros(num_kinds), np.cumsum(counts, axis=0)])
     first = [int(np.argmax(owner == r)) for r in ranks]
     return Stages(
@@ -135,6 +145,7 @@ def stages_of(
         whole=counts.sum(axis=0, keepdims=True),
         last_chunk=counts[-1:],
         all_hops=float(np.sum(owner[1:] != owner[:-1])),
+        devices=tuple(devices[r] if devices else 0 for r in ranks),
     )
 
 
@@ -158,11 +169,26 @@ def chunk_counts(
     return counts
 
 
-def _representatives(counts: Array, owner: NDArray[np.int64], pp: int) -> tuple[int, ...]:
+def _by_device(counts: Array, owner: NDArray[np.int64], devices: tuple[int, ...], num_devices: int) -> Array:
+    """Return the counts with a column for every kind of block on every kind of device."""
+    chunks, kinds = counts.shape
+    wide = np.zeros((chunks, num_devices, kinds))
+    wide[np.arange(chunks), np.array(devices)[owner]] = counts
+    return wide.reshape(chunks, num_devices * kinds)
+
+
+def _representatives(
+    counts: Array, owner: NDArray[np.int64], pp: int, devices: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """Return the ranks to look at; on unlike devices the fullest inner ones of the fastest and slowest."""
     held = np.array([counts[owner == r].sum() for r in range(pp)])
-    inner = held[1:-1] if pp > 2 else held
-    fullest = np.flatnonzero(inner == inner.max()) + (1 if pp > 2 else 0)
-    return (0, int(fullest[0]), int(fullest[-1]), pp - 1)
+    inner = np.arange(1, pp - 1) if pp > 2 else np.arange(pp)
+    fullest = inner[held[inner] == held[inner].max()]
+    if devices is None:
+        return (0, int(fullest[0]), int(fullest[-1]), pp - 1)
+    kind = np.array(devices)[inner]
+    fast, slow = inner[kind == kind.min()], inner[kind == kind.max()]
+    return (0, int(fast[np.argmax(held[fast])]), int(slow[np.argmax(held[slow])]), pp - 1)
 
 
 def _crossings(owner: NDArray[np.int64], rank: int) -> float:

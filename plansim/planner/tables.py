@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from plansim.costs.blocks import BlockTime
 from plansim.costs.buckets import comm_s
 from plansim.costs.build import block_time, kept_bytes, straggler_factor
+from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
+from plansim.costs.mixed import on_device
 from plansim.costs.operators import Arithmetic
 from plansim.hardware.fabric import fabric_of
 from plansim.hardware.stack import Stack
@@ -92,7 +95,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Times:
-    """Seconds of every kind of block for one microbatch: (cells, kinds); `send` by cell."""
+    """Seconds of every kind of block for one microbatch: (cells, kinds), devices beside each other."""
 
     forward: Array
     core: Array
@@ -127,18 +130,59 @@ def _five(t: BlockTime, factor: float) -> tuple[float, ...]:
     return tuple(part.total_s * factor for part in parts)
 
 
-def _times(rows: Sequence[Sequence[tuple[float, ...]]], size: tuple[int, int]) -> Times:
-    array = np.array(rows, dtype=np.float64).reshape(*size, 5)
+def _times(array: Array) -> Times:
+    """Return (cells, kinds, 5) seconds as a table."""
     return Times(*(np.ascontiguousarray(array[:, :, i]) for i in range(5)))
 
 
-class Workbench:
-    """Makes the tables for one model, cluster, job and software stack by asking `costs`."""
+def _stacked(rows: Sequence[Sequence[tuple[float, ...]]], size: tuple[int, int]) -> Array:
+    return np.array(rows, dtype=np.float64).reshape(*size, 5)
 
-    def __init__(self, model: Model, profile: Profile, base: Plan, stack: Stack) -> None:
+
+class Workbench:
+    """Makes the tables for one model, cluster, job and software stack by asking `costs`.
+
+    In a mixed cluster the kinds of block come once for every kind of device; where replicas take shares by
+    their speed (`shared`), in times alone: there no stage has a device of its own.
+    """
+
+    def __init__(
+        self, model: Model, profile: Profile, base: Plan, stack: Stack, *, shared: bool = False
+    ) -> None:
         self.model, self.profile, self.base, self.stack = model, profile, base, stack
+        self.shared = shared
         self.kinds = kinds_of(model, base.job.seq_len)
         self.fabric = fabric_of(profile)
+        self.devices = profile.kinds
+        self.num_devices = 1 if shared else len(self.devices)
+        self.is_end = np.tile(self.kinds.is_end, len(self.devices))
+
+    @cached_property
+    def memory_limits(self) -> Array:
+        """Memory of every kind of device, bytes; the largest where replicas are not told apart."""
+        each = [d.memory_bytes for d in self.devices]
+        return np.array([max(each)] if self.shared else each)
+
+    @cached_property
+    def stream_rates(self) -> Array:
+        """Memory bandwidth of every kind of device at best, bytes per second; the highest likewise."""
+        rates = []
+        for device in self.devices:
+            curve = memory_curve_of(device)
+            fraction = max(curve.bandwidth_fraction, curve.cache_bandwidth_fraction)
+            rates.append(device.memory_bandwidth_bytes_per_s * fraction)
+        return np.array([max(rates)] if self.shared else rates)
+
+    def on_devices(self, layout: Layout, device: int | None = None) -> list[Layout]:
+        """Return the layout on one kind of device, or on each where that is not known."""
+        if len(self.devices) == 1:
+            return [layout]
+        chosen = self.devices if self.shared or device is None else self.devices[device : device + 1]
+        return [on_device(layout, d) for d in chosen]
+
+    def columns_of(self, device: int) -> slice:
+        """Return the columns of a kind of device in a table of times."""
+        return slice(device * len(self.kinds), (device + 1) * len(self.kinds))
 
     def layout(
         self,
@@ -173,47 +217,57 @@ class Workbench:
         """Return bytes and parameters, one row for every layout (with microbatch 1)."""
         blocks = [self.distinct(layout) for layout in layouts]
         size = (len(layouts), len(self.kinds))
+        wide = self.num_devices
 
         def rows(name: str) -> Array:
-            return np.array([[float(getattr(b, name)) for b in row] for row in blocks]).reshape(size)
+            each = np.array([[float(getattr(b, name)) for b in row] for row in blocks]).reshape(size)
+            return np.tile(each, wide)
 
         def kept(mode: str) -> Array:
             each = [[kept_bytes(at, b, mode) for b in row] for at, row in zip(layouts, blocks, strict=True)]
-            return np.array(each).reshape(size)
+            return np.tile(np.array(each).reshape(size), wide)
 
-        how = Arithmetic(device=self.profile.device, dtype=self.base.job.dtype, stack=self.stack)
-        ideal = [[ideal_s(b, how) for b in row] for row in blocks]
+        ideal = [
+            _stacked([[ideal_s(b, how) for b in row] for row in blocks], size) for how in self._arithmetic
+        ]
         return Shares(
             saved=rows("saved_bytes"),
             kept={mode: kept(mode) for mode in RECOMPUTE_MODES},
-            loss=(self.stack.loss_copies - 1.0) * _logits(blocks, size),
+            loss=np.tile((self.stack.loss_copies - 1.0) * _logits(blocks, size), wide),
             dense=rows("parameters"),
             expert=rows("expert_parameters"),
-            ideal=_times(ideal, size),
+            ideal=_times(np.concatenate(ideal, axis=1)),
         )
+
+    @cached_property
+    def _arithmetic(self) -> list[Arithmetic]:
+        dtype = self.base.job.dtype
+        return [Arithmetic(device=device, dtype=dtype, stack=self.stack) for device in self.devices]
 
     def balance(self) -> Balance | None:
         """Return the splits sized to what layers cost here; None where there is nothing to split."""
         if not self.kinds.body:
             return None
-        how = Arithmetic(device=self.profile.device, dtype=self.base.job.dtype, stack=self.stack)
         blocks = self.distinct(self.layout(Parallel()))
-        cost = [f + i + w for f, _, _, i, w in (ideal_s(b, how) for b in blocks)]
+        cost = np.array(
+            [[f + i + w for f, _, _, i, w in (ideal_s(b, how) for b in blocks)] for how in self._arithmetic]
+        )
         first, last = self.kinds.ends
         return Balance(
-            np.array([cost[k] for k in self.kinds.body]),
-            cost[first] if first >= 0 else 0.0,
-            cost[last] if last >= 0 else 0.0,
+            cost[:, list(self.kinds.body)],
+            cost[:, first] if first >= 0 else 0.0,
+            cost[:, last] if last >= 0 else 0.0,
         )
 
     def times(self, layouts: Sequence[Layout]) -> Times:
         """Return seconds, one row for every layout; the wait for the slowest node is in them."""
-        rows = []
+        size = (len(layouts), len(self.kinds))
+        rows: list[list[list[tuple[float, ...]]]] = [[] for _ in self.devices]
         for layout in layouts:
-            factor = straggler_factor(layout)
-            found = [block_time(layout, b) for b in self.distinct(layout)]
-            rows.append([_five(t, factor) for t in found])
-        return _times(rows, (len(layouts), len(self.kinds)))
+            factor, blocks = straggler_factor(layout), self.distinct(layout)
+            for alone, table in zip(self.on_devices(layout), rows, strict=True):
+                table.append([_five(block_time(alone, b), factor) for b in blocks])
+        return _times(np.concatenate([_stacked(table, size) for table in rows], axis=1))
 
     def send_s(self, layout: Layout) -> float:
         """Return the seconds of one activation between neighbouring stages."""

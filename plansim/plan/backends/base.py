@@ -65,6 +65,10 @@ CHOICES: dict[str, Callable[[Plan], Any]] = {
 """The choices that `Backend.allows` restricts, by how they are read from a plan (None: does not matter)."""
 
 
+SAME_SHARES = "plan again with --fix batch_shares=even"
+"""What to do where a runtime has no unequal shares."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
     """A rule between degrees. `broken` gives True, or an array of booleans, where the rule does not hold.
@@ -108,9 +112,9 @@ class Backend:
         Accepted values of every choice named in `CHOICES`; a name left out is not restricted.
     schedule_names : mapping of str to str
         Its own spelling of our schedule names.
-    virtual_stages, hybrid_shard, uneven_stages : bool
+    virtual_stages, hybrid_shard, uneven_stages, batch_shares : bool
         Whether a pipeline rank may hold several chunks, one sharded copy may span fewer ranks than
-        ``dp * cp``, and stages may hold unequal numbers of layers.
+        ``dp * cp``, stages may hold unequal numbers of layers, and replicas unequal shares of the batch.
     context_parallel, expert_parallel, tensor_parallel, pipeline_parallel : bool
         Whether that degree may exceed 1.
     recompute_per_stage, recompute_layers : bool
@@ -135,6 +139,7 @@ class Backend:
     virtual_stages: bool = True
     hybrid_shard: bool = True
     uneven_stages: bool = True
+    batch_shares: bool = False
     recompute_per_stage: bool = False
     recompute_layers: bool = False
     relations: tuple[Relation, ...] = ()
@@ -205,6 +210,8 @@ class Backend:
 
     def _choice_reasons(self, plan: Plan) -> list[str]:
         reasons = []
+        if plan.parallel.batch_shares is not None and not self.batch_shares:
+            reasons.append("batch_shares: every replica runs as many microbatches; " + SAME_SHARES)
         for choice, allowed in self.allows.items():
             given = CHOICES[choice](plan)
             if choice == "recompute":

@@ -1,0 +1,14 @@
+"""Plans in a few words."""
+
+from __future__ import annotations
+
+from plansim.plan.model import Plan
+
+
+def describe(candidate: Plan) -> str:
+    """Return the degrees of a plan in a few words."""
+    p = candidate.parallel
+    words = [f"{n} {getattr(p, n)}" for n in ("dp", "tp", "pp", "cp", "ep") if getattr(p, n) > 1]
+    words += [f"zero {p.zero_stage}"] if p.zero_stage else []
+    words += [f"recompute {candidate.recompute}"] if candidate.recompute != "none" else []
+    return ", ".join([*words, f"microbatch {p.microbatch}"])
