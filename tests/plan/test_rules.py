@@ -79,6 +79,7 @@ BROKEN = [
     ("stage layers", {"pp": 2, "stage_layers": (6, 5)}, {}, LLAMA, "write 2 entries that sum to 12"),
     ("stage layers", {"pp": 3, "stage_layers": (6, 0, 6)}, {}, LLAMA, "leaves an inner chunk empty"),
     ("batch", {"dp": 3}, {}, LLAMA, "use global_batch 63 or 66"),
+    ("batch shares", {"dp": 2, "batch_shares": (32, 31)}, {}, LLAMA, "write dp 2 numbers of microbatches"),
     ("schedule", {"pp": 2, "schedule": "1fb1"}, {}, LLAMA, "did you mean '1f1b'"),
     ("sequence", {"cp": 3}, {}, LLAMA, "cp 3 does not divide seq_len 1024"),
     ("sequence", {"cp": 2}, {}, Model(name="m", family="mlp", layers=4, hidden=64), "has no attention to split"),

@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plansim.costs.layout import Layout, default_stack
-from plansim.costs.mixed import replicas
 from plansim.errors import InfeasibleError, InputError
 from plansim.hardware.read import at_speed, load_profile
 from plansim.plan.kinds import kinds_of_replicas
@@ -91,15 +90,13 @@ def every_plan(model, profile, job):
             stack = default_stack(profile, probe)
             probe = replace(probe, overlap=Overlap(tensor_parallel=stack.tp_overlap and tp > 1))
             bench = Workbench(model, profile, probe, stack)
-            layouts = {None}
-            whole = replace(probe, job=replace(job, global_batch=dp * mb))
-            for replica in replicas(Layout.of(model, profile, whole)) if pp > 1 else ():
-                layouts.add(bench.balance().layers(pp, replica.kinds))
+            rows = kinds_of_replicas(probe, profile)
+            slowest = max(rows, key=sum)
+            layouts = {None, bench.balance().layers(pp, slowest)} if pp > 1 else {None}
             for layers in layouts:
                 one = replace(parallel, stage_layers=layers)
                 yield replace(probe, parallel=one)
                 if dp > 1 and zero < 2 and job.global_batch % mb == 0 and job.global_batch // mb >= dp:
-                    rows = kinds_of_replicas(probe, profile)
                     for shares in splits(job.global_batch // mb, dp):
                         dealt = list(zip(rows, shares, strict=True))
                         if any(a[0] == b[0] and a[1] < b[1] for a, b in combinations(dealt, 2)):
