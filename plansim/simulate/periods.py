@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -37,14 +36,14 @@ class Skipper:
             return False
         state = state_of(step, block)
         self._since += 1
-        if self._anchor is not None and _same(self._anchor, state, NEAR * step.now_s):
-            blocks, period_s = block - self._block, step.now_s - self._at
+        if self._anchor is not None and _same(self._anchor, state, NEAR * step.speeds.now_s):
+            blocks, period_s = block - self._block, step.speeds.now_s - self._at
             periods = left // blocks
             if periods > 0:
                 _skip(step, periods * blocks, periods * period_s, periods, self._losses)
             return True
         if self._anchor is None or self._since >= self._power:
-            self._anchor, self._block, self._at = state, block, step.now_s
+            self._anchor, self._block, self._at = state, block, step.speeds.now_s
             self._losses = [(r.waited_s, r.slowed_s, dict(r.held_s)) for r in step.ranks]
             self._since, self._power = 0, 2 * self._power
         return False
@@ -54,15 +53,18 @@ def state_of(step: Contended, block: int) -> State:
     """Return all that decides the future: places relative to a block, and what is left of everything."""
     counts: list[int] = []
     left: list[float] = []
+    now = step.speeds.now_s
     for rank in step.ranks:
         counts += [rank.place - block * len(rank.tasks[1]), rank.step, rank.needs, rank.task]
-        counts += [len(rank.queue), len(rank.gathers), len(rank.stage_gathers), rank.sending]
-        counts += [rank.waits_for is None, *(t.end_s is None for t in rank.gathers)]
-        left += [_left(rank.running, step.now_s), _left(rank.comm, step.now_s)]
-        left += [t.left_s for t in list(rank.queue)[1:]]
+        counts += [rank.issued - step.channels[rank.stage].done, len(rank.gathers), len(rank.stage_gathers)]
+        counts += [rank.sending, rank.waits_for is None, *(t.end_s is None for t in rank.gathers)]
+        left.append(_left(rank.running, now))
+    for channel in step.channels:
+        counts += [len(channel.queue), channel.computing, *(come for _, come in channel.queue)]
+        left += [_left(channel.piece, now), *(t.left_s for t, _ in list(channel.queue)[1:])]
     for wire in step.wires:
         counts += [len(wire.waiting), *(at for at, *_ in wire.waiting)]
-        left.append(_left(wire.piece, step.now_s))
+        left.append(_left(wire.piece, now))
     counts += [len(box) for box in step.boxes]
     return counts, left
 
@@ -93,18 +95,15 @@ def _same(a: State, b: State, tolerance: float) -> bool:
 def _skip(step: Contended, blocks: int, seconds: float, periods: int, before: Losses) -> None:
     """Leave `blocks` blocks out and move everything that is under way `seconds` later."""
     step.repeats -= blocks
-    step.now_s += seconds
-    live = [*step.active.values()]
+    live: list[Piece] = []
     for rank, (waited, slowed, held) in zip(step.ranks, before, strict=True):
         rank.waited_s += periods * (rank.waited_s - waited)
         rank.slowed_s += periods * (rank.slowed_s - slowed)
         for axis, lost in rank.held_s.items():
             rank.held_s[axis] = lost + periods * (lost - held.get(axis, 0.0))
         rank.since += seconds
-        live += [p for p in (rank.running, rank.comm) if p is not None]
+        live += [rank.running] if rank.running is not None else []
+    live += [channel.piece for channel in step.channels if channel.piece is not None]
     live += [wire.piece for wire in step.wires if wire.piece is not None]
-    for piece in {id(p): p for p in live}.values():
-        piece.since += seconds
     step.boxes = [deque(t + seconds for t in box) for box in step.boxes]
-    step.heap = [(t + seconds, n, v, p) for t, n, v, p in step.heap if v == p.version]
-    heapq.heapify(step.heap)
+    step.speeds.shift(seconds, live)

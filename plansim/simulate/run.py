@@ -94,12 +94,13 @@ def share_links(costs: StepCosts, network: Network, *, spans: bool = False, extr
     shares = Shares(network, every=spans)
     schedule = find_schedule(costs.schedule)
     order, repeats = order_of(schedule, costs.pp, costs.num_microbatches, costs.virtual_stages, full=spans)
-    step = Contended(costs, order, build_work(costs, order), repeats, shares, spans=spans)
+    step = Contended(costs, order, (build_work(costs, order),), repeats, shares, spans=spans)
     step.run(extrapolate=extrapolate)
     streams = []
     for rank in step.ranks:
         made = Streams()
-        made.waited_s, made.slowed_s, made.log = rank.waited_s, rank.slowed_s, rank.log
+        made.waited_s, made.slowed_s = rank.waited_s, rank.slowed_s
+        made.log = step.channels[rank.stage].log
         streams.append(made)
     log = [(e[0], e[1], e[2], e[3], e[4]) for e in step.log]
     machine = Machine(
@@ -118,7 +119,7 @@ def share_links(costs: StepCosts, network: Network, *, spans: bool = False, extr
         repeats=repeats,
         contended=True,
         shares=shares,
-        sets=tuple(step.sets),
+        sets=tuple(step.speeds.sets),
     )
 
 

@@ -1,0 +1,121 @@
+"""How fast everything under way goes: a clock that jumps from one change of speeds to the next."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from plansim.simulate.network import ALONE, Share, Shares
+from plansim.simulate.pieces import COMPUTE, Piece
+
+
+class Speeds:
+    """Pieces under way, their speeds, and when each ends.
+
+    Speeds change only when something starts or ends: the links then share out anew, and a rank's two streams
+    slow each other down or no longer do.
+
+    Attributes
+    ----------
+    now_s : float
+        The clock.
+    heap : list
+        (end, serial number, version, piece); entries of an older version are void.
+    active : dict
+        Pieces that share links, by their bit.
+    sets : list of (float, int)
+        From when on which set of things was under way, where that is written down.
+    """
+
+    def __init__(
+        self, shares: Shares, beside: Callable[[Piece], float] | None, *, written: bool = False
+    ) -> None:
+        self._shares, self._beside, self._written = shares, beside, written
+        self.now_s = 0.0
+        self.heap: list[tuple[float, int, int, Piece]] = []
+        self.active: dict[int, Piece] = {}
+        self.changed: list[Piece] = []
+        self.sets: list[tuple[float, int]] = []
+        self._serial = self._mask = self._applied = 0
+        self._got: dict[int, Share] = {}
+
+    def start(self, piece: Piece) -> None:
+        """Begin a piece now."""
+        piece.since = self.now_s
+        if piece.bit >= 0:
+            self._mask |= 1 << piece.bit
+            self.active[piece.bit] = piece
+        self.changed.append(piece)
+
+    def next(self) -> Piece | None:
+        """Move the clock to the next end of a piece and return it; None when nothing is under way."""
+        heap = self.heap
+        while heap:
+            now, _, version, piece = heapq.heappop(heap)
+            if version == piece.version:
+                self.now_s = now
+                self._settle(piece)
+                piece.version = -1
+                if piece.bit >= 0:
+                    self._mask &= ~(1 << piece.bit)
+                    del self.active[piece.bit]
+                return piece
+        return None
+
+    def more_now(self) -> bool:
+        """Return whether another piece ends at this very moment."""
+        heap = self.heap
+        while heap and heap[0][2] != heap[0][3].version:
+            heapq.heappop(heap)
+        return bool(heap) and heap[0][0] <= self.now_s
+
+    def refresh(self) -> None:
+        """Give everything that changed its new speed."""
+        changed, got = self.changed, self._got
+        if self._mask != self._applied:
+            self._applied = self._mask
+            before, got = got, self._shares.of(self._mask)
+            if got is not before:
+                self._got = got
+                active = self.active
+                changed += [
+                    active[bit]
+                    for bit in before.keys() | got.keys()
+                    if bit in active and before.get(bit) is not got.get(bit)
+                ]
+            if self._written:
+                self.sets.append((self.now_s, self._mask))
+        for piece in changed:
+            if piece.version < 0:
+                continue
+            share = got.get(piece.bit, ALONE) if piece.bit >= 0 else ALONE
+            factor = 1.0 if self._beside is None else self._beside(piece)
+            speed = share.speed / factor
+            if speed != piece.speed:
+                self._settle(piece)
+                piece.speed, piece.factor, piece.share = speed, factor, share
+                piece.version += 1
+                self._serial += 1
+                end = self.now_s + (piece.left if speed == 1.0 else piece.left / speed)
+                heapq.heappush(self.heap, (end, self._serial, piece.version, piece))
+        self.changed = []
+
+    def shift(self, seconds: float, others: list[Piece]) -> None:
+        """Move the clock, everything that shares links and `others` later."""
+        self.now_s += seconds
+        for piece in {id(p): p for p in (*self.active.values(), *others)}.values():
+            piece.since += seconds
+        self.heap = [(t + seconds, n, v, p) for t, n, v, p in self.heap if v == p.version]
+        heapq.heapify(self.heap)
+
+    def _settle(self, piece: Piece) -> None:
+        """Count what was done since the last change, and what was lost."""
+        passed = self.now_s - piece.since
+        piece.left -= passed * piece.speed
+        piece.since = self.now_s
+        rank = piece.rank
+        if piece.kind == COMPUTE and rank is not None and passed > 0 and piece.speed < 1.0:
+            rank.slowed_s += passed * (1.0 - 1.0 / piece.factor)
+            for axis, part in piece.share.lost_to:
+                lost = passed / piece.factor * (1.0 - piece.share.speed) * part
+                rank.held_s[axis] = rank.held_s.get(axis, 0.0) + lost
