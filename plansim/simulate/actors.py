@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import simpy
 
-from plansim.simulate.network import ALONE, Shares
+from plansim.simulate.shares import ALONE, Shares
 
 Wait = Generator[simpy.Event, object, None]
 

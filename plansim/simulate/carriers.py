@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from plansim.costs.step import StepCosts
 from plansim.simulate import work as w
-from plansim.simulate.network import Shares
 from plansim.simulate.order import Order, Task
 from plansim.simulate.pieces import MESSAGE, TRAFFIC, Channel, Piece, Rank, Wire
+from plansim.simulate.shares import Shares
 from plansim.simulate.speeds import Speeds
 from plansim.simulate.streams import Ticket
 

@@ -16,10 +16,10 @@ from plansim.costs.step import StepCosts
 from plansim.simulate import work as w
 from plansim.simulate.carriers import Carriers
 from plansim.simulate.endings import FIXED, MARK, last_steps
-from plansim.simulate.network import Shares
 from plansim.simulate.order import Order
 from plansim.simulate.periods import Skipper
 from plansim.simulate.pieces import COMPUTE, TRAFFIC, Piece, Rank
+from plansim.simulate.shares import Shares
 from plansim.simulate.streams import Ticket
 from plansim.simulate.stuck import stuck_error
 

@@ -20,8 +20,9 @@ from plansim.schedules import find_schedule
 from plansim.schedules.base import Action, Program
 from plansim.simulate import work as w
 from plansim.simulate.actors import Communication, Device, Links, Wait
-from plansim.simulate.network import Network, Shares
+from plansim.simulate.network import Network
 from plansim.simulate.order import Order, following_of, last_gradients, uses_of, variant_of
+from plansim.simulate.shares import Shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from plansim.simulate.network import FULL, Shares, Use
+from plansim.simulate.network import FULL, Use
 from plansim.simulate.order import Order
 from plansim.simulate.relax import Machine
+from plansim.simulate.shares import Shares
 
 
 def overloaded(machine: Machine, order: Order, shares: Shares) -> bool:

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from plansim.simulate import work as w
-from plansim.simulate.network import ALONE
+from plansim.simulate.shares import ALONE
 from plansim.simulate.streams import Ticket
 
 

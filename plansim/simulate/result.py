@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from plansim.results import Breakdown, CriticalTerm, Span
-from plansim.simulate.network import Shares
+from plansim.simulate.shares import Shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

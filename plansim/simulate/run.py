@@ -8,10 +8,11 @@ from functools import lru_cache
 from plansim.costs.step import StepCosts
 from plansim.schedules import find_schedule
 from plansim.simulate.contend import Contended
-from plansim.simulate.network import Network, Shares
+from plansim.simulate.network import Network
 from plansim.simulate.order import Order, order_of
 from plansim.simulate.overlap import overloaded
 from plansim.simulate.relax import Machine, relax
+from plansim.simulate.shares import Shares
 from plansim.simulate.streams import Streams
 from plansim.simulate.work import build_work
 

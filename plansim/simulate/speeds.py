@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
-from plansim.simulate.network import ALONE, Share, Shares
 from plansim.simulate.pieces import COMPUTE, Piece
+from plansim.simulate.shares import ALONE, Share, Shares
 
 
 class Speeds:

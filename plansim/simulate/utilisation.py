@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from plansim.costs.step import StepCosts
 from plansim.schedules import find_schedule
-from plansim.simulate.network import Network, Shares, Use
+from plansim.simulate.network import Network, Use
 from plansim.simulate.run import Run
+from plansim.simulate.shares import Shares
 from plansim.simulate.work import action_seconds
 
 

@@ -11,8 +11,10 @@ from plansim.costs.network import max_min_rates
 from plansim.costs.step import Bucket, Parts, StageEnd
 from plansim.simulate import simulate_step
 from plansim.simulate.events import simulate_events
-from plansim.simulate.network import Burst, Link, Network, Shares, Use, fair, hot_links, together
+from plansim.simulate.fair import fair
+from plansim.simulate.network import Burst, Link, Network, Use, hot_links
 from plansim.simulate.run import run_step, share_links
+from plansim.simulate.shares import Shares, together
 
 LINKS = tuple(Link("net", f"{i}", 1e9) for i in range(3))
 loads = st.dictionaries(st.integers(0, 2), st.sampled_from([0.2, 0.5, 0.9, 1.0]), min_size=1, max_size=3)
