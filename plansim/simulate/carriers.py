@@ -6,11 +6,16 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from plansim.costs.step import StepCosts
 from plansim.simulate import work as w
+from plansim.simulate.fold import Folding
 from plansim.simulate.order import Order, Task
 from plansim.simulate.pieces import MESSAGE, TRAFFIC, Channel, Piece, Rank, Wire
 from plansim.simulate.shares import Shares
+from plansim.simulate.skew import skewed_s
 from plansim.simulate.speeds import Speeds
 from plansim.simulate.streams import Ticket
 
@@ -39,6 +44,7 @@ class Carriers(ABC):
         repeats: int,
         shares: Shares,
         *,
+        skew: Folding | None = None,
         spans: bool = False,
     ) -> None:
         self._costs, self.order, self._works, self._shares = costs, order, works, shares
@@ -64,6 +70,8 @@ class Carriers(ABC):
         ]
         self.wires = [Wire() for _ in range(order.num_links * self.columns)]
         self.boxes: list[deque[float]] = [deque() for _ in range(order.num_boxes * self.columns)]
+        self._slower = [_uneven(skew, stage) for stage in range(order.pp)]
+        self._columns_of = None if skew is None else skew.column_of
         self._readers: dict[int, int] = {}
         self.log: list[list[float]] = [[0.0] * 5 for _ in order.tail] if spans else []
         self._spans = spans
@@ -103,6 +111,10 @@ class Carriers(ABC):
         else:
             ticket, come = channel.queue[place]
             channel.queue[place] = (ticket, come + 1)
+        if self._slower[rank.stage] is not None:
+            if ticket.arrived_s is None:
+                ticket.arrived_s = [0.0] * self.columns
+            ticket.arrived_s[rank.column] = self.speeds.now_s
         rank.last = ticket
         if channel.piece is None:
             self._begin_traffic(rank.stage)
@@ -117,12 +129,20 @@ class Carriers(ABC):
                 return
             ticket.start_s = self.speeds.now_s
             if ticket.left_s > 0:
-                bit = self._shares.number((stage, ticket.left_s, ticket.name))
+                bit = self._shares.number((stage, ticket.seconds, ticket.name))
+                self._skew(channel, stage, ticket)
                 channel.piece = Piece(TRAFFIC, stage, ticket.left_s, bit)
                 self.speeds.start(channel.piece)
                 self._channel_toggled(channel)
                 return
             self._done(channel, ticket)
+
+    def _skew(self, channel: Channel, stage: int, ticket: Ticket) -> None:
+        """Shorten a collective that some links could begin before its last member came."""
+        slower = self._slower[stage]
+        if slower is not None and ticket.arrived_s is not None and self._columns_of is not None:
+            came = np.maximum(np.array(ticket.arrived_s), channel.free_s)[self._columns_of]
+            ticket.left_s = skewed_s(ticket.seconds / float(slower.max()), ticket.name, slower, came)
 
     def _end_traffic(self, stage: int) -> None:
         channel = self.channels[stage]
@@ -139,7 +159,7 @@ class Carriers(ABC):
                 self._advance(stage * self.columns + rank.column)
 
     def _done(self, channel: Channel, ticket: Ticket) -> None:
-        ticket.end_s = self.speeds.now_s
+        ticket.end_s = channel.free_s = self.speeds.now_s
         channel.queue.popleft()
         channel.done += 1
 
@@ -185,3 +205,11 @@ class Carriers(ABC):
         if reader >= 0:
             self.ranks[reader].needs = -1
             self._advance(reader)
+
+
+def _uneven(skew: Folding | None, stage: int) -> NDArray[np.float64] | None:
+    """Return how much longer the link of every lane of a stage takes, or None where all are alike."""
+    if skew is None:
+        return None
+    slower: NDArray[np.float64] = skew.links[stage, skew.column_of, 0]
+    return slower if slower.min() < slower.max() else None

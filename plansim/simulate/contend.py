@@ -16,6 +16,7 @@ from plansim.costs.step import StepCosts
 from plansim.simulate import work as w
 from plansim.simulate.carriers import Carriers
 from plansim.simulate.endings import FIXED, MARK, last_steps
+from plansim.simulate.fold import Folding
 from plansim.simulate.order import Order
 from plansim.simulate.periods import Skipper
 from plansim.simulate.pieces import COMPUTE, TRAFFIC, Piece, Rank
@@ -36,9 +37,10 @@ class Contended(Carriers):
         shares: Shares,
         *,
         ends: Sequence[Sequence[tuple[w.Step, ...]]] | None = None,
+        skew: Folding | None = None,
         spans: bool = False,
     ) -> None:
-        super().__init__(costs, order, works, repeats, shares, spans=spans)
+        super().__init__(costs, order, works, repeats, shares, skew=skew, spans=spans)
         columns = range(self.columns)
         self._at_block = -1
         self._bits = [self._numbers(c) for c in columns]

@@ -8,9 +8,10 @@ sums are kept apart for every class of replicas.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import gcd, lcm
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +33,28 @@ class Crossing:
     ----------
     times : dict
         Traffic to (link, how many times the bytes of one rank are on it).
+    total : dict
+        Traffic and link to the same from all classes of replicas, where `times` is of one class.
     """
 
     links: tuple[Link, ...]
     times: dict[Traffic, tuple[tuple[int, float], ...]]
+    total: dict[tuple[Traffic, int], float] = field(default_factory=dict)
+
+    def of(self, traffic: Traffic) -> Iterator[tuple[int, float, float]]:
+        """Yield (link, times, times from all classes of replicas)."""
+        for link, times in self.times[traffic]:
+            yield link, times, self.total.get((traffic, link), times)
+
+
+GRAIN = 2.0**20
+"""Counts of ranks' bytes are multiples of its inverse, so that their sums are exact."""
+
+
+def grained(times: NDArray[Any]) -> Signs:
+    """Return counts as multiples of the grain."""
+    found: Signs = np.round(times * GRAIN) / GRAIN
+    return found
 
 
 @lru_cache(maxsize=512)
@@ -52,10 +71,11 @@ def crossing(fabric: Fabric, axes: Axes, traffic: tuple[Traffic, ...]) -> Crossi
     for some in links_of(fabric, few, traffic):
         first, counts = _classes(some, signs)
         rows = [
-            np.bincount(at, weight, minlength=some.count)[first].tolist() for at, weight, _ in some.carried
+            grained(np.bincount(at, weight, minlength=some.count)[first]).tolist()
+            for at, weight, _ in some.carried
         ]
         for place, (number, count) in enumerate(zip(first.tolist(), counts.tolist(), strict=True)):
-            row = tuple(round(column[place], 9) for column in rows)
+            row = tuple(column[place] for column in rows)
             alike = (some.level, *(round(x / some.capacity_bytes_per_s * 1e9, 9) for x in row))
             if alike in known:  # the way back carries the same
                 at = known[alike]

@@ -49,13 +49,16 @@ class Folding:
     compute, links : array of (stages, columns, members)
         Factors of each class; folded, there is one member, the slowest.
     column_of : array of int
-        For every replica (index along dp) the column that stands for its pipeline.
+        For every lane (replicas that work in lock step, along dp) the column that stands for its pipeline.
+    lock : int
+        Replicas in one lane.
     """
 
     grid: Grid
     compute: NDArray[np.float64]
     links: NDArray[np.float64]
     column_of: NDArray[np.int64]
+    lock: int = 1
 
     @property
     def num_classes(self) -> int:
@@ -66,26 +69,30 @@ class Folding:
         """Return a value per rank from values of shape (stages, columns, 1 or members)."""
         sizes = [self.grid.degree(axis) for axis in ("pp", "dp", "cp", "tp")]
         pp, dp, cp, tp = sizes
-        wide = np.broadcast_to(values[:, self.column_of, :], (pp, dp, cp * tp)).reshape(pp, dp, cp, tp)
+        lanes = dp // self.lock
+        wide = np.broadcast_to(values[:, self.column_of, :], (pp, lanes, self.lock * cp * tp))
+        wide = wide.reshape(pp, dp, cp, tp)
         order = [("pp", "dp", "cp", "tp").index(axis) for axis in self.grid.axes]
         return np.ascontiguousarray(wide.transpose(order)).reshape(-1)
 
 
-def fold(grid: Grid, spread: Spread, *, folded: bool = True) -> Folding:
-    """Return the classes of ranks; with ``folded=False`` every rank is a class of its own."""
-    compute = _by_place(grid, spread.slowdown, "slowdown")
-    links = _by_place(grid, spread.link_slowdown, "link_slowdown")
-    dp = grid.degree("dp")
+def fold(grid: Grid, spread: Spread, *, folded: bool = True, lock: int = 1) -> Folding:
+    """Return the classes of ranks; with ``folded=False`` every rank is a class of its own.
+
+    `lock` replicas next to each other along dp work in lock step (they exchange experts).
+    """
+    compute = _by_place(grid, spread.slowdown, "slowdown", lock)
+    links = _by_place(grid, spread.link_slowdown, "link_slowdown", lock)
     if not folded:
-        return Folding(grid, compute, links, np.arange(dp))
+        return Folding(grid, compute, links, np.arange(grid.degree("dp") // lock), lock)
     compute, links = compute.max(axis=2), links.max(axis=2)
     rows = np.concatenate([compute, links], axis=0).T
     _, first, column_of = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return Folding(grid, compute[:, first, None], links[:, first, None], column_of.reshape(-1))
+    return Folding(grid, compute[:, first, None], links[:, first, None], column_of.reshape(-1), lock)
 
 
-def _by_place(grid: Grid, factors: Mapping[int, float], name: str) -> NDArray[np.float64]:
-    """Return factors as an array of (stage, replica, member of the lock-step group)."""
+def _by_place(grid: Grid, factors: Mapping[int, float], name: str, lock: int) -> NDArray[np.float64]:
+    """Return factors as an array of (stage, lane, member of what works in lock step)."""
     flat = np.ones(grid.world_size)
     for rank, factor in factors.items():
         if not 0 <= rank < grid.world_size:
@@ -94,4 +101,4 @@ def _by_place(grid: Grid, factors: Mapping[int, float], name: str) -> NDArray[np
     order = [grid.axes.index(axis) for axis in ("pp", "dp", "cp", "tp")]
     placed = flat.reshape(grid.sizes).transpose(order)
     pp, dp, cp, tp = placed.shape
-    return placed.reshape(pp, dp, cp * tp)
+    return placed.reshape(pp, dp // lock, lock * cp * tp)

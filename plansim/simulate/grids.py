@@ -13,21 +13,21 @@ from plansim.simulate.routes import Links
 
 
 def along_dimensions(level: FabricLevel, axes: Axes, traffic: Sequence[Traffic]) -> Iterator[Links]:
-    """Yield the links of a device along every dimension of a torus, both ways together, by stage.
+    """Yield the links of every device along every dimension of a torus, both ways together.
 
     Collectives use all the dimensions that their group spans, each as far as it carries; along a dimension
     that the group does not close into a ring, a link is full one way when both ways carry half.
     """
     dims = level.dims or (level.group or axes.world,)
     capacity = level.bandwidth_bytes_per_s / len(dims) / level.oversubscription
-    stages = dict(axes.sizes)["pp"]
     shares = [_shares(level, dims, axes, kind) for kind in traffic]
     for dim in range(len(dims)):
         carried = []
         for (axis, _, stage, _), each in zip(traffic, shares, strict=True):
-            ranks = Group.of(axes, axis, stage).ranks[:1]
-            carried.append((np.full(len(ranks), stage), np.full(len(ranks), each[dim]), ranks))
-        yield Links(level.name, lambda _, dim=dim: f"along dimension {dim}", capacity, stages, carried)  # type: ignore[misc]
+            ranks = Group.of(axes, axis, stage).ranks
+            carried.append((ranks, np.full(len(ranks), each[dim]), ranks))
+        name = f"device {{}}, dimension {dim}"
+        yield Links(level.name, name.format, capacity, axes.world, carried)
 
 
 def _shares(level: FabricLevel, dims: tuple[int, ...], axes: Axes, kind: Traffic) -> list[float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -86,12 +87,14 @@ class Network:
         Messages between stages.
     bursts : tuple of ((kind, chunk), Bursts)
         Actions with collectives within them.
+
+    Where pipelines differ, the class follows in the keys of messages and actions.
     """
 
     links: tuple[Link, ...]
     traffic: tuple[tuple[tuple[int, float, str], Use], ...] = ()
-    sends: tuple[tuple[tuple[str, int], Use], ...] = ()
-    bursts: tuple[tuple[tuple[str, int], tuple[Burst, ...]], ...] = ()
+    sends: tuple[tuple[tuple[Any, ...], Use], ...] = ()
+    bursts: tuple[tuple[tuple[Any, ...], tuple[Burst, ...]], ...] = ()
 
 
 Member = Use | tuple[Burst, ...]
@@ -144,11 +147,15 @@ def hot_links(network: Network) -> frozenset[int]:
     for _, use in network.sends:
         for link, load in use.loads:
             asked[link] += load
-    burst = [0.0] * len(network.links)
-    for _, bursts in network.bursts:
+    paced: dict[tuple[int, object, str], float] = {}
+    for action, bursts in network.bursts:
         for b in bursts:
+            pace = action if b.pace is None else b.pace
             for link, load in b.use.loads:
-                burst[link] = max(burst[link], load)
+                paced[link, pace, b.axis] = paced.get((link, pace, b.axis), 0.0) + load
+    burst = [0.0] * len(network.links)
+    for (link, _, _), load in paced.items():
+        burst[link] = max(burst[link], load)
     return frozenset(
         i for i, (a, b) in enumerate(zip(asked, burst, strict=True)) if a > FULL or (a > 0 and a + b > FULL)
     )

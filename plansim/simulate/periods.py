@@ -62,6 +62,7 @@ def state_of(step: Contended, block: int) -> State:
     for channel in step.channels:
         counts += [len(channel.queue), channel.computing, *(come for _, come in channel.queue)]
         left += [_left(channel.piece, now), *(t.left_s for t, _ in list(channel.queue)[1:])]
+        left += [now - at for ticket, _ in channel.queue for at in ticket.arrived_s or ()]
     for wire in step.wires:
         counts += [len(wire.waiting), *(at for at, *_ in wire.waiting)]
         left.append(_left(wire.piece, now))
@@ -103,6 +104,10 @@ def _skip(step: Contended, blocks: int, seconds: float, periods: int, before: Lo
             rank.held_s[axis] = lost + periods * (lost - held.get(axis, 0.0))
         rank.since += seconds
         live += [rank.running] if rank.running is not None else []
+    for channel in step.channels:
+        channel.free_s += seconds
+        for ticket, _ in channel.queue:
+            ticket.arrived_s = ticket.arrived_s and [at + seconds for at in ticket.arrived_s]
     live += [channel.piece for channel in step.channels if channel.piece is not None]
     live += [wire.piece for wire in step.wires if wire.piece is not None]
     step.boxes = [deque(t + seconds for t in box) for box in step.boxes]

@@ -85,6 +85,8 @@ class Channel:
         How many are done.
     computing : int
         How many of the stage's ranks run something.
+    free_s : float
+        When the last that is done was done.
     """
 
     ranks: list[Rank]
@@ -92,6 +94,7 @@ class Channel:
     piece: Piece | None = None
     done: int = 0
     computing: int = 0
+    free_s: float = 0.0
     log: list[Ticket] | None = None
 
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from plansim.simulate.fair import fair
-from plansim.simulate.network import FULL, Member, Network, Use, binding_links, most_asked, on_links
+from plansim.simulate.network import (
+    FULL,
+    Member,
+    Network,
+    Use,
+    binding_links,
+    hot_links,
+    most_asked,
+    on_links,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +47,17 @@ class Shares:
     Sets are bit masks: `number` gives a thing its bit.
     """
 
-    def __init__(self, network: Network, *, every: bool = False) -> None:
+    def __init__(self, network: Network, *, every: bool = False, binding: bool = True) -> None:
         self._members: list[Member] = []
         self._bits: dict[object, int] = {}
         self._known: dict[int, dict[int, Share]] = {0: {}}
         self._solved: dict[int, dict[int, Share]] = {}
         self._touched: list[frozenset[int]] = []
         self._asks: list[tuple[bool, tuple[tuple[int, float], ...]]] = []
-        hot = frozenset(range(len(network.links))) if every else binding_links(network)
+        if every:
+            hot = frozenset(range(len(network.links)))
+        else:
+            hot = binding_links(network) if binding else hot_links(network)
         for key, use in (*network.traffic, *network.sends):
             if on_links(use, hot).loads:
                 self._add(key, on_links(use, hot))

@@ -6,15 +6,19 @@ from collections import deque
 
 
 class Ticket:
-    """A piece of communication that was handed to the stream; `end_s` is None until it is known."""
+    """A piece of communication that was handed to the stream; `end_s` is None until it is known.
 
-    __slots__ = ("end_s", "left_s", "name", "seconds", "start_s")
+    Where several ranks come to it at their own times, `arrived_s` holds these.
+    """
+
+    __slots__ = ("arrived_s", "end_s", "left_s", "name", "seconds", "start_s")
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
         self.seconds = self.left_s = seconds
         self.start_s = 0.0
         self.end_s: float | None = None
+        self.arrived_s: list[float] | None = None
 
 
 class Streams:

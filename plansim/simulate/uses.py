@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import prod
+from math import floor, frexp, ldexp, prod
 
 from plansim.costs.buckets import comm_s
+from plansim.costs.build import BLOCK_AXES
 from plansim.costs.collectives.ring import ring_share
 from plansim.costs.host import on_host
 from plansim.costs.layout import Layout
@@ -16,10 +17,6 @@ from plansim.simulate.crossing import Crossing, crossing
 from plansim.simulate.groups import Axes, Traffic
 from plansim.simulate.network import Burst, Network, Use
 from plansim.workload.operators import Block, Communication
-
-BLOCK_AXES = ("tp", "cp", "ep")
-"""Axes whose collectives stand in a rank's own stream."""
-
 
 MOST_PLANNED = 2048
 """Actions of a pipeline up to its full swing; beyond, a search has no time to share links for it."""
@@ -40,31 +37,36 @@ def network_of(layout: Layout, costs: StepCosts) -> Network | None:
 
     None too on a calibrated CPU host, whose measured durations already hold what its ranks cost each other.
     """
-    kinds = _traffic(layout, costs)
+    kinds = traffic_of(layout, costs)
     if not kinds or on_host(layout) is not None:
         return None
-    p = layout.plan.parallel
-    sizes = tuple((axis, getattr(p, axis)) for axis in layout.plan.placement)
-    axes = Axes(sizes=sizes, ep=p.ep, zero_group=p.zero_group or 0)
-    crossed = crossing(layout.fabric, axes, kinds)
-    owner = _owners(costs)
+    crossed = crossing(layout.fabric, axes_of(layout), kinds)
+    owner = owners(costs)
     return Network(
         links=crossed.links,
-        traffic=tuple(_bucket_uses(layout, costs, crossed).items()),
-        sends=tuple(_send_uses(layout, costs, owner, crossed).items()),
-        bursts=tuple(_burst_uses(layout, costs, owner, crossed).items()),
+        traffic=tuple(bucket_uses(layout, costs, crossed).items()),
+        sends=tuple(send_uses(layout, costs, owner, crossed).items()),
+        bursts=tuple(burst_uses(layout, costs, owner, crossed).items()),
     )
 
 
-def _owners(costs: StepCosts) -> list[int]:
+def axes_of(layout: Layout) -> Axes:
+    """Return the axes of a plan as its ranks lie on the devices."""
+    p = layout.plan.parallel
+    sizes = tuple((axis, getattr(p, axis)) for axis in layout.plan.placement)
+    return Axes(sizes=sizes, ep=p.ep, zero_group=p.zero_group or 0)
+
+
+def owners(costs: StepCosts) -> list[int]:
+    """Return the stage of every chunk."""
     schedule = find_schedule(costs.schedule)
     return [schedule.rank_of_chunk(c, costs.pp, costs.virtual_stages) for c in range(len(costs.chunks))]
 
 
-def _traffic(layout: Layout, costs: StepCosts) -> tuple[Traffic, ...]:
+def traffic_of(layout: Layout, costs: StepCosts) -> tuple[Traffic, ...]:
     """Return every kind of traffic of the step, stage by stage."""
     found: dict[Traffic, None] = {}
-    owner = _owners(costs)
+    owner = owners(costs)
     for stage, bucket in _buckets(costs):
         if bucket.comm_s > 0:
             found[bucket.axis, "ring", stage, stage] = None
@@ -82,7 +84,7 @@ def _traffic(layout: Layout, costs: StepCosts) -> tuple[Traffic, ...]:
 
 def _buckets(costs: StepCosts) -> list[tuple[int, Bucket]]:
     """Return every bucket with its stage; those of a pass once."""
-    owner = _owners(costs)
+    owner = owners(costs)
     found = [(stage, b) for stage, end in enumerate(costs.stages) for b in (*end.reductions, *end.gathers)]
     for chunk, cost in enumerate(costs.chunks):
         found += [(owner[chunk], b) for b in (*cost.gathers_per_pass, *cost.reductions_per_pass)]
@@ -116,18 +118,23 @@ def _flows(shape: GroupShape, fabric: Fabric) -> float:
     return max(1.0, min(float(prod(shape.counts[:outer])), fabric.uplinks(outer)))
 
 
-def _use(
-    crossed: Crossing, traffic: Traffic, nbytes: float, seconds: float, flows: float, limit: float = 1.0
-) -> Use:
+def _use(crossed: Crossing, traffic: Traffic, nbytes: float, seconds: float, flows: float) -> Use:
     """Return the use of a transfer in which each rank sends `nbytes` in `seconds`."""
     loads = []
-    for link, times in crossed.times[traffic]:
-        load = times * nbytes / seconds / crossed.links[link].capacity_bytes_per_s
-        loads.append((link, min(load, limit)))
+    for link, times, total in crossed.of(traffic):
+        load = nbytes / seconds / crossed.links[link].capacity_bytes_per_s
+        loads.append((link, times * floored(min(load, 1.0 / total))))
     return Use(tuple(loads), nbytes / seconds / flows)
 
 
-def _bucket_uses(layout: Layout, costs: StepCosts, crossed: Crossing) -> dict[tuple[int, float, str], Use]:
+def floored(load: float) -> float:
+    """Return a load in 22 bits: times a count of ranks it is still exact, and so are sums of such."""
+    mantissa, exponent = frexp(load)
+    return ldexp(floor(mantissa * 2**22) / 2**22, exponent)
+
+
+def bucket_uses(layout: Layout, costs: StepCosts, crossed: Crossing) -> dict[tuple[int, float, str], Use]:
+    """Return the use of every bucket."""
     found: dict[tuple[int, float, str], Use] = {}
     for stage, bucket in _buckets(costs):
         key = (stage, bucket.comm_s, bucket.what)
@@ -141,9 +148,10 @@ def _bucket_uses(layout: Layout, costs: StepCosts, crossed: Crossing) -> dict[tu
     return found
 
 
-def _send_uses(
+def send_uses(
     layout: Layout, costs: StepCosts, owner: list[int], crossed: Crossing
 ) -> dict[tuple[str, int], Use]:
+    """Return the use of every message between stages."""
     p = layout.plan.parallel
     found: dict[tuple[str, int], Use] = {}
     for chunk, cost in enumerate(costs.chunks):
@@ -162,9 +170,10 @@ def _send_uses(
     return found
 
 
-def _burst_uses(
+def burst_uses(
     layout: Layout, costs: StepCosts, owner: list[int], crossed: Crossing
 ) -> dict[tuple[str, int], tuple[Burst, ...]]:
+    """Return the collectives within every action."""
     found: dict[tuple[str, int], tuple[Burst, ...]] = {}
     known: dict[tuple[int, int], dict[str, tuple[Burst, ...]]] = {}
     for chunk, cost in enumerate(costs.chunks):
@@ -207,10 +216,16 @@ def _in_stream_use(layout: Layout, chunk: int, axis: str, stage: int, crossed: C
             sent[kind] = sent.get(kind, 0.0) + count * nbytes
     if seconds <= 0:
         return None
-    loads: dict[int, float] = {}
-    for kind, nbytes in sent.items():
-        for link, load in _use(crossed, (axis, kind, stage, stage), nbytes, seconds, 1.0).loads:
-            loads[link] = min(1.0, loads.get(link, 0.0) + load)
+    parts = [
+        (link, times, total, nbytes / seconds / crossed.links[link].capacity_bytes_per_s)
+        for kind, nbytes in sent.items()
+        for link, times, total in crossed.of((axis, kind, stage, stage))
+    ]
+    asked, loads = dict[int, float](), dict[int, float]()
+    for link, _, total, load in parts:
+        asked[link] = asked.get(link, 0.0) + total * load
+    for link, times, _, load in parts:
+        loads[link] = loads.get(link, 0.0) + times * floored(load / max(1.0, asked[link]))
     rate = sum(sent.values()) / seconds / _flows(layout.group(axis), layout.fabric)
     return Use(tuple(loads.items()), rate)
 

@@ -2,7 +2,9 @@
 
 The same relaxation as `plansim.simulate.relax`, on arrays: one entry per distinct pipeline (and, unfolded,
 per member of its groups). Equal pipelines are folded into one; that is exact, because maxima and sums of
-equal numbers are equal, and the audit (``folded=False``) checks it to the last bit.
+equal numbers are equal, and the audit (``folded=False``) checks it to the last bit. Where the plan's
+transfers can meet on links, or slow the work beside them, the step is run with all that pipelines share
+(`plansim.simulate.disturbed`); sums over links are exact there too.
 """
 
 from __future__ import annotations
@@ -14,14 +16,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from plansim.costs.layout import Layout
 from plansim.costs.step import Bucket, StepCosts
 from plansim.errors import InputError
 from plansim.plan.grid import Grid
 from plansim.schedules import find_schedule
 from plansim.simulate import work as w
+from plansim.simulate.disturbed import disturbed_step, ratios_of
 from plansim.simulate.fold import Folding, Spread, fold
-from plansim.simulate.order import KINDS, Order, Task, order_of
+from plansim.simulate.order import Task, order_of
+from plansim.simulate.shares import Shares
+from plansim.simulate.skew import skewed_s
 from plansim.simulate.step import simulate_step
+from plansim.simulate.uses import network_of
 
 Times = NDArray[np.float64]
 """Times of shape (columns, members or 1), seconds."""
@@ -39,6 +46,10 @@ class WorldResult:
         Ranks in the job, and how many of them were simulated.
     slowest_rank : int
         The first rank that ends last.
+    contended : bool
+        Whether the transfers of all pipelines shared links and streams.
+    exact : bool
+        Whether every rank that differs was told apart; otherwise the slowest pipelines were.
     """
 
     step_time_s: float
@@ -48,6 +59,8 @@ class WorldResult:
     slowest_rank: int
     folding: Folding
     finish_by_class_s: NDArray[np.float64]
+    contended: bool = False
+    exact: bool = True
 
     def finish_s(self) -> NDArray[np.float64]:
         """Return when every single rank ends, seconds."""
@@ -55,42 +68,78 @@ class WorldResult:
 
 
 def simulate_world(
-    costs: StepCosts, grid: Grid, spread: Spread | None = None, *, folded: bool = True
+    costs: StepCosts,
+    grid: Grid,
+    spread: Spread | None = None,
+    *,
+    layout: Layout | None = None,
+    folded: bool = True,
 ) -> WorldResult:
     """Return one step of all ranks of `grid`, some of which may be slow.
 
     Parameters
     ----------
+    layout : Layout, optional
+        The plan on its cluster: its transfers then share links, and replicas that exchange experts work in
+        lock step. Without, every transfer has its links to itself, and communication that slows compute
+        beside it is charged as in the undisturbed step.
     folded : bool
         False simulates every rank by itself (for audits; cost grows with the number of ranks).
 
-    Notes
-    -----
-    Communication that slows compute beside it is charged as in the undisturbed step.
+    Raises
+    ------
+    InputError
+        When the grid is not that of the costs, or a rank is none of it.
+    SimulationError
+        When some rank waits for ever.
     """
     if grid.degree("pp") != costs.pp:
         raise InputError(f"the grid has pp {grid.degree('pp')}, the costs are for pp {costs.pp}")
-    folding = fold(grid, spread or Spread(), folded=folded)
-    undisturbed = simulate_step(costs)
-    plain = replace(costs, comm_slowdown=1.0, compute_slowdown=1.0)
-    interference_s = undisturbed.step_time_s - simulate_step(plain).step_time_s
-    finish = _World(plain, folding).run() + (interference_s + costs.outer_s)
+    lock = 1 if layout is None else lock_step(layout)
+    folding = fold(grid, spread or Spread(), folded=folded, lock=lock)
+    network = None if layout is None else network_of(layout, costs)
+    undisturbed_s = simulate_step(costs, network).step_time_s
+    contended, exact = False, True
+    if layout is not None and network is not None and (Shares(network) or _interfering(costs)):
+        ran = disturbed_step(layout, costs, folding, folded=folded)
+        finish, folding, contended, exact = ran.finish_s + costs.outer_s, ran.folding, True, ran.exact
+    else:
+        plain = replace(costs, comm_slowdown=1.0, compute_slowdown=1.0)
+        beside_s = simulate_step(costs).step_time_s - simulate_step(plain).step_time_s
+        finish = _World(plain, folding).run() + (beside_s + costs.outer_s)
     per_rank = folding.per_rank(finish)
     return WorldResult(
         step_time_s=float(finish.max()),
-        undisturbed_s=undisturbed.step_time_s,
+        undisturbed_s=undisturbed_s,
         num_devices=grid.world_size,
         num_classes=folding.num_classes,
         slowest_rank=int(per_rank.argmax()),
         folding=folding,
         finish_by_class_s=finish,
+        contended=contended,
+        exact=exact,
     )
+
+
+def lock_step(layout: Layout) -> int:
+    """Return how many replicas next to each other along dp work in lock step: those that exchange experts."""
+    p, order = layout.plan.parallel, layout.plan.placement
+    if p.ep <= 1:
+        return 1
+    return max(1, p.ep // p.cp) if order.index("cp") < order.index("dp") else min(p.ep, p.dp)
+
+
+def _interfering(costs: StepCosts) -> bool:
+    return costs.comm_slowdown != 1.0 or costs.compute_slowdown != 1.0
 
 
 class _Streams:
     """One stage of all pipelines: compute in lock step per group, collectives joined over all pipelines."""
 
-    def __init__(self, links: Times) -> None:
+    def __init__(self, links: Times, column_of: NDArray[np.int64]) -> None:
+        lanes = links.max(axis=1)[column_of]
+        self._uneven = lanes if lanes.min() < lanes.max() else None
+        self._column_of = column_of
         self._links = links.max(axis=0, keepdims=True)
         self._now: Times = np.zeros_like(self._links)
         self._last: Times | None = None
@@ -99,10 +148,19 @@ class _Streams:
         self.ratio: Times | float = 1.0
 
     def issue(self, t: Times, seconds: float, name: str) -> Times:
-        """Begin a collective when the last pipeline has come to it; return its end."""
+        """Begin a collective when the last pipeline has come to it; return its end.
+
+        Over links that differ, those that come early begin early, chunk by chunk.
+        """
         begin = np.maximum(np.max(t, axis=0, keepdims=True), self._now)
-        self._now = self._last = begin + seconds * self._links
-        return self._now
+        end = begin + seconds * self._links
+        if self._uneven is not None:
+            came = np.maximum(t, self._now).max(axis=1)
+            last = float(came.max())
+            ring_s = last + skewed_s(seconds, name, self._uneven, came[self._column_of])
+            end = np.minimum(end, np.maximum(begin, ring_s))
+        self._now = self._last = end
+        return end
 
     def run(self, t: Times, seconds: float) -> Times:
         """Compute, each group as slowly as its slowest member."""
@@ -142,8 +200,8 @@ class _World:
         self._clock: list[Times] = [np.zeros((columns, 1)) for _ in range(costs.pp)]
         self._boxes: list[deque[Times]] = [deque() for _ in range(self._order.num_boxes)]
         self._free: list[Times] = [np.zeros((columns, 1)) for _ in range(self._order.num_links)]
-        self._streams = [_Streams(folding.links[stage]) for stage in range(costs.pp)]
-        self._ratio = _ratios(costs, self._order, folding)
+        self._streams = [_Streams(folding.links[stage], folding.column_of) for stage in range(costs.pp)]
+        self._ratio = ratios_of(costs, self._order, folding)
 
     def run(self) -> NDArray[np.float64]:
         """Return when every class ends, of shape (stages, columns, members or 1)."""
@@ -263,20 +321,3 @@ class _World:
                 t = streams.run(t, bucket.blocking_s)
                 streams.issue(t, bucket.comm_s, bucket.what)
         return t
-
-
-def _ratios(costs: StepCosts, order: Order, folding: Folding) -> list[Times]:
-    """Return, for (kind, chunk), how much longer it takes in each class: kernels slow down, links not."""
-    ratios: list[Times] = []
-    for kind in KINDS:
-        for chunk, cost in enumerate(costs.chunks):
-            total = w.action_seconds(cost, kind)
-            kernels = {
-                "F": cost.forward.compute_s,
-                "W": cost.backward_weight.compute_s,
-                "I": cost.recompute.compute_s + cost.backward_input.compute_s,
-            }
-            kernels["B"] = kernels["I"] + kernels["W"]
-            share = kernels[kind] / total if total > 0 else 0.0
-            ratios.append(1.0 + share * (folding.compute[order.rank_of_chunk[chunk]] - 1.0))
-    return ratios
