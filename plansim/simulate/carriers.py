@@ -53,7 +53,7 @@ class Carriers(ABC):
         self.columns = len(works)
         plain = costs.compute_slowdown == 1.0 == costs.comm_slowdown
         self._plain = plain
-        self.speeds = Speeds(shares, None if plain else self._beside, written=spans)
+        self.speeds = Speeds(shares, None if plain else self._beside, many=len(works) > 1, written=spans)
         cuts = (len(order.head), len(order.head) + len(order.block))
         parts: list[tuple[list[int], list[int], list[int]]] = [([], [], []) for _ in range(order.pp)]
         for i, task in enumerate(self.tasks):

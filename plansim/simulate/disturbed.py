@@ -29,7 +29,7 @@ from plansim.simulate.shares import Shares
 from plansim.simulate.uses import axes_of, bucket_uses, burst_uses, owners, send_uses, traffic_of
 
 Factors = NDArray[np.float64]
-MOST_ACTIONS = 150_000
+MOST_ACTIONS = 100_000
 """Actions of all classes together that are simulated one by one."""
 
 

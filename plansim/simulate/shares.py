@@ -39,6 +39,8 @@ class Share:
 
 
 ALONE = Share()
+SMALL = 64
+"""Sets up to this size are remembered; larger ones hardly come again."""
 
 
 class Shares:
@@ -89,17 +91,28 @@ class Shares:
         """Return the most that one thing asks of every link at a time."""
         return self._asks[bit][1]
 
+    def pace(self, bit: int) -> tuple[object, ...] | None:
+        """Return what an action's collectives come together with, None for a transfer."""
+        return None if self._asks[bit][0] else _pace(self._members[bit], bit)
+
+    def solved(self, part: tuple[int, ...]) -> dict[int, Share]:
+        """Return who of some that meet is slower than alone; each set is worked out once, if it is small."""
+        bits = sum(1 << i for i in part)
+        found = self._solved.get(bits)
+        if found is None:
+            shares = together([self._members[i] for i in part])
+            found = {i: s for i, s in zip(part, shares, strict=True) if s.speed < 1.0}
+            if len(part) <= SMALL:
+                self._solved[bits] = found
+        return found
+
     def of(self, mask: int) -> dict[int, Share]:
         """Return, by bit, who of a set is slower than alone, and how fast they go."""
         found = self._known.get(mask)
         if found is None:
             found = {}
             for part in self._parts([i for i in range(mask.bit_length()) if mask >> i & 1]):
-                bits = sum(1 << i for i in part)
-                if bits not in self._solved:
-                    shares = together([self._members[i] for i in part])
-                    self._solved[bits] = {i: s for i, s in zip(part, shares, strict=True) if s.speed < 1.0}
-                found |= self._solved[bits]
+                found |= self.solved(part)
             self._known[mask] = found
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
+from plansim.simulate.meeting import Meeting
 from plansim.simulate.pieces import COMPUTE, Piece
 from plansim.simulate.shares import ALONE, Share, Shares
 
@@ -28,9 +29,15 @@ class Speeds:
     """
 
     def __init__(
-        self, shares: Shares, beside: Callable[[Piece], float] | None, *, written: bool = False
+        self,
+        shares: Shares,
+        beside: Callable[[Piece], float] | None,
+        *,
+        many: bool = False,
+        written: bool = False,
     ) -> None:
         self._shares, self._beside, self._written = shares, beside, written
+        self._meeting = Meeting(shares) if many else None
         self.now_s = 0.0
         self.heap: list[tuple[float, int, int, Piece]] = []
         self.active: dict[int, Piece] = {}
@@ -43,7 +50,7 @@ class Speeds:
         """Begin a piece now."""
         piece.since = self.now_s
         if piece.bit >= 0:
-            self._mask |= 1 << piece.bit
+            self._turn(piece.bit)
             self.active[piece.bit] = piece
         self.changed.append(piece)
 
@@ -57,7 +64,7 @@ class Speeds:
                 self._settle(piece)
                 piece.version = -1
                 if piece.bit >= 0:
-                    self._mask &= ~(1 << piece.bit)
+                    self._turn(piece.bit)
                     del self.active[piece.bit]
                 return piece
         return None
@@ -71,24 +78,15 @@ class Speeds:
 
     def refresh(self) -> None:
         """Give everything that changed its new speed."""
-        changed, got = self.changed, self._got
-        if self._mask != self._applied:
-            self._applied = self._mask
-            before, got = got, self._shares.of(self._mask)
-            if got is not before:
-                self._got = got
-                active = self.active
-                changed += [
-                    active[bit]
-                    for bit in before.keys() | got.keys()
-                    if bit in active and before.get(bit) is not got.get(bit)
-                ]
-            if self._written:
-                self.sets.append((self.now_s, self._mask))
+        changed = self.changed
+        changed += self._met_anew() if self._meeting is None else self._around()
         for piece in changed:
             if piece.version < 0:
                 continue
-            share = got.get(piece.bit, ALONE) if piece.bit >= 0 else ALONE
+            share = ALONE
+            if piece.bit >= 0:
+                meeting = self._meeting
+                share = self._got.get(piece.bit, ALONE) if meeting is None else meeting.share(piece.bit)
             factor = 1.0 if self._beside is None else self._beside(piece)
             speed = share.speed / factor
             if speed != piece.speed:
@@ -99,6 +97,36 @@ class Speeds:
                 end = self.now_s + (piece.left if speed == 1.0 else piece.left / speed)
                 heapq.heappush(self.heap, (end, self._serial, piece.version, piece))
         self.changed = []
+
+    def _turn(self, bit: int) -> None:
+        """Note that something which shares links starts or ends."""
+        if self._meeting is None:
+            self._mask ^= 1 << bit
+        else:
+            self._meeting.turn(bit)
+
+    def _met_anew(self) -> list[Piece]:
+        """Return what gets another share of its links in the whole set that is now under way."""
+        if self._mask == self._applied:
+            return []
+        self._applied = self._mask
+        if self._written:
+            self.sets.append((self.now_s, self._mask))
+        before, got = self._got, self._shares.of(self._mask)
+        if got is before:
+            return []
+        self._got = got
+        active = self.active
+        return [
+            active[bit]
+            for bit in before.keys() | got.keys()
+            if bit in active and before.get(bit) is not got.get(bit)
+        ]
+
+    def _around(self) -> list[Piece]:
+        """Return what gets another share of its links, looking only around what changed."""
+        found = self._meeting.update() if self._meeting is not None else []
+        return [self.active[bit] for bit in found if bit in self.active]
 
     def shift(self, seconds: float, others: list[Piece]) -> None:
         """Move the clock, everything that shares links and `others` later."""
