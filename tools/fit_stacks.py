@@ -31,6 +31,7 @@ from plansim.simulate.predict import predict_layout
 from plansim.validate.assume import Case, case_of
 from plansim.validate.rows import read_rows
 from plansim.validate.settle import settled
+from plansim.validate.software import SHARDED_STACKS
 
 DEVICES = STACKS.parent / "devices"
 # parameter -> (prior mean, prior sigma of the log, lower bound, upper bound)
@@ -47,6 +48,9 @@ STACK_PRIORS = {
     "collective_efficiency": (0.9, 0.15, 0.3, 1.0),
 }
 DEVICE_PRIORS = {"sustained_fraction": (0.88, 0.08, 0.45, 1.1), "host_speed": (1.0, 0.3, 0.2, 5.0)}
+REPLICATING = (*SHARDED_STACKS, "gpt-neox")
+"""Stacks that use data parallelism alone where nothing is said of the layout: such rows take part."""
+
 EXPERTS = ("scan_efficiency", "routing_passes", "grouped_efficiency", "expert_overlap")
 """Parameters that mixtures of experts alone decide; dense runs decide the others."""
 
@@ -66,7 +70,7 @@ def cases_in(folder: Path, every: int, most: int) -> list[Case]:
                 continue
             try:
                 case = case_of(row)
-                if (case.layout_known or case.profile.device.kind == "tpu") and case.work in ("", "pretrain"):
+                if (case.layout_known or case.stack.name in REPLICATING) and case.work in ("", "pretrain"):
                     found.append(case)
             except PlansimError:
                 continue
@@ -105,11 +109,11 @@ class Fit:
         self.sigma = np.array([self._prior(k)[1] for k in self.keys])
         self.low = np.array([math.log(self._prior(k)[2]) for k in self.keys])
         self.high = np.array([math.log(self._prior(k)[3]) for k in self.keys])
+        self.index = {k: i for i, k in enumerate(self.keys)}
         self.x = self.prior.copy()
         for i, (name, parameter) in enumerate(self.keys):
             if parameter in DEVICE_PRIORS:
                 self.x[i] = math.log(getattr(find_device(name), parameter))
-        self.index = {k: i for i, k in enumerate(self.keys)}
 
     @staticmethod
     def _prior(key: tuple[str, str]) -> tuple[float, float, float, float]:

@@ -29,7 +29,7 @@ from plansim.costs.inference import forward_only
 from plansim.costs.interference import Interference, interference
 from plansim.costs.layout import Layout
 from plansim.costs.operators import Arithmetic
-from plansim.costs.optimizer import copy_s, optimizer_s
+from plansim.costs.optimizer import accumulate_s, copy_s, optimizer_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 from plansim.costs.student import teacher_of, with_teacher
 from plansim.hardware.device import Device
@@ -224,10 +224,12 @@ def _chunk(layout: Layout, index: int) -> ChunkCosts:
     times = [(block_time(layout, b), b, n) for b, n in blocks.items()]
     factor = straggler_factor(layout)
     sharded = shards_each_pass(layout)
+    weight = _sum((t.backward_weight, n * factor) for t, _, n in times)
+    summed = 0.0 if sharded else accumulate_s(layout, index) * factor
     return ChunkCosts(
         forward=_sum((t.forward, n * factor) for t, _, n in times),
         backward_input=_sum((t.backward_input, n * factor) for t, _, n in times),
-        backward_weight=_sum((t.backward_weight, n * factor) for t, _, n in times),
+        backward_weight=replace(weight, compute_s=weight.compute_s + summed),
         recompute=_sum(
             (_recompute(layout, block_time(layout, b), b, mode), n * factor) for (b, mode), n in modes.items()
         ),

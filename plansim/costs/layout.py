@@ -98,6 +98,7 @@ class Layout:
             operand_bytes=self.kept_operand_bytes,
             flash=self.plan.attention == "flash",
             split_features=p.split_features,
+            joined_block=self.stack.joins_parallel_block,
         )
 
     @cached_property

@@ -24,6 +24,30 @@ def optimizer_s(layout: Layout, stage: int) -> float:
     return memory_bound_s(layout.profile.device, traffic * _owned(layout, stage), launches=4)
 
 
+def accumulate_s(layout: Layout, chunk: int) -> float:
+    """Return what adding one microbatch's gradients of a chunk to those before takes, seconds.
+
+    A separate addition reads the new gradients and reads and writes the sums; fused into the product that
+    makes them, the sums take the place of what it would have written. The first microbatch adds nothing.
+    """
+    m = layout.plan.num_microbatches
+    if m == 1 or layout.plan.job.phase == "infer":
+        return 0.0
+    new, sums = layout.wide_bytes, _sum_bytes(layout)
+    traffic = 2 * sums + (-new if layout.stack.fused_accumulation else new)
+    nbytes = traffic * sum(held_parameters(layout, (chunk,)))
+    return memory_bound_s(layout.profile.device, nbytes) * (m - 1) / m if nbytes else 0.0
+
+
+def _sum_bytes(layout: Layout) -> float:
+    """Return bytes per parameter of the gradients that microbatches are summed in."""
+    if layout.wide_bytes > 2:
+        return layout.wide_bytes
+    stack = layout.stack
+    wider = stack.bf16_accumulation_bytes if layout.plan.job.dtype == "bf16" else 0.0
+    return max(stack.gradient_bytes, wider)
+
+
 def copy_s(layout: Layout, stage: int) -> float:
     """Return the copy of a stage's optimizer state from host memory to its devices, seconds; as long back."""
     if not layout.plan.offload:

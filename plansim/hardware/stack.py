@@ -46,6 +46,8 @@ class Stack:
         Column-parallel backward collectives run beside the weight-gradient product (Megatron).
     tp_overlap : bool
         Tensor-parallel collectives are pipelined with their products (user buffers, async TP).
+    joins_parallel_block : bool
+        Sums attention and MLP of a parallel block before their tensor-parallel collective.
     gradient_overlap, parameter_overlap : bool
         What the stack can overlap; a plan can switch it off, not on.
     operator_host_s : float
@@ -58,6 +60,9 @@ class Stack:
         gradients and gathered parameters travel as.
     bf16_accumulation_bytes : float
         Bytes per parameter that gradients take beyond `gradient_bytes` when they are bf16: fp32 accumulation.
+    fused_accumulation : bool
+        The product that makes weight gradients adds them to the sums itself (Megatron since late 2021, with
+        apex or Transformer Engine); elsewhere a kernel of its own adds them.
     bucket_bytes, bucket_rank_bytes : float
         Size of one gradient bucket, and its least size for each data-parallel rank, bytes. Megatron-Core
         takes 40 million parameters, and at least a million per rank, so that long rings stay bound by
@@ -101,6 +106,7 @@ class Stack:
     reduce_each_microbatch: bool = False
     tp_backward_overlap: bool = True
     tp_overlap: bool = False
+    joins_parallel_block: bool = True
     gradient_overlap: bool = True
     parameter_overlap: bool = True
     pipeline_overlap: bool = True
@@ -112,6 +118,7 @@ class Stack:
     reduce_bytes: float = 4.0
     gather_bytes: float = 2.0
     bf16_accumulation_bytes: float = 0.0
+    fused_accumulation: bool = False
     bucket_bytes: float = 160e6
     bucket_rank_bytes: float = 0.0
     gathered_layers: int = 2

@@ -15,11 +15,17 @@ from plansim.plan.model import Job, Overlap, Parallel, Plan
 from plansim.validate.links import cluster
 from plansim.validate.rows import Row, Unpredictable
 from plansim.validate.shapes import model_of
-from plansim.validate.software import SHARDED_STACKS, stack_of
+from plansim.validate.software import BEFORE_FLASH, SHARDED_STACKS, stack_of
 from plansim.workload.model import Model
 
 TUNED = frozenset({"megatron-core", "megatron-core-26.02", "megatron-core-26.06"})
 """Stacks whose published layouts their vendor tuned."""
+
+MICROBATCH_EACH_STAGE = frozenset({"torchtitan"})
+"""Stacks that cut a replica's batch in as many microbatches as there are stages, and interleave twofold."""
+
+TP_OVERLAP_ON_REQUEST = frozenset({"torchtitan"})
+"""Stacks that overlap tensor parallelism only where a switch is set (AsyncTP)."""
 
 DTYPES = {"amp": "fp16", "nan": "bf16", "int8-aqt": "int8", "": "bf16"}
 COUNTS = (
@@ -129,9 +135,10 @@ def _plan(
     dp = row.n_devices // (tp * pp * cp)
     zero = _zero_stage(row, stack, dp, notes)
     sp = _sequence_parallel(row, stack, tp, notes)
-    dp, mbs, batch = _batch(row, dp, tp, pp, cp, known, notes)
+    dp, mbs, batch = _batch(row, stack, dp, pp, known, notes)
     flash = _flash(row, stack, device, notes)
     vp = _virtual(row, model, stack, pp, notes)
+    usual = dp * cp if zero == 3 else per_node
     dtype = DTYPES.get(row.dtype.lower(), row.dtype)
     if not row.dtype:
         dtype = _unstated_dtype(row, device)
@@ -141,14 +148,14 @@ def _plan(
         profile=row.device,
         job=Job(global_batch=batch, seq_len=row.seq or model.seq_len, dtype=arithmetic_class(dtype)),
         parallel=Parallel(
-            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, dp * cp, per_node, notes),
+            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, dp * cp, usual, notes),
             zero_stage=zero, sequence_parallel=sp, microbatch=mbs,
             schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
         ),
         recompute=row.recompute if row.recompute in ("none", "selective", "full") else "none",
         overlap=Overlap(
             gradients=stack.gradient_overlap, parameters=stack.parameter_overlap,
-            tensor_parallel=stack.tp_overlap,
+            tensor_parallel=_tp_overlap(row, stack),
         ),
         attention="flash" if flash else "unfused",
         stack=stack.name,
@@ -187,23 +194,23 @@ def _sequence_parallel(row: Row, stack: Stack, tp: int, notes: list[str]) -> boo
     return assumed
 
 
-def _batch(
-    row: Row, dp: int, tp: int, pp: int, cp: int, known: bool, notes: list[str]
-) -> tuple[int, int, int]:
+def _batch(row: Row, stack: Stack, dp: int, pp: int, known: bool, notes: list[str]) -> tuple[int, int, int]:
     """Return data-parallel degree, microbatch and global batch that divide one another."""
     assert row.gbs  # noqa: S101  # the caller checked
     batch = row.gbs
     if batch < dp and known:
         raise Unpredictable(
-            f"global batch {batch} is smaller than dp {dp} (devices / (tp {tp} x pp {pp} x cp {cp}))"
+            f"global batch {batch} is smaller than dp {dp} (devices / (tp {row.tp or 1} x pp {pp} x "
+            f"cp {row.cp or 1}))"
         )
     if batch % dp:
         batch = max(dp, round(batch / dp) * dp)
         notes.append(f"global batch {row.gbs} does not divide by dp {dp}: {batch} predicted, time scaled")
     share = batch // dp
-    mbs = min(row.mbs or 1, share)
+    usual = max(1, share // pp) if stack.name in MICROBATCH_EACH_STAGE and pp > 1 else 1
+    mbs = min(row.mbs or usual, share)
     if not row.mbs:
-        notes.append("microbatch not stated: 1 assumed")
+        notes.append(f"microbatch not stated: {usual} assumed")
     if share % mbs:
         mbs = max(d for d in range(1, mbs + 1) if share % d == 0)
         notes.append(f"microbatch {row.mbs} does not divide {share} samples per replica: {mbs} predicted")
@@ -216,7 +223,7 @@ def _flash(row: Row, stack: Stack, device: Device, notes: list[str]) -> bool:
         return False
     if text:
         return True
-    old = stack.name in ("megatron-lm", "megatron-deepspeed") or device.architecture.lower() in (
+    old = stack.name in BEFORE_FLASH or device.architecture.lower() in (
         "volta",
         "turing",
         "pascal",
@@ -225,11 +232,24 @@ def _flash(row: Row, stack: Stack, device: Device, notes: list[str]) -> bool:
     return not old
 
 
+def _tp_overlap(row: Row, stack: Stack) -> bool:
+    """Return whether tensor-parallel collectives run beside their products, as far as the row says."""
+    text = row.notes.lower()
+    if re.search(r"(vanilla|no) tp|tp[- ]comm\w* overlap off|no tp[- ]overlap", text):
+        return False
+    return stack.tp_overlap and (stack.name not in TP_OVERLAP_ON_REQUEST or "async" in text)
+
+
 def _virtual(row: Row, model: Model, stack: Stack, pp: int, notes: list[str]) -> int:
     """Return the virtual stages; not stated, tuned recipes interleave as far as layers divide."""
     if pp == 1:
         return 1
     vp = row.vp or 1
+    if row.schedule.lower().startswith("dualpipe"):
+        return 2
+    if not row.vp and stack.name in MICROBATCH_EACH_STAGE and "interleaved" in row.schedule.lower():
+        notes.append("virtual stages not stated: 2 assumed (the stack's default)")
+        return 2
     tuned = stack.name in TUNED and not (model.layers % pp and (model.layers + 2) % pp)
     if not row.vp and (tuned or "interleaved" in row.schedule.lower()):
         vp = max(1, (model.layers + 2) // pp)
@@ -239,10 +259,15 @@ def _virtual(row: Row, model: Model, stack: Stack, pp: int, notes: list[str]) ->
     return vp
 
 
-def _experts(row: Row, model: Model, stack: Stack, ranks: int, per_node: int, notes: list[str]) -> int:
+def _experts(row: Row, model: Model, stack: Stack, ranks: int, usual: int, notes: list[str]) -> int:
+    """Return the expert-parallel degree; `usual` where it is not stated.
+
+    That is a node, or with sharded parameters all ranks: else experts would be gathered from other nodes in
+    every pass.
+    """
     if model.moe is None:
         return 1
-    inside = 1 if stack.name in ("jax", "jax-gpu") else per_node
+    inside = 1 if stack.name in ("jax", "jax-gpu") else usual
     ep = row.ep or min(inside, ranks)
     if not row.ep:
         notes.append(f"expert parallelism not stated: {ep} assumed")
@@ -260,7 +285,6 @@ SCHEDULES = {
     "1f1b-interleaved": "interleaved",
     "interleaved": "interleaved",
     "gpipe": "gpipe",
-    "dualpipe": "dualpipev",
 }
 
 
@@ -269,7 +293,8 @@ def _schedule(row: Row, vp: int, num_microbatches: int, pp: int, notes: list[str
     if pp == 1:
         return "1f1b"
     if text.startswith("dualpipe"):
-        notes.append("DualPipe predicted as interleaved 1F1B without bubble overlap")
+        notes.append("DualPipe predicted as DualPipeV: every rank holds an early and a late chunk")
+        return "dualpipev"
     if vp > 1:
         if num_microbatches % pp:
             notes.append("microbatches do not divide by pp: interleaving still assumed")

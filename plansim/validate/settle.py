@@ -11,7 +11,8 @@ from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_w
 from plansim.errors import PlansimError
 from plansim.plan.model import Plan
 from plansim.simulate.predict import predict_layout
-from plansim.validate.assume import Case
+from plansim.validate.assume import TUNED, Case
+from plansim.validate.balance import balanced
 from plansim.validate.software import SHARDED_STACKS, UNSTATED_RECOMPUTE
 
 RECOMPUTE = ("none", "selective", "full")
@@ -28,9 +29,25 @@ MOST = 8
 
 
 def settled(case: Case) -> Case:
-    """Return the case with blank layout and recomputation filled in."""
+    """Return the case with blank layout, recomputation and split of layers filled in."""
     if not case.layout_known:
         return _with_layout(case)
+    return _with_split(_with_recompute(case))
+
+
+def _with_split(case: Case) -> Case:
+    """Return the case with uneven stages where a vendor who tunes has to choose them."""
+    p = case.plan.parallel
+    if case.stack.name not in TUNED or case.model.layers % (p.pp * p.virtual_stages) == 0:
+        return case
+    plan = balanced(Layout.of(case.model, case.profile, case.plan, case.stack))
+    layers = plan.parallel.stage_layers
+    if layers is None:
+        return case
+    return _noted(case, plan, f"layers of the chunks not stated: {' '.join(map(str, layers))} assumed")
+
+
+def _with_recompute(case: Case) -> Case:
     if case.row.recompute in RECOMPUTE:
         return case
     mode = _least_recompute(case)

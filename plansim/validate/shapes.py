@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from plansim.hardware.stack import Stack
 from plansim.validate.rows import Row, Unpredictable
+from plansim.validate.software import BEFORE_FLASH
 from plansim.workload.model import Model
 from plansim.workload.read import built_in_models, load_model
 
@@ -57,6 +58,9 @@ MODEL_ALIASES: tuple[tuple[str, str], ...] = (
 
 MASKED_FRACTION = 0.15
 """Tokens that BERT's pre-training head sees (arXiv 1810.04805, section 3.1), gathered before it."""
+
+PARALLEL_BLOCK = r"^\S*parallel|\bpalm|pythia|gpt-?neox|gpt-?j|falcon|parallel transformer block"
+"""Models whose layers run attention and MLP side by side, by family, name or what a row says of itself."""
 
 LLAMA_LIKE = ("llama", "qwen", "gemma", "mistral", "internlm", "palm", "nemotron")
 
@@ -123,7 +127,7 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
         notes.append("vocabulary not stated: 51200 assumed")
     if not row.seq:
         notes.append("sequence length not stated: 2048 assumed")
-    old = stack.name in ("megatron-lm", "megatron-deepspeed")
+    old = stack.name in BEFORE_FLASH
     while row.hidden % heads:
         heads -= 1
     known = _built_in(row.model)
@@ -146,7 +150,7 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
         positions="rotary" if llama else "learned",
         tied_embeddings=not llama,
         causal=row.family != "bert",
-        parallel_block="parallel" in row.family,
+        parallel_block=bool(re.search(PARALLEL_BLOCK, f"{row.family} {row.model} {row.notes}".lower())),
         head_dim=known.head_dim if known else 0,
         window=known.window if known else None,
         global_every=known.global_every if known else None,

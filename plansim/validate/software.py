@@ -22,7 +22,8 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"vtrain|bigscience|bloom|megatron-deepspeed|mt-nlg|glm-130b", "megatron-deepspeed"),
     (r"amp \(neurips|deepspeed|bmtrain|zero-infinity|colossal|patrickstar", "deepspeed"),
     (r"zero-3|zero3|deepspeed zero", "deepspeed"),
-    (r"sc21|korthikanti|narayanan|megatron-lm (readme|repository)|megascale|axonn|varuna", "megatron-lm"),
+    (r"sc21|narayanan|megatron-lm[^;]*\b(2019|2020|2021)\b|axonn|varuna", "megatron-lm-2021"),
+    (r"korthikanti|megascale", "megatron-lm"),
     (r"deeplearningexamples|nanogpt|horovod|pytorch ddp|byteps|llm\.c|torchvision|timm", "pytorch-ddp"),
     (r"nemo (26\.(0[6-9]|1\d)|2[7-9]\.\d\d)", "megatron-core-26.06"),
     (r"nemo 26\.0[1-5]", "megatron-core-26.02"),
@@ -33,8 +34,14 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 )
 """Words in a row's source -> stack; the first that matches counts."""
 
+NOTED = ((r"\(deepspeed\)|\bdeepspeed zero-?3", "deepspeed"), (r"\bfsdp2? eager", "fsdp"))
+"""Words in a row's notes that say of one run what its source does not: eager layers are not compiled."""
+
 SHARDED_STACKS = ("fsdp", "torchtitan", "jax", "jax-gpu", "paxml")
 """Stacks whose way of fitting a model is to shard it whole; the others divide it (tensor, pipeline)."""
+
+BEFORE_FLASH = ("megatron-lm", "megatron-lm-2021", "megatron-deepspeed")
+"""Stacks of the time before flash attention, with dropout in every layer."""
 
 UNSTATED_RECOMPUTE = {"gpt-neox": "full"}
 """What a stack does when a row does not say: every configuration of GPT-NeoX and Pythia recomputes."""
@@ -45,6 +52,9 @@ def stack_of(row: Row, device: Device) -> tuple[str, str | None]:
     text = f"{row.source} {row.schedule}".lower()
     if device.kind == "tpu":
         return "jax", None
+    for pattern, stack in NOTED:
+        if re.search(pattern, row.notes.lower()):
+            return stack, None
     for pattern, stack in PATTERNS:
         if re.search(pattern, text):
             return ("jax-gpu" if stack == "jax" else stack), None

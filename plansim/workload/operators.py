@@ -205,6 +205,8 @@ class Shard:
         Fused attention; otherwise scores are written out.
     split_features : bool
         The ranks of tp hold different features of the samples.
+    joined_block : bool
+        Attention and MLP of a parallel block are summed before the tensor-parallel collective.
     """
 
     microbatch: int
@@ -217,6 +219,7 @@ class Shard:
     operand_bytes: float = 2.0
     flash: bool = True
     split_features: bool = False
+    joined_block: bool = True
 
     @property
     def tokens(self) -> int:

@@ -15,7 +15,8 @@ KORTHIKANTI_22B = {
     "family": "gpt", "layers": 48, "hidden": 6144, "ffn": 24576, "heads": 64, "kv_heads": 64, "vocab": 51200,
     "seq": 2048, "gbs": 4, "mbs": 4, "n_devices": 8, "device": "a100-80g-sxm", "devices_per_node": 8,
     "intra_link": "nvlink3 600GB/s", "dtype": "fp16", "tp": 8, "pp": 1, "dp": 1, "cp": 1, "zero_stage": 0,
-    "sp": 1, "recompute": "selective", "flash_attention": 0, "step_time_derived": 1.10,
+    "sp": 1, "recompute": "selective", "flash_attention": 0, "step_time_derived": 1.10, "schedule": "",
+    "notes": "",
 }  # fmt: skip
 
 
@@ -97,6 +98,43 @@ def test_a_layout_left_open_widens_the_interval(tmp_path):
         return row.prediction.step_time_high_s / row.prediction.step_time_low_s
 
     assert width(blank) > 1.3 * width(stated)
+
+
+H100_TITAN = {
+    "source": "torchtitan benchmarks", "model": "llama3.1-405b", "family": "llama", "layers": 126,
+    "hidden": 16384, "ffn": 53248, "heads": 128, "kv_heads": 8, "vocab": 128256, "seq": 8192, "gbs": 256,
+    "mbs": "", "n_devices": 512, "device": "h100-sxm", "intra_link": "nvlink4 900GB/s", "dtype": "fp8",
+    "tp": 8, "pp": 8, "dp": 8, "zero_stage": 3, "recompute": "full", "flash_attention": 1,
+}  # fmt: skip
+
+
+def test_what_software_does_unasked_is_assumed(tmp_path):
+    """torchtitan cuts a batch in one microbatch for each stage, and interleaves two stages on a rank."""
+    plain, looped = table(
+        tmp_path, H100_TITAN | {"schedule": "1f1b"}, H100_TITAN | {"schedule": "1f1b-interleaved"}
+    ).rows
+
+    assert (plain.case.plan.num_microbatches, plain.case.plan.parallel.microbatch) == (8, 4)
+    assert looped.case.plan.parallel.virtual_stages == 2
+
+
+def test_notes_say_what_overlaps_and_what_is_not_compiled(tmp_path):
+    vanilla, asynchronous, eager = table(
+        tmp_path, *(H100_TITAN | {"notes": n} for n in ("vanilla TP", "AsyncTP; compile", "FSDP2 eager"))
+    ).rows
+
+    assert not vanilla.case.plan.overlap.tensor_parallel
+    assert asynchronous.case.plan.overlap.tensor_parallel
+    assert asynchronous.prediction.step_time_s < vanilla.prediction.step_time_s
+    assert eager.case.stack.name == "fsdp"
+
+
+def test_a_parallel_block_is_read_from_name_or_notes(tmp_path):
+    found = table(
+        tmp_path, {}, {"model": "pythia-12b"}, {"notes": "model changed (parallel transformer block)"}
+    ).rows
+
+    assert [r.case.model.parallel_block for r in found] == [False, True, True]
 
 
 def test_ranking_needs_three_rivals(tmp_path):

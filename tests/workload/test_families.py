@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +102,24 @@ def test_a_layer_of_tensor_parallelism_has_four_collectives():
 
     assert sum(op.collective == "all_reduce" for op in comms) == 2
     assert sum(op.backward == "all_reduce" for op in comms) == 2
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize(("joined", "collectives"), [(True, 2), (False, 4)])
+def test_a_parallel_block_halves_the_collectives_where_it_is_joined(joined, collectives, sequence_parallel):
+    """GPT-J and PaLM (arXiv 2204.02311, section 2) sum attention and MLP before one all-reduce."""
+    shard = Shard(microbatch=1, seq_len=2048, tp=2, joined_block=joined, sequence_parallel=sequence_parallel)
+    serial = find_family("gpt").blocks(gpt(), shard)[1]
+    parallel = find_family("gpt").blocks(replace(gpt(), parallel_block=True), shard)[1]
+    comms = [op for op in parallel.operators if isinstance(op, Communication)]
+
+    assert len(comms) == collectives
+    assert len([op for op in serial.operators if isinstance(op, Communication)]) == 4
+    assert sum(op.name.startswith("norm") for op in parallel.operators) == 1
+    assert parallel.flop == serial.flop
+    assert sum(op.saved_bytes for op in parallel.operators if not isinstance(op, Communication)) < sum(
+        op.saved_bytes for op in serial.operators if not isinstance(op, Communication)
+    )
 
 
 def test_expert_parallelism_divides_experts_not_rows():

@@ -51,12 +51,14 @@ class Decoder:
             if kind == "moe_layer" and model.moe
             else pieces.mlp(model, shard)
         )
+        first = pieces.attention(model, shard)
+        operators = pieces.side_by_side(first, second, shard) if model.parallel_block else (*first, *second)
         biases = (
             (bias_elements(model, shard, (model.head_dim * (model.heads + 2 * model.kv_heads),)),)
             if model.bias
             else ()
         )
-        return block(kind, (*pieces.attention(model, shard), *second, *biases), boundary)
+        return block(kind, (*operators, *biases), boundary)
 
 
 def layer_kinds(model: Model) -> tuple[str, ...]:

@@ -245,6 +245,27 @@ def mlp(model: Model, shard: Shard, *, ffn: int | None = None, normed: bool = Tr
     return (*head, *products, *tail)
 
 
+PARALLEL_INPUT = frozenset({"norm_2", "residual_1"})
+"""Operators of a serial layer that a parallel block has no use for."""
+
+
+def side_by_side(
+    first: tuple[Operator, ...], second: tuple[Operator, ...], shard: Shard
+) -> tuple[Operator, ...]:
+    """Return attention and MLP as a parallel block: y = x + attention(norm(x)) + mlp(norm(x)).
+
+    Both read one normalised state. Where the stack joins them (`Shard.joined_block`) they also share the
+    collectives before and after: half of a serial layer's (Wang and Komatsuzaki, GPT-J, 2021; PaLM, arXiv
+    2204.02311, section 2).
+    """
+    dropped = PARALLEL_INPUT | ({"attention_leave", "mlp_in"} if shard.joined_block else set())
+    shared = tuple(  # both read the state that attention's first product keeps
+        replace(op, saved_bytes=0.0) if isinstance(op, Matmul) and op.name == "mlp_up" else op
+        for op in second
+    )
+    return tuple(op for op in (*first, *shared) if op.name not in dropped)
+
+
 def _feed_forward(
     model: Model, shard: Shard, rows: int, width: int, kept: float, *, groups: int = 1, prefix: str = "mlp"
 ) -> tuple[Operator, ...]:
