@@ -37,5 +37,5 @@ def skewed_s(seconds: float, what: str, slower: NDArray[np.float64], arrived_s: 
     if whole <= 0 or n < 2 or n > MOST_RANKS or slower.min() == most or arrived_s.min() == last:
         return whole
     steps = 2 * (n - 1) if what == "all_reduce" else n - 1
-    done = ring(float(n), steps, np.zeros(n), steps / (seconds * slower), arrived_s - last)
+    done = ring(n * seconds / steps, steps, np.zeros(n), 1.0 / slower, arrived_s - last)
     return min(whole, done.end_s)
