@@ -218,7 +218,8 @@ def check_compression(space: Space) -> None:
             )
     for edge in ("gradients", "parameters"):
         methods = space.of(f"compression.{edge}")
-        for name in methods if f"compression.{edge}" in space.given else ():
+        asked = [m for m in methods if m != "none"] if f"compression.{edge}" in space.given else []
+        for name in asked:
             method = find_method(name)
             if edge not in method.edges:
                 fitting = [n for n, m in COMPRESSION_METHODS.items() if edge in m.edges]

@@ -217,3 +217,12 @@ def test_fixed_compression_that_cannot_be_is_refused_with_what_can(run, fixed, s
 
     assert done.code == 3
     assert says in " ".join(done.err.split())
+
+
+def test_no_compression_may_be_fixed_whatever_the_sharding(run):
+    fixed = "zero=0,pp=1,tp=1,compression.parameters=none,compression.gradients=none"
+    found = run("plan", "-p", "local-cpu", "-m", "gpt-mini", "--global-batch", "8", "--fix", fixed, "--json")
+
+    edges = [p["plan"]["compression"] for p in found.json["plans"]]
+    assert edges
+    assert all(e["parameters"]["method"] == e["gradients"]["method"] == "none" for e in edges)
