@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,11 +19,12 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from plansim.calibrate.timing import clock_s
-from plansim.costs.host import NUMBERED_FAMILIES
+from plansim.costs.hostdata import NUMBERED_FAMILIES, splits_backward
 from plansim.execute import system
 from plansim.execute.data import make_batches
 from plansim.execute.launch import Rendezvous, launch
@@ -56,6 +57,9 @@ class BlockSample:
         overhead.
     forward_s, backward_s, accumulate_s : float
         One microbatch; and what adding to existing gradients costs on top, seconds.
+    split, weight_s : bool, float
+        Whether the gradients of inputs (`backward_s`) and of weights were computed apart, as some schedules
+        do; and the seconds of the latter.
     parameters, tensors : int
         Parameters this rank holds, and in how many tensors.
     kept_bytes, forward_peak_bytes, backward_peak_bytes : float
@@ -84,6 +88,8 @@ class BlockSample:
     weight_bytes: float = 0.0
     phase: str = "train"
     compression: str = "none"
+    split: bool = False
+    weight_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +100,7 @@ class _Case:
     microbatch: int
     tp: int
     recompute: str
+    split: bool = False
 
 
 def measure_blocks(cases: Iterable[tuple[Model, Plan]], *, timeout_s: float = 600.0) -> list[BlockSample]:
@@ -103,7 +110,13 @@ def measure_blocks(cases: Iterable[tuple[Model, Plan]], *, timeout_s: float = 60
         p = plan.parallel
         for mode in {plan.recompute_of(stage) for stage in range(p.pp)}:
             wrapper = "dtensor" if p.tp > 1 else "sharded" if p.zero_stage > 1 else "plain"
-            case = _Case(wrapper=wrapper, microbatch=p.microbatch, tp=p.tp, recompute=mode)
+            case = _Case(
+                wrapper=wrapper,
+                microbatch=p.microbatch,
+                tp=p.tp,
+                recompute=mode,
+                split=splits_backward(plan),
+            )
             method = plan.compression.model
             key = (model, case, plan.attention, plan.job.dtype, plan.job.seq_len, plan.job.phase, method)
             todo.setdefault(key, (model, case, plan))
@@ -128,7 +141,7 @@ def _measure(cases: list[tuple[Model, _Case, Plan]], meet: Rendezvous) -> list[B
 
 def _median(samples: Sequence[BlockSample]) -> BlockSample:
     """Return one block of all rounds: the median of each of its times."""
-    names = ("forward_s", "backward_s", "accumulate_s")
+    names = ("forward_s", "backward_s", "accumulate_s", "weight_s")
     return replace(samples[0], **{n: statistics.median(getattr(s, n) for s in samples) for n in names})
 
 
@@ -166,7 +179,7 @@ def _case(model: Model, case: _Case, plan: Plan, *, memory: bool) -> list[BlockS
                 (_timed_forward(blocks, x), _forward_memory(blocks[0], x, memory=memory))
                 if infer
                 else (
-                    _timed(blocks, x, targets if last else None, print_, cut=cut),
+                    _timed(blocks, x, targets if last else None, print_, cut=cut, split=case.split),
                     _memory(blocks[0], x, targets if last else None, print_, cut=cut)
                     if memory
                     else (0.0, 0.0, 0.0),
@@ -182,6 +195,7 @@ def _case(model: Model, case: _Case, plan: Plan, *, memory: bool) -> list[BlockS
                     forward_peak_bytes=forward_peak, backward_peak_bytes=backward_peak,
                     output_bytes=float(_local(out).nbytes), weight_bytes=held_bytes(blocks[0]),
                     phase=plan.job.phase, compression=plan.compression.model.words,
+                    split=case.split, weight_s=times[3],
                 )
             )  # fmt: skip
         if index < len(print_.blocks) - 1:
@@ -195,7 +209,7 @@ def _teacher(plan: Plan) -> Plan:
 
 
 @torch.inference_mode()
-def _timed_forward(blocks: list[nn.Module], x: torch.Tensor) -> tuple[float, float, float]:
+def _timed_forward(blocks: list[nn.Module], x: torch.Tensor) -> tuple[float, float, float, float]:
     """Return the seconds of inference of a block; what a backward pass and accumulating take is nothing."""
     read = clock_s(torch.device("cpu"))
     times = []
@@ -204,7 +218,7 @@ def _timed_forward(blocks: list[nn.Module], x: torch.Tensor) -> tuple[float, flo
         for block in blocks:
             block(x)
         times.append(read() - start)
-    return statistics.median(times[1:]) / len(blocks), 0.0, 0.0
+    return statistics.median(times[1:]) / len(blocks), 0.0, 0.0, 0.0
 
 
 @torch.inference_mode()
@@ -233,38 +247,58 @@ def _wrapped(print_: Blueprint, index: int, case: _Case, family: str) -> nn.Modu
 
 
 def _timed(
-    blocks: list[nn.Module], x: torch.Tensor, targets: torch.Tensor | None, print_: Blueprint, *, cut: bool
-) -> tuple[float, float, float]:
-    """Return forward, first backward, and what accumulating adds, per block."""
+    blocks: list[nn.Module],
+    x: torch.Tensor,
+    targets: torch.Tensor | None,
+    print_: Blueprint,
+    *,
+    cut: bool,
+    split: bool,
+) -> tuple[float, float, float, float]:
+    """Return forward, first backward, what accumulating adds, and a split backward's weights, per block."""
     read = clock_s(torch.device("cpu"))
-    rows: list[tuple[float, float, float]] = []
+    rows: list[tuple[float, ...]] = []
     given = x.is_floating_point()
+    run = _backward_apart if split and given else _backward
     for number in range(TRIES + 1):
         inputs = [x.detach().clone().requires_grad_(given) for _ in blocks]
-        backward: list[float] = []
+        passes: list[tuple[float, float, float]] = []
         for _again in range(2):
             start = read()
             outs = [block(i) for block, i in zip(blocks, inputs, strict=True)]
-            if targets is not None:
-                with loss_parallel() if cut else nullcontext():
-                    outs = [print_.loss(out, targets) for out in outs]
-                    forward = read() - start
-                    start = read()
-                    for out in outs:
-                        out.backward()
-            else:
+            with loss_parallel() if cut and targets is not None else nullcontext():
+                outs = outs if targets is None else [print_.loss(out, targets) for out in outs]
                 forward = read() - start
                 grads = [torch.ones_like(out) for out in outs]
                 start = read()
-                for out, grad in zip(reversed(outs), reversed(grads), strict=True):
-                    out.backward(grad)
-            backward.append(read() - start)
+                owed = [run(*each) for each in reversed(list(zip(blocks, inputs, outs, grads, strict=True)))]
+                halfway = read()
+                for weights in owed:
+                    weights()
+            passes.append((forward, halfway - start, read() - halfway))
         for block in blocks:
             block.zero_grad(set_to_none=True)
         if number >= 1:
-            rows.append((forward, backward[0], max(0.0, backward[1] - backward[0])))
+            (forward, backward, weight), (_, *again) = passes
+            rows.append((forward, backward, max(0.0, sum(again) - backward - weight), weight))
     medians = [statistics.median(column) / len(blocks) for column in zip(*rows, strict=True)]
-    return medians[0], medians[1], medians[2]
+    return medians[0], medians[1], medians[2], medians[3] if split else 0.0
+
+
+def _backward(
+    block: nn.Module, given: torch.Tensor, out: torch.Tensor, grad: torch.Tensor
+) -> Callable[[], object]:
+    """Run the backward pass of a block; nothing is owed."""
+    out.backward(grad)
+    return lambda: None
+
+
+def _backward_apart(
+    block: nn.Module, given: torch.Tensor, out: torch.Tensor, grad: torch.Tensor
+) -> Callable[[], object]:
+    """Compute the gradient of a block's input as a pipeline does; return what its weights are owed."""
+    _, groups = stage_backward_input([out], [grad], [given], iter(block.parameters()))
+    return lambda: stage_backward_weight(iter(block.parameters()), groups)
 
 
 def _memory(

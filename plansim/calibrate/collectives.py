@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -15,15 +14,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from plansim.calibrate.within import Computing, call_cost
+from plansim.calibrate.wrapped import wrapped_costs
 from plansim.execute import system
-from plansim.execute.comm_hooks import FlatBucket, make_hook
+from plansim.execute.comm_hooks import HOOKS, FlatBucket, make_hook
 from plansim.execute.launch import Place, Rendezvous, launch
 
-SIZES = (2**12, 2**15, 2**17, 2**18, 2**19, 2**20, 2**21, 2**22, 2**23, 2**25)
+SIZES = (2**12, 2**15, 2**17, 2**19, 2**20, 2**21, 2**22, 2**24)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
-SMALL_BYTES = 2**20
-COMPRESSED = ("bf16", "fp16", "int8", "powersgd")
-COMPRESSED_SIZES = (2**20, 2**22, 2**24, 2**25)
+COMPRESSED = tuple(HOOKS)
+COMPRESSED_SIZES = (2**20, 2**22, 2**24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,8 @@ class CollectiveSample:
         The whole array, as everywhere in the collective costs: what a rank holds before an all-reduce or
         reduce-scatter, after an all-gather; the message of a send.
     wall_s, cpu_s : float
-        Mean wall time of the slowest rank, and CPU time of one rank (mean over the ranks), seconds.
+        Wall time of the slowest rank, and CPU time of one rank (mean over the ranks), seconds: of the call
+        and of what it does to the computing after it (see `plansim.calibrate.within`).
     """
 
     collective: str
@@ -50,14 +51,18 @@ def measure_collectives(
     ranks: tuple[int, ...],
     *,
     sizes: tuple[int, ...] = SIZES,
-    timeout_s: float = 120.0,
+    wrapped: bool = True,
+    timeout_s: float = 300.0,
     port: int = 0,
     place: Place | None = None,
 ) -> list[CollectiveSample]:
-    """Return timed gloo collectives for every group size, over this machine's loopback or between hosts."""
+    """Return timed gloo collectives for every group size, over this machine's loopback or between hosts.
+
+    With `wrapped` also those of torch's wrappers, and compressed ones.
+    """
     found: list[CollectiveSample] = []
     for world in ranks:
-        rows = launch(partial(_rank, sizes), world, timeout_s=timeout_s, port=port, place=place)
+        rows = launch(partial(_rank, sizes, wrapped), world, timeout_s=timeout_s, port=port, place=place)
         for i, (collective, nbytes, _, _) in enumerate(rows[0]):
             found.append(
                 CollectiveSample(
@@ -71,7 +76,7 @@ def measure_collectives(
     return found
 
 
-def _rank(sizes: tuple[int, ...], meet: Rendezvous) -> list[tuple[str, int, float, float]]:
+def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[tuple[str, int, float, float]]:
     torch.set_num_threads(1)
     system.steady_allocation()
     system.shield()
@@ -84,16 +89,21 @@ def _rank(sizes: tuple[int, ...], meet: Rendezvous) -> list[tuple[str, int, floa
     )
     dist.init_process_group("gloo", store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout)
     try:
-        rows = []
+        compute, rows = Computing(), []
         for collective in COLLECTIVES:
             for nbytes in sizes:
-                wall, cpu = _timed(_operation(collective, nbytes, meet.world_size, meet.rank), nbytes)
-                rows.append((collective, nbytes, wall, cpu))
-        for method in COMPRESSED if meet.world_size > 1 else ():
+                calls = 2 if collective == "send_recv" else 1  # there and back
+                wall, cpu = call_cost(
+                    _operation(collective, nbytes, meet.world_size, meet.rank), compute, nbytes=nbytes
+                ).total
+                rows.append((collective, nbytes, wall / calls, cpu / calls))
+        if not wrapped or meet.world_size == 1:
+            return rows
+        for method in COMPRESSED:
             for nbytes in COMPRESSED_SIZES:
                 work, held = _compressed(method, nbytes)
-                rows.append((f"all_reduce:{method}", held, *_timed(work, held)))
-        return rows
+                rows.append((f"all_reduce:{method}", held, *call_cost(work, compute, nbytes=held).total))
+        return [*rows, *wrapped_costs(compute)]
     finally:
         dist.destroy_process_group()
 
@@ -149,22 +159,6 @@ def _compressed(method: str, nbytes: int) -> tuple[Callable[[], Any], int]:
     return lambda: hook(bucket).wait(), bucket.buffer().nbytes
 
 
-def _timed(work: Callable[[], Any], nbytes: int) -> tuple[float, float]:
-    """Return mean wall and CPU seconds of one call; a send goes there and back, so it counts two.
-
-    A call may wait for one tick of the scheduler or for none: a step sums many of them, so means count.
-    """
-    tries = 12 if nbytes <= SMALL_BYTES else 5
-    for _ in range(2):
-        work()
-    dist.barrier()
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(tries):
-        work()
-    calls = tries * (2 if getattr(work, "__name__", "") == "send_recv" else 1)
-    return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
-
-
 def fitted_lines(samples: list[CollectiveSample]) -> list[dict[str, Any]]:
     """Return the points of every collective and group size, and a line through them, as plain data.
 
@@ -173,7 +167,7 @@ def fitted_lines(samples: list[CollectiveSample]) -> list[dict[str, Any]]:
     """
     rows = []
     for collective, ranks in sorted({(s.collective, s.ranks) for s in samples}):
-        group = [s for s in samples if (s.collective, s.ranks) == (collective, ranks)]
+        group = rising([s for s in samples if (s.collective, s.ranks) == (collective, ranks)])
         wall, spread = relative_line([(s.nbytes, s.wall_s) for s in group])
         cpu, _ = relative_line([(s.nbytes, s.cpu_s) for s in group])
         rows.append(
@@ -181,14 +175,23 @@ def fitted_lines(samples: list[CollectiveSample]) -> list[dict[str, Any]]:
                 "collective": collective, "ranks": ranks,
                 "base_s": _short(wall[0]), "s_per_byte": _short(wall[1]),
                 "cpu_base_s": _short(cpu[0]), "cpu_s_per_byte": _short(cpu[1]), "spread": _short(spread),
-                "points": [[s.nbytes, _short(s.wall_s), _short(s.cpu_s)] for s in sorted(group, key=_size)],
+                "points": [[s.nbytes, _short(s.wall_s), _short(s.cpu_s)] for s in group],
             }
         )  # fmt: skip
     return rows
 
 
-def _size(sample: CollectiveSample) -> float:
-    return sample.nbytes
+def rising(samples: Sequence[CollectiveSample]) -> list[CollectiveSample]:
+    """Return the samples by size, no time below that of a smaller message: the least change of logarithms."""
+    from scipy.optimize import isotonic_regression
+
+    ordered = sorted(samples, key=lambda s: s.nbytes)
+
+    def smooth(times: list[float]) -> list[float]:
+        return [math.exp(x) for x in isotonic_regression([math.log(t) for t in times]).x]
+
+    wall, cpu = smooth([s.wall_s for s in ordered]), smooth([s.cpu_s for s in ordered])
+    return [replace(s, wall_s=w, cpu_s=c) for s, w, c in zip(ordered, wall, cpu, strict=True)]
 
 
 def relative_line(points: list[tuple[float, float]]) -> tuple[tuple[float, float], float]:

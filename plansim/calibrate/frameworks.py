@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from plansim.calibrate.timing import median_s
@@ -18,6 +20,7 @@ from plansim.execute.launch import Rendezvous, launch
 from plansim.execute.mesh import process_mesh
 from plansim.execute.models import blueprint
 from plansim.execute.models.base import Chunk
+from plansim.execute.optimizers import make_optimizer
 from plansim.plan.grid import Grid
 from plansim.plan.model import Job, Parallel, Plan
 from plansim.workload.model import Model
@@ -29,7 +32,7 @@ MICROBATCHES = 8
 
 
 def measure_frameworks(*, timeout_s: float = 120.0) -> dict[str, float]:
-    """Return overheads in seconds: per DDP block, per flat byte, per pipeline action, per step."""
+    """Return overheads in seconds: per DDP block, flat byte, pipeline action, optimizer tensor and step."""
     found = launch(_wrappers, 1, timeout_s=timeout_s)[0]
     found["pipeline_action_s"] = _pipeline_action_s(timeout_s)
     return {name: float(f"{max(0.0, value):.4g}") for name, value in found.items()}
@@ -57,6 +60,8 @@ def _wrappers(meet: Rendezvous) -> dict[str, float]:
         return {
             "ddp_block_s": (wrapped - plain) / len(blocks),
             "flat_s_per_byte": _flat_s_per_byte(device),
+            "optimizer_tensor_s": _optimizer_tensor_s(device, cut=False),
+            "optimizer_cut_tensor_s": _optimizer_tensor_s(device, cut=True),
             "step_s": 0.0,
         }
 
@@ -72,6 +77,22 @@ def _flat_s_per_byte(device: torch.device, tensors: int = 16, size: int = 2**18)
             grad.copy_(part)
 
     return median_s(work, device) / (4.0 * size * tensors)
+
+
+def _optimizer_tensor_s(device: torch.device, *, cut: bool, tensors: int = 64) -> float:
+    """Return what each tensor costs an optimizer beside its elements, as a plain one or cut (a DTensor)."""
+    mesh = init_device_mesh("cpu", (1,))
+    plain = [torch.zeros(16, device=device) for _ in range(tensors)]
+    held = [DTensor.from_local(t, mesh, [Shard(0)]) if cut else t for t in plain]
+    parameters = [torch.nn.Parameter(t) for t in held]
+    optimizer = make_optimizer("adamw", parameters)
+
+    def work(_: int) -> None:
+        for parameter, grad in zip(parameters, held, strict=True):
+            parameter.grad = grad
+        optimizer.step()
+
+    return median_s(work, device) / tensors
 
 
 def _pipeline_action_s(timeout_s: float) -> float:

@@ -17,6 +17,7 @@ from plansim.calibrate.collectives import fitted_lines, measure_collectives
 from plansim.calibrate.compute import ComputeSamples, measure_compute
 from plansim.calibrate.contention import measure_contention
 from plansim.calibrate.frameworks import measure_frameworks
+from plansim.calibrate.within import restart_costs
 from plansim.costs.compute.fit import fit_attention_curve, fit_matmul_curve, fit_memory_curve
 from plansim.errors import ExecutionError
 from plansim.execute import system
@@ -59,12 +60,12 @@ def _compute(device: str, meet: Rendezvous) -> ComputeSamples:
     return measure_compute(device)
 
 
-def _coding(meet: Rendezvous) -> dict[str, Any]:
+def _coding(meet: Rendezvous) -> tuple[dict[str, Any], list[list[float]]]:
     torch.set_num_threads(1)
     system.steady_allocation()
     system.shield()
     system.pin(meet.rank)
-    return measure_coding(torch.device("cpu"))
+    return measure_coding(torch.device("cpu")), restart_costs()
 
 
 def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
@@ -73,7 +74,7 @@ def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
     say("gloo collectives, plain and compressed")
     lines = fitted_lines(measure_collectives(groups))
     say("coding of compressed messages")
-    coding = launch(_coding, 1, timeout_s=120.0)[0]
+    coding, restart = launch(_coding, 1, timeout_s=120.0)[0]
     say("framework overheads")
     frameworks = measure_frameworks()
     say("cores shared by ranks")
@@ -100,6 +101,7 @@ def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
             "frameworks": frameworks,
             "contention": contention,
             "coding": coding,
+            "restart": restart,
         },
         sources={"all": f"measured: plansim calibrate, {_today()}"},
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plansim.costs.compression import Traffic, find_method
-from plansim.costs.host import HostCalibration, on_host
+from plansim.costs.hostdata import HostCalibration, on_host
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from plansim.costs.buckets import gather_bytes, reduce_bytes
 from plansim.costs.build import compression_memory_bytes, kept_bytes
-from plansim.costs.host import on_host
+from plansim.costs.hostdata import on_host
 from plansim.costs.hostmemory import host_inference_memory, host_stage_memory
 from plansim.costs.inference import inference_memory
 from plansim.costs.layout import Layout

@@ -16,7 +16,7 @@ from plansim.errors import ExecutionError
 
 CLONE_NEWNET = 0x40000000
 NAMESPACES = Path("/var/run/netns")
-BURST = "64kb"
+BURST_BYTES = 2**16
 """Token bucket of htb: one offloaded packet. Smaller throttles, larger lets small messages pass freely."""
 
 T = TypeVar("T")
@@ -80,7 +80,8 @@ def shape(device: str, namespace: str, rate_bytes_per_s: float) -> None:
         "1",
         inside=namespace,
     )
-    limits = ("rate", rate, "burst", BURST, "cburst", BURST)
+    burst = f"{BURST_BYTES // 1024}kb"
+    limits = ("rate", rate, "burst", burst, "cburst", burst)
     command(
         "tc",
         "class",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from plansim.execute.netns import BURST_BYTES
 from plansim.execute.testbed import TestbedSpec
 from plansim.hardware.fabric import FabricLevel
 from plansim.hardware.profile import NodeGroup, Profile
@@ -36,7 +37,7 @@ def profile_of_testbed(spec: TestbedSpec, base: Profile) -> Profile:
         groups=(group,),
         fabric=fabric if spec.ranks_per_host > 1 else fabric[1:],
         host=replace(base.host, cores=cores, memory_bytes=base.host.memory_bytes / spec.hosts),
-        calibration={**base.calibration, "shared_cores": base.host.cores},
+        calibration={**base.calibration, "shared_cores": base.host.cores, **_burst(spec)},
         sources={**base.sources, f"fabric.{_links(spec, inner).name}": _source(spec)},
     )
 
@@ -45,6 +46,12 @@ def _links(spec: TestbedSpec, inner: FabricLevel) -> FabricLevel:
     shaped = [rate for rate in spec.rates_bytes_per_s if rate is not None]
     bandwidth = min([inner.bandwidth_bytes_per_s, *shaped])
     return replace(inner, name="links", kind="switch", group=None, bandwidth_bytes_per_s=bandwidth)
+
+
+def _burst(spec: TestbedSpec) -> dict[str, float]:
+    """Return what a shaped link passes at once after a pause, bytes."""
+    shaped = any(rate is not None for rate in spec.rates_bytes_per_s)
+    return {"link_burst_bytes": float(BURST_BYTES)} if shaped else {}
 
 
 def _source(spec: TestbedSpec) -> str:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 from plansim.costs.build import step_costs, step_inflation, without_optimizer, without_weight_gradients
 from plansim.costs.compression.model import model_notes
-from plansim.costs.host import on_host
+from plansim.costs.hostdata import on_host
 from plansim.costs.layout import Layout
 from plansim.costs.memory import stage_memory, tightest_stage, with_frozen_weights
 from plansim.costs.mixed import differs, peak_flop_per_s, stage_limits_bytes

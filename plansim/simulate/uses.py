@@ -8,7 +8,7 @@ from math import floor, frexp, ldexp, prod
 from plansim.costs.buckets import comm_s
 from plansim.costs.build import BLOCK_AXES
 from plansim.costs.collectives.ring import ring_share
-from plansim.costs.host import on_host
+from plansim.costs.hostdata import on_host
 from plansim.costs.layout import Layout
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StepCosts
 from plansim.hardware.fabric import Fabric, GroupShape

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
+from plansim.calibrate.collectives import fitted_lines, measure_collectives
 from plansim.errors import InfeasibleError, InputError
 from plansim.execute import RunOptions, check_plan_runs
 from plansim.execute.launch import Place
@@ -104,8 +106,8 @@ def validate_on_testbed(
 ) -> LiveResult:
     """Return every plan over links of every rate: predicted, then run, and compared.
 
-    Nothing is calibrated over a shaped link: `profile` knows the machine's own loopback, and the rate of the
-    links is all that a prediction learns of a testbed.
+    Nothing is calibrated over a shaped link: collectives are timed between two hosts whose links are not
+    shaped, and the rate of the links is all that a prediction learns of a testbed.
 
     Parameters
     ----------
@@ -121,7 +123,7 @@ def validate_on_testbed(
     require_namespaces()
     for model, plan in cases:
         check_plan_runs(plan, model)
-    known = with_blocks(profile, cases, say) if measure else profile
+    known = with_blocks(with_links(profile, cases, ranks_per_host, say), cases, say) if measure else profile
     rows = [_row(model, plan, known, word, rate, ranks_per_host) for word, rate in rates.items()
             for model, plan in cases]  # fmt: skip
     frozen = dump_json({"schema": 1, "rows": [row.to_json() for row in rows]})
@@ -138,6 +140,31 @@ def validate_on_testbed(
     if out is not None:
         write_folder(result, known, out)
     return result
+
+
+def with_links(
+    profile: Profile, cases: Sequence[tuple[Model, Plan]], ranks_per_host: int, say: Say
+) -> Profile:
+    """Return the profile with collectives as they are between hosts of a testbed, links not shaped.
+
+    They cost more there than over the machine's loopback: every packet crosses two links and a bridge.
+    """
+    worlds = {plan.parallel.world_size for _, plan in cases} & {2, 4}
+    if ranks_per_host > 1 or not worlds:
+        return profile
+    say("timing collectives between hosts of a testbed, links not shaped")
+    samples = []
+    for world in sorted({2} | worlds):
+        with temporary_testbed(TestbedSpec.even(world)) as place:
+            samples += measure_collectives((world,), place=place)
+    lines = fitted_lines(samples)
+    link = next(line for line in lines if line["collective"] == "send_recv" and line["ranks"] == 2)
+    inner = replace(profile.fabric[0], bandwidth_bytes_per_s=1.0 / max(link["s_per_byte"], 1e-12))
+    return replace(
+        profile,
+        fabric=(inner, *profile.fabric[1:]),
+        calibration={**profile.calibration, "collectives": lines},
+    )
 
 
 def _row(

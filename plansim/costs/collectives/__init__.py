@@ -18,6 +18,7 @@ from plansim.costs.collectives.choose import (
     gloo_wire_s,
 )
 from plansim.costs.collectives.curve import CollectiveAlgorithm, CostCurve
+from plansim.costs.collectives.gloo import gloo_joint_s
 from plansim.costs.collectives.layout import Layout, Span, layout_of
 from plansim.costs.collectives.registry import BACKEND_ALGORITHMS, COLLECTIVE_ALGORITHMS
 
@@ -37,6 +38,7 @@ __all__ = [
     "collective_cpu_s",
     "collective_s",
     "collective_terms",
+    "gloo_joint_s",
     "gloo_wire_s",
     "layout_of",
 ]

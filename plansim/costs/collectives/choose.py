@@ -184,7 +184,8 @@ def gloo_wire_s(
         for s in layout_of(group, fabric, _transport_of("gloo")).spans
         if s.level.bandwidth_bytes_per_s < below_bytes_per_s
     ]
-    return nbytes * max((gloo_wire_s_per_byte(collective, group.size, s) for s in spans), default=0.0)
+    per_byte = (gloo_wire_s_per_byte(collective, group.size, s, nbytes) for s in spans)
+    return nbytes * max(per_byte, default=0.0)
 
 
 @lru_cache(maxsize=65536)

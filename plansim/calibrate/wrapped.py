@@ -1,0 +1,108 @@
+"""Collectives as torch's parallel wrappers make them: by DTensor, by `fully_shard`, plain and coded.
+
+A wrapper copies into and out of the message, allocates it anew and dispatches through Python; on one rank it
+leaves all that out, so blocks timed alone do not know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+
+from plansim.calibrate.within import Computing, call_cost
+from plansim.execute.sharded_comm import SHARDED_METHODS, CodedAllGather, CodedReduceScatter, sharded_codec
+
+CUT_SIZES = (2**14, 2**17, 2**19, 2**20, 2**22)
+SHARDED_SIZES = (2**18, 2**20, 2**22, 2**24)
+CODED_SIZES = (2**20, 2**23)
+TENSORS = 12
+"""Parameters of one sharded block: a transformer layer has about so many."""
+
+LEAST_S = 1e-5
+"""A difference of measured times is at least this."""
+
+Row = tuple[str, int, float, float]
+"""Collective, bytes of the whole array, wall seconds, CPU seconds of this rank."""
+
+
+def wrapped_costs(compute: Computing) -> Iterator[Row]:
+    """Yield what every wrapped collective costs over all ranks of the job."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for name in ("all_reduce", "all_gather", "reduce_scatter"):
+        for nbytes in CUT_SIZES:
+            cost = call_cost(_cut(name, nbytes, mesh), compute, nbytes=nbytes)
+            yield f"cut:{name}", nbytes, *cost.total
+    for nbytes in SHARDED_SIZES:
+        yield from _sharded(nbytes, mesh, compute)
+    for method in SHARDED_METHODS:
+        for nbytes in CODED_SIZES:
+            yield from _sharded(nbytes, mesh, compute, method)
+
+
+def _cut(collective: str, nbytes: int, mesh: DeviceMesh) -> Callable[[], Any]:
+    """Return a change of layout between the ranks that tensor parallelism cuts."""
+    ranks = mesh.size()
+    rows, part = ranks * 8, Shard(0)
+    columns = max(1, nbytes // 4 // rows)
+    start, end = {
+        "all_reduce": (Partial(), Replicate()),
+        "all_gather": (part, Replicate()),
+        "reduce_scatter": (Partial(), part),
+    }[collective]
+    mine = torch.ones(rows // ranks if start is part else rows, columns)
+    return lambda: _changed(mine, mesh, start, end)
+
+
+def _changed(mine: torch.Tensor, mesh: DeviceMesh, start: Placement, end: Placement) -> torch.Tensor:
+    whole = DTensor.from_local(mine, mesh, [start], run_check=False).redistribute(placements=[end]).to_local()
+    return whole.wait() if hasattr(whole, "wait") else whole
+
+
+class _Held(nn.Module):
+    """Parameters of so many bytes, hardly used: what remains of its passes is their traffic."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__()
+        side = max(1, int((nbytes / 4 / TENSORS) ** 0.5))
+        self.held = nn.ParameterList(nn.Parameter(torch.ones(side, side)) for _ in range(TENSORS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x` scaled by one element of every parameter."""
+        return x * torch.stack([p[0, 0] for p in self.held]).sum()
+
+
+def _sharded(nbytes: int, mesh: DeviceMesh, compute: Computing, method: str = "none") -> Iterator[Row]:
+    """Yield the gather and the reduction of a sharded block: what a pass takes beyond a plain one."""
+    gathering, reducing, plain = _Held(nbytes), _Held(nbytes), _Held(nbytes)
+    held = sum(4 * p.numel() for p in plain.parameters())
+    for module in (gathering, reducing):
+        fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        if method != "none":
+            codec = sharded_codec(method, {})
+            module.set_custom_all_gather(CodedAllGather(codec))
+            module.set_custom_reduce_scatter(CodedReduceScatter(codec))
+    reducing.set_reshard_after_backward(False)  # its passes reduce and never gather
+
+    def gather() -> None:
+        gathering.unshard()
+        gathering.reshard()
+
+    gathered = call_cost(gather, compute, nbytes=held)
+    passes = call_cost(lambda: _pass(reducing), compute, nbytes=held)
+    alone = call_cost(lambda: _pass(plain), compute, nbytes=held)
+    suffix = "" if method == "none" else f":{method}"
+    yield f"sharded:all_gather{suffix}", held, *gathered.total
+    beyond = (max(LEAST_S, a - b) for a, b in zip(passes.total, alone.total, strict=True))
+    yield f"sharded:reduce_scatter{suffix}", held, *beyond
+
+
+def _pass(module: nn.Module) -> None:
+    module(torch.ones(1)).sum().backward()
+    for parameter in module.parameters():
+        parameter.grad = None

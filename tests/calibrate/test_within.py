@@ -1,0 +1,52 @@
+"""A call is timed between computing: what it costs by itself, and what it does to the computing after it."""
+
+import time
+
+import pytest
+
+from plansim.calibrate.collectives import CollectiveSample, rising
+from plansim.calibrate.within import TRIES, call_cost
+
+
+def test_a_call_costs_its_own_time_and_what_follows_it_takes_longer():
+    """Computing that is twice as long right after the call shows up beside the call."""
+    late = []
+
+    def call():
+        late.append(True)
+        time.sleep(0.002)
+
+    def compute():
+        end = time.process_time() + (0.004 if late else 0.002)
+        late.clear()
+        while time.process_time() < end:
+            pass
+
+    cost = call_cost(call, compute)
+
+    assert cost.wall_s == pytest.approx(0.002, rel=0.5)
+    assert cost.cpu_s < 0.001
+    assert cost.after_cpu_s == pytest.approx(0.002, rel=0.3)
+    assert cost.total[1] == pytest.approx(cost.cpu_s + cost.after_cpu_s)
+
+
+def test_computing_before_and_after_is_no_part_of_it():
+    count = []
+
+    cost = call_cost(lambda: count.append(1), lambda: time.sleep(0.001))
+
+    assert cost.wall_s < 0.0005
+    assert len(count) == TRIES + 3
+
+
+def test_larger_messages_never_take_less():
+    def sample(nbytes, seconds):
+        return CollectiveSample(collective="c", ranks=2, nbytes=nbytes, wall_s=seconds, cpu_s=1.0)
+
+    found = rising([sample(4.0, 4.0), sample(1.0, 4.0), sample(2.0, 1.0)])
+
+    assert [(s.nbytes, s.wall_s) for s in found] == [
+        (1.0, pytest.approx(2.0)),
+        (2.0, pytest.approx(2.0)),
+        (4.0, pytest.approx(4.0)),
+    ]
