@@ -32,6 +32,7 @@ from plansim.execute.mesh import process_mesh
 from plansim.execute.model_compression import held_bytes
 from plansim.execute.models import Blueprint, blueprint
 from plansim.execute.models.base import Chunk
+from plansim.execute.pace import Computing
 from plansim.execute.parallel.recompute import recomputing
 from plansim.plan.grid import Grid
 from plansim.plan.model import Compression, Method, Parallel, Plan
@@ -103,8 +104,13 @@ class _Case:
     split: bool = False
 
 
-def measure_blocks(cases: Iterable[tuple[Model, Plan]], *, timeout_s: float = 600.0) -> list[BlockSample]:
-    """Return the timed blocks that the plans are made of, each as one rank holds it."""
+def measure_blocks(
+    cases: Iterable[tuple[Model, Plan]], *, pace_s: float | None = None, timeout_s: float = 600.0
+) -> list[BlockSample]:
+    """Return the timed blocks that the plans are made of, each as one rank holds it.
+
+    With `pace_s` the times are those of a machine at this pace (see `plansim.execute.pace`).
+    """
     todo: dict[tuple[object, ...], tuple[Model, _Case, Plan]] = {}
     for model, plan in cases:
         p = plan.parallel
@@ -122,10 +128,12 @@ def measure_blocks(cases: Iterable[tuple[Model, Plan]], *, timeout_s: float = 60
             todo.setdefault(key, (model, case, plan))
             if plan.job.phase == "train" and method.method == "distill":
                 todo.setdefault((*key[:-2], "infer", Method()), (model, case, _teacher(plan)))
-    return launch(partial(_measure, list(todo.values())), 1, timeout_s=timeout_s)[0] if todo else []
+    return launch(partial(_measure, list(todo.values()), pace_s), 1, timeout_s=timeout_s)[0] if todo else []
 
 
-def _measure(cases: list[tuple[Model, _Case, Plan]], meet: Rendezvous) -> list[BlockSample]:
+def _measure(
+    cases: list[tuple[Model, _Case, Plan]], pace_s: float | None, meet: Rendezvous
+) -> list[BlockSample]:
     torch.set_num_threads(1)
     system.steady_allocation()
     system.shield()
@@ -133,7 +141,11 @@ def _measure(cases: list[tuple[Model, _Case, Plan]], meet: Rendezvous) -> list[B
     grid = Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, 1, 1))
     with process_mesh(grid, meet, device=torch.device("cpu"), timeout_s=60.0):
         rounds = [
-            [s for model, case, plan in cases for s in _case(model, case, plan, memory=number == 0)]
+            [
+                s
+                for model, case, plan in cases
+                for s in _case(model, case, plan, Relative(pace_s), memory=number == 0)
+            ]
             for number in range(ROUNDS)
         ]
     return [_median(samples) for samples in zip(*rounds, strict=True)]
@@ -156,7 +168,18 @@ def local_model(model: Model, tp: int) -> Model:
     )  # fmt: skip
 
 
-def _case(model: Model, case: _Case, plan: Plan, *, memory: bool) -> list[BlockSample]:
+class Relative:
+    """Turns seconds measured now into seconds at a given pace; without one, leaves them as they are."""
+
+    def __init__(self, pace_s: float | None) -> None:
+        self._pace_s, self._compute = pace_s, Computing()
+
+    def factor(self) -> float:
+        """Return the pace that is meant over that of now."""
+        return 1.0 if self._pace_s is None else self._pace_s / self._compute.pace_s()
+
+
+def _case(model: Model, case: _Case, plan: Plan, relative: Relative, *, memory: bool) -> list[BlockSample]:
     whole = replace(plan, parallel=Parallel(microbatch=case.microbatch))
     infer, name = plan.job.phase == "infer", reshaped(model, plan.compression.model).name
     print_ = blueprint(local_model(model, case.tp), whole)
@@ -176,10 +199,18 @@ def _case(model: Model, case: _Case, plan: Plan, *, memory: bool) -> list[BlockS
             last = index == len(print_.blocks) - 1
             cut = case.wrapper == "dtensor" and print_.data.kind == "tokens"
             times, (kept, forward_peak, backward_peak) = (
-                (_timed_forward(blocks, x), _forward_memory(blocks[0], x, memory=memory))
+                (_timed_forward(blocks, x, relative), _forward_memory(blocks[0], x, memory=memory))
                 if infer
                 else (
-                    _timed(blocks, x, targets if last else None, print_, cut=cut, split=case.split),
+                    _timed(
+                        blocks,
+                        x,
+                        targets if last else None,
+                        print_,
+                        cut=cut,
+                        split=case.split,
+                        relative=relative,
+                    ),
                     _memory(blocks[0], x, targets if last else None, print_, cut=cut)
                     if memory
                     else (0.0, 0.0, 0.0),
@@ -209,7 +240,9 @@ def _teacher(plan: Plan) -> Plan:
 
 
 @torch.inference_mode()
-def _timed_forward(blocks: list[nn.Module], x: torch.Tensor) -> tuple[float, float, float, float]:
+def _timed_forward(
+    blocks: list[nn.Module], x: torch.Tensor, relative: Relative
+) -> tuple[float, float, float, float]:
     """Return the seconds of inference of a block; what a backward pass and accumulating take is nothing."""
     read = clock_s(torch.device("cpu"))
     times = []
@@ -217,7 +250,7 @@ def _timed_forward(blocks: list[nn.Module], x: torch.Tensor) -> tuple[float, flo
         start = read()
         for block in blocks:
             block(x)
-        times.append(read() - start)
+        times.append((read() - start) * relative.factor())
     return statistics.median(times[1:]) / len(blocks), 0.0, 0.0, 0.0
 
 
@@ -254,6 +287,7 @@ def _timed(
     *,
     cut: bool,
     split: bool,
+    relative: Relative,
 ) -> tuple[float, float, float, float]:
     """Return forward, first backward, what accumulating adds, and a split backward's weights, per block."""
     read = clock_s(torch.device("cpu"))
@@ -261,6 +295,7 @@ def _timed(
     given = x.is_floating_point()
     run = _backward_apart if split and given else _backward
     for number in range(TRIES + 1):
+        before = relative.factor()
         inputs = [x.detach().clone().requires_grad_(given) for _ in blocks]
         passes: list[tuple[float, float, float]] = []
         for _again in range(2):
@@ -280,7 +315,9 @@ def _timed(
             block.zero_grad(set_to_none=True)
         if number >= 1:
             (forward, backward, weight), (_, *again) = passes
-            rows.append((forward, backward, max(0.0, sum(again) - backward - weight), weight))
+            pace = (before + relative.factor()) / 2
+            added = max(0.0, sum(again) - backward - weight)
+            rows.append(tuple(pace * s for s in (forward, backward, added, weight)))
     medians = [statistics.median(column) / len(blocks) for column in zip(*rows, strict=True)]
     return medians[0], medians[1], medians[2], medians[3] if split else 0.0
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from plansim.calibrate.within import Computing, call_cost
-from plansim.calibrate.wrapped import wrapped_costs
+from plansim.calibrate.within import call_cost
+from plansim.calibrate.wrapped import Row, wrapped_costs
 from plansim.execute import system
 from plansim.execute.comm_hooks import HOOKS, FlatBucket, make_hook
 from plansim.execute.launch import Place, Rendezvous, launch
+from plansim.execute.pace import Computing
 
 SIZES = (2**12, 2**15, 2**17, 2**19, 2**20, 2**21, 2**22, 2**24)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
@@ -52,31 +53,34 @@ def measure_collectives(
     *,
     sizes: tuple[int, ...] = SIZES,
     wrapped: bool = True,
+    pace_s: float | None = None,
     timeout_s: float = 300.0,
     port: int = 0,
     place: Place | None = None,
 ) -> list[CollectiveSample]:
     """Return timed gloo collectives for every group size, over this machine's loopback or between hosts.
 
-    With `wrapped` also those of torch's wrappers, and compressed ones.
+    With `wrapped` also those of torch's wrappers, and compressed ones. With `pace_s` the times are those of a
+    machine at this pace (see `plansim.execute.pace`).
     """
     found: list[CollectiveSample] = []
     for world in ranks:
         rows = launch(partial(_rank, sizes, wrapped), world, timeout_s=timeout_s, port=port, place=place)
-        for i, (collective, nbytes, _, _) in enumerate(rows[0]):
+        for i, (collective, nbytes, *_) in enumerate(rows[0]):
+            scale = 1.0 if pace_s is None else pace_s / statistics.fmean(row[i][4] for row in rows)
             found.append(
                 CollectiveSample(
                     collective=collective,
                     ranks=world,
                     nbytes=float(nbytes),
-                    wall_s=max(row[i][2] for row in rows),
-                    cpu_s=statistics.fmean(row[i][3] for row in rows),
+                    wall_s=scale * max(row[i][2] for row in rows),
+                    cpu_s=scale * statistics.fmean(row[i][3] for row in rows),
                 )
             )
     return found
 
 
-def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[tuple[str, int, float, float]]:
+def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[Row]:
     torch.set_num_threads(1)
     system.steady_allocation()
     system.shield()
@@ -93,16 +97,16 @@ def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[tuple
         for collective in COLLECTIVES:
             for nbytes in sizes:
                 calls = 2 if collective == "send_recv" else 1  # there and back
-                wall, cpu = call_cost(
+                wall, cpu, pace = call_cost(
                     _operation(collective, nbytes, meet.world_size, meet.rank), compute, nbytes=nbytes
-                ).total
-                rows.append((collective, nbytes, wall / calls, cpu / calls))
+                ).paced
+                rows.append((collective, nbytes, wall / calls, cpu / calls, pace))
         if not wrapped or meet.world_size == 1:
             return rows
         for method in COMPRESSED:
             for nbytes in COMPRESSED_SIZES:
                 work, held = _compressed(method, nbytes)
-                rows.append((f"all_reduce:{method}", held, *call_cost(work, compute, nbytes=held).total))
+                rows.append((f"all_reduce:{method}", held, *call_cost(work, compute, nbytes=held).paced))
         return [*rows, *wrapped_costs(compute)]
     finally:
         dist.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,16 @@ from plansim.costs.compute.fit import fit_attention_curve, fit_matmul_curve, fit
 from plansim.errors import ExecutionError
 from plansim.execute import system
 from plansim.execute.launch import Rendezvous, launch
+from plansim.execute.pace import Computing
 from plansim.hardware.curves import MemoryCurve
 from plansim.hardware.device import Device
 from plansim.hardware.fabric import FabricLevel
 from plansim.hardware.profile import Economics, Host, NodeGroup, Profile, Reliability
 
 Say = Callable[[str], None]
+PACES = 100
+"""Readings of the machine's pace before the first measurement and after it."""
+
 SLOTS_PER_CORE = 2
 """Ranks a core may host: a profile of two cores can run, and predict, four ranks."""
 
@@ -47,17 +52,25 @@ def calibrate(name: str = "local-cpu", *, device: str = "cpu", say: Say = lambda
     if device == "cuda" and not torch.cuda.is_available():
         raise ExecutionError("no CUDA device is available here; calibrate with --device cpu")
     say("matrix products, memory-bound kernels, attention, optimizer")
-    samples: ComputeSamples = launch(partial(_compute, device), 1, timeout_s=300.0, fork=device == "cpu")[0]
-    return _cpu_profile(name, samples, say) if device == "cpu" else _cuda_profile(name, samples)
+    samples, paces = launch(partial(_compute, device), 1, timeout_s=300.0, fork=device == "cpu")[0]
+    return _cpu_profile(name, samples, paces, say) if device == "cpu" else _cuda_profile(name, samples)
 
 
-def _compute(device: str, meet: Rendezvous) -> ComputeSamples:
+def _compute(device: str, meet: Rendezvous) -> tuple[ComputeSamples, list[float]]:
     if device == "cpu":
         torch.set_num_threads(1)
         system.steady_allocation()
         system.shield()
         system.pin(meet.rank)
-    return measure_compute(device)
+        before = _paces()
+    samples = measure_compute(device)
+    return samples, [*before, *_paces()] if device == "cpu" else []
+
+
+def _paces() -> list[float]:
+    """Return the pace of the machine over a while, seconds."""
+    compute = Computing()
+    return [compute.pace_s() for _ in range(PACES)]
 
 
 def _coding(meet: Rendezvous) -> tuple[dict[str, Any], list[list[float]]]:
@@ -68,11 +81,12 @@ def _coding(meet: Rendezvous) -> tuple[dict[str, Any], list[list[float]]]:
     return measure_coding(torch.device("cpu")), restart_costs()
 
 
-def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
+def _cpu_profile(name: str, samples: ComputeSamples, paces: list[float], say: Say) -> Profile:
     cores = os.cpu_count() or 1
     groups = tuple(n for n in (2, 4) if n <= SLOTS_PER_CORE * cores)
     say("gloo collectives, plain and compressed")
-    lines = fitted_lines(measure_collectives(groups))
+    pace_s = float(f"{statistics.median(paces):.4g}")
+    lines = fitted_lines(measure_collectives(groups, pace_s=pace_s))
     say("coding of compressed messages")
     coding, restart = launch(_coding, 1, timeout_s=120.0)[0]
     say("framework overheads")
@@ -97,6 +111,7 @@ def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
         reliability=Reliability(),
         calibration={
             **_stamp(samples),
+            "pace_s": pace_s,
             "collectives": lines,
             "frameworks": frameworks,
             "contention": contention,

@@ -15,11 +15,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-import torch
-from torch import nn
-
-WIDTH, ROWS = 256, 64
-"""A training pass of some milliseconds; its 4 MiB of weights and gradients exceed a core's own cache."""
+from plansim.execute.pace import Computing
 
 TRIES, TRIES_OF_LARGE, LARGE_BYTES = 20, 8, 2**22
 PAUSES_S = (0.001, 0.005, 0.02)
@@ -38,29 +34,25 @@ class CallCost:
         The call by itself: wall time, and CPU time of all threads of this process.
     after_wall_s, after_cpu_s : float
         What the same computing takes longer right after the call than after other computing.
+    pace_s : float
+        What the computing itself took meanwhile.
     """
 
     wall_s: float
     cpu_s: float
     after_wall_s: float
     after_cpu_s: float
+    pace_s: float = 0.0
 
     @property
     def total(self) -> tuple[float, float]:
         """Wall and CPU seconds of the call and of what it does to the computing after it."""
         return self.wall_s + max(0.0, self.after_wall_s), self.cpu_s + max(0.0, self.after_cpu_s)
 
-
-class Computing:
-    """A small forward and backward pass, the same each time."""
-
-    def __init__(self) -> None:
-        self._net = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-        self._input = torch.randn(ROWS, WIDTH)
-
-    def __call__(self) -> None:
-        """Compute once; gradients add up."""
-        self._net(self._input).sum().backward()
+    @property
+    def paced(self) -> tuple[float, float, float]:
+        """`total`, and the pace it was measured at, seconds."""
+        return *self.total, self.pace_s
 
 
 def call_cost(work: Callable[[], Any], compute: Callable[[], Any], *, nbytes: float = 0.0) -> CallCost:
@@ -78,6 +70,7 @@ def call_cost(work: Callable[[], Any], compute: Callable[[], Any], *, nbytes: fl
         cpu_s=_middle([row[3] for row in rows]),
         after_wall_s=_middle([row[4] - row[0] for row in rows]),
         after_cpu_s=_middle([row[5] - row[1] for row in rows]),
+        pace_s=_middle([row[1] for row in rows]),
     )
 
 

@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from plansim.calibrate.within import Computing, call_cost
+from plansim.calibrate.within import call_cost
+from plansim.execute.pace import Computing
 from plansim.execute.sharded_comm import SHARDED_METHODS, CodedAllGather, CodedReduceScatter, sharded_codec
 
 CUT_SIZES = (2**14, 2**17, 2**19, 2**20, 2**22)
@@ -27,8 +28,8 @@ TENSORS = 12
 LEAST_S = 1e-5
 """A difference of measured times is at least this."""
 
-Row = tuple[str, int, float, float]
-"""Collective, bytes of the whole array, wall seconds, CPU seconds of this rank."""
+Row = tuple[str, int, float, float, float]
+"""Collective, bytes of the whole array, wall seconds, CPU seconds of this rank, its pace (seconds)."""
 
 
 def wrapped_costs(compute: Computing) -> Iterator[Row]:
@@ -37,7 +38,7 @@ def wrapped_costs(compute: Computing) -> Iterator[Row]:
     for name in ("all_reduce", "all_gather", "reduce_scatter"):
         for nbytes in CUT_SIZES:
             cost = call_cost(_cut(name, nbytes, mesh), compute, nbytes=nbytes)
-            yield f"cut:{name}", nbytes, *cost.total
+            yield f"cut:{name}", nbytes, *cost.paced
     for nbytes in SHARDED_SIZES:
         yield from _sharded(nbytes, mesh, compute)
     for method in SHARDED_METHODS:
@@ -97,9 +98,9 @@ def _sharded(nbytes: int, mesh: DeviceMesh, compute: Computing, method: str = "n
     passes = call_cost(lambda: _pass(reducing), compute, nbytes=held)
     alone = call_cost(lambda: _pass(plain), compute, nbytes=held)
     suffix = "" if method == "none" else f":{method}"
-    yield f"sharded:all_gather{suffix}", held, *gathered.total
+    yield f"sharded:all_gather{suffix}", held, *gathered.paced
     beyond = (max(LEAST_S, a - b) for a, b in zip(passes.total, alone.total, strict=True))
-    yield f"sharded:reduce_scatter{suffix}", held, *beyond
+    yield f"sharded:reduce_scatter{suffix}", held, *beyond, passes.pace_s
 
 
 def _pass(module: nn.Module) -> None:

@@ -156,12 +156,14 @@ class HostStep:
         coding = self.layout.plan.compression
         given = coding.parameters if collective == "all_gather" else coding.gradients
         made = []
-        for i, block in enumerate(blocks):
-            nbytes = 4.0 * (block.parameters + block.expert_parameters)
+        sizes = [4.0 * (block.parameters + block.expert_parameters) for block in blocks]
+        if self.layout.model.tied_embeddings and {"embedding", "head"} <= {b.kind for b in blocks}:
+            sizes = [sizes[0] + sizes[-1], *sizes[1:-1]]  # one table, wrapped with what holds both
+        for i, nbytes in enumerate(sizes):
             seconds = self._links.coded_s(
                 collective, nbytes, self._replicas, "shard", given, wrapper="sharded"
             )
-            at = i / len(blocks) if collective == "all_gather" else (i + 1) / len(blocks)
+            at = i / len(sizes) if collective == "all_gather" else (i + 1) / len(sizes)
             made.append(
                 Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=at, chunk=chunk, what=collective)
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import statistics
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from plansim.execute.mesh import Mesh, process_mesh
 from plansim.execute.model_compression import held_bytes
 from plansim.execute.models import blueprint
 from plansim.execute.models.base import Blueprint
+from plansim.execute.pace import Computing
 from plansim.execute.phases import PhaseClock, median_phases
 from plansim.execute.reference import compare_losses, reference_losses
 from plansim.execute.trainer import COMPUTE_DTYPES, Trainer
@@ -147,6 +149,8 @@ class _Run:
         if print_.teaching is not None:
             self.notes.append("the teacher has its initial weights: times are real, what is taught is not")
         self.checkpoints = Checkpoints(options.checkpoint, plan, mesh) if options.checkpoint else None
+        self.computing = Computing() if mesh.device.type == "cpu" else None
+        self.paces: list[float] = []
 
     def measure(self) -> RankResult:
         options, mesh = self.options, self.mesh
@@ -181,6 +185,7 @@ class _Run:
                 peak_memory_bytes=done.peak_memory_bytes,
                 losses=tuple(done.losses),
                 bytes_sent=None if sent is None else sent / (total - first) / mesh.grid.world_size,
+                pace_s=statistics.median(self.paces) if self.paces else None,
             ),
             notes=tuple(self.notes),
             spans=tuple(asdict(s) for s in spans),
@@ -248,8 +253,11 @@ class _Run:
             )
 
         def after(number: int, timed: Timed) -> bool:
+            paced = clock is not None and self.computing is not None
+            if paced and self.computing is not None:
+                self.paces.append(self.computing.pace_s())
             if self.checkpoints is None or (number + 1) % every:
-                return False
+                return paced
             self.checkpoints.save(trainer, progress(timed, number + 1))
             return True
 

@@ -22,6 +22,8 @@ class RankMeasurement:
         queued (ready, but without a core) and idle. The phases of one step sum to its time.
     peak_memory_bytes : float
         Allocator peak, bytes.
+    pace_s : float, optional
+        What a fixed piece of computing took between the steps, seconds (CPU).
     """
 
     rank: int
@@ -31,6 +33,7 @@ class RankMeasurement:
     peak_memory_bytes: float = 0.0
     losses: tuple[float, ...] = ()
     bytes_sent: float | None = None
+    pace_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,12 @@ class Measurement:
             return 0.0
         low, high = times[round(0.1 * (len(times) - 1))], times[round(0.9 * (len(times) - 1))]
         return (high - low) / 2 / self.step_time_s
+
+    @property
+    def pace_s(self) -> float | None:
+        """What a fixed piece of computing took between the steps, mean over the ranks, seconds."""
+        known = [r.pace_s for r in self.ranks if r.pace_s is not None]
+        return statistics.fmean(known) if known else None
 
     @property
     def peak_memory_bytes(self) -> float:

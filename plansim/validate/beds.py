@@ -23,6 +23,7 @@ from plansim.simulate.predict import predict
 from plansim.units import parse
 from plansim.validate.folder import write_folder
 from plansim.validate.live import LivePlan, LiveResult, Say, plan_id, run_again, with_blocks
+from plansim.validate.pace import with_pace
 from plansim.workload.model import Model
 
 UNSHAPED = "unshaped"
@@ -129,16 +130,19 @@ def validate_on_testbed(
     frozen = dump_json({"schema": 1, "rows": [row.to_json() for row in rows]})
     if out is not None:
         write_atomic(out / "prediction.json", frozen)
+    sha = hashlib.sha256(frozen.encode()).hexdigest()
     for number in range(repeats):
         options = RunOptions(check=number == 0, trace=number == repeats - 1)
         for i, row in enumerate(rows):
             say(f"run {number + 1} of {repeats}: {row.id}")
             with _place(row.plan, rates[row.link], ranks_per_host) as place:
                 rows[i] = run_again(row, options, steps, warmup, place)
-    sha = hashlib.sha256(frozen.encode()).hexdigest()
-    result = LiveResult(profile=known.name, plans=tuple(rows), prediction_sha256=sha)
-    if out is not None:
-        write_folder(result, known, out)
+        paced = tuple(
+            with_pace(row, _cluster(row.plan, rates[row.link], ranks_per_host, known)) for row in rows
+        )
+        result = LiveResult(profile=known.name, plans=paced, prediction_sha256=sha)
+        if out is not None:  # a stop loses no more than the round under way
+            write_folder(result, known, out)
     return result
 
 
@@ -156,7 +160,7 @@ def with_links(
     samples = []
     for world in sorted({2} | worlds):
         with temporary_testbed(TestbedSpec.even(world)) as place:
-            samples += measure_collectives((world,), place=place)
+            samples += measure_collectives((world,), pace_s=profile.calibration.get("pace_s"), place=place)
     lines = fitted_lines(samples)
     link = next(line for line in lines if line["collective"] == "send_recv" and line["ranks"] == 2)
     inner = replace(profile.fabric[0], bandwidth_bytes_per_s=1.0 / max(link["s_per_byte"], 1e-12))
@@ -171,11 +175,15 @@ def _row(
     model: Model, plan: Plan, known: Profile, word: str, rate: float | None, ranks_per_host: int
 ) -> LivePlan:
     """Return a plan with what is predicted for it over links of one rate."""
-    cluster = profile_of_testbed(bed_of(plan, rate, ranks_per_host), known)
+    cluster = _cluster(plan, rate, ranks_per_host, known)
     return LivePlan(
         id=f"{plan_id(model, plan)} at {word}", model=model, plan=plan, link=word, link_bytes_per_s=rate,
         prediction=predict(model, cluster, plan),
     )  # fmt: skip
+
+
+def _cluster(plan: Plan, rate: float | None, ranks_per_host: int, known: Profile) -> Profile:
+    return profile_of_testbed(bed_of(plan, rate, ranks_per_host), known)
 
 
 def _place(plan: Plan, rate: float | None, ranks_per_host: int) -> AbstractContextManager[Place]:

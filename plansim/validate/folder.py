@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,9 @@ def report(result: LiveResult) -> str:
         f"(SHA-256 `{result.prediction_sha256[:16]}…`) before the first run. "
         "Calibrated from micro-benchmarks and single-rank blocks; no run below was used for it.",
         "",
-        "| plan | predicted | 80 % interval | measured | noise | error | memory predicted | measured "
-        "| error |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| plan | predicted | 80 % interval | measured | noise | error | pace | error at it "
+        "| memory predicted | measured | error |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(_line(row) for row in result.plans),
         "",
     ]
@@ -68,6 +69,7 @@ def findings(result: LiveResult) -> list[str]:
     return [
         f"step time: median error {s['median_ape']:.1%}, mean {s['mean_ape']:.1%}, 90th percentile "
         f"{s['p90_ape']:.1%}, largest {s['max_ape']:.1%}, bias {s['bias']:+.1%}",
+        *_at_pace(s.get("at_pace")),
         f"peak memory: median error {s['memory_median_ape']:.1%}, largest {s['memory_max_ape']:.1%}",
         f"noise of the machine, run to run: median {s['noise_median']:.1%}, 90th percentile "
         f"{s['noise_p90']:.1%}; {s['discarded_runs']} runs discarded: other processes used more than 5 %",
@@ -76,16 +78,29 @@ def findings(result: LiveResult) -> list[str]:
     ]
 
 
+def _at_pace(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    return [
+        f"at the machine's own pace: mean error {found['mean_ape']:.1%}, 90th percentile "
+        f"{found['p90_ape']:.1%}, largest {found['max_ape']:.1%}, bias {found['bias']:+.1%}. The same piece of "
+        f"computing, timed between the steps of each run, took {found['pace_low']:.2f} to "
+        f"{found['pace_high']:.2f} times what it took in the calibration (pace); the frozen model is asked "
+        "again for a machine as fast as that, nothing else changed"
+    ]
+
+
 def _line(row: LivePlan) -> str:
     p = row.prediction
     predicted = format_seconds(p.step_time_s)
     interval = f"{format_seconds(p.step_time_low_s)} to {format_seconds(p.step_time_high_s)}"
     if not row.runs:
-        return f"| {row.id} | {predicted} | {interval} | skipped: {row.skipped} | | | | | |"
+        return f"| {row.id} | {predicted} | {interval} | skipped: {row.skipped} | | | | | | | |"
     error = p.peak_memory_bytes / row.peak_memory_bytes - 1
+    pace = "|" if row.paced_error is None else f"{statistics.median(row.paces):.2f} | {row.paced_error:+.1%}"
     return (
         f"| {row.id} | {predicted} | {interval} | {format_seconds(row.measured_s)} | {row.noise:.1%} | "
-        f"{row.pair.error:+.1%} | {format_bytes(p.peak_memory_bytes)} | "
+        f"{row.pair.error:+.1%} | {pace} | {format_bytes(p.peak_memory_bytes)} | "
         f"{format_bytes(row.peak_memory_bytes)} | {error:+.1%} |"
     )
 

@@ -21,6 +21,7 @@ from plansim.results import Measurement, Prediction
 from plansim.simulate.predict import predict
 from plansim.validate.flips import flips_data
 from plansim.validate.metrics import NOISE, Pair, kendall_tau, quantile, regret, summary
+from plansim.validate.pace import paced_summary, with_pace
 from plansim.workload.model import Model
 
 MAX_FOREIGN = 0.05
@@ -38,6 +39,11 @@ class LivePlan:
     ----------
     runs : tuple of Measurement
         One per repeat; `discarded` counts those that other processes disturbed.
+    paces : tuple of float
+        Of each run, what a fixed piece of computing took between its steps over what it took in the
+        calibration; empty where either did not time it.
+    paced_s : tuple of float
+        What the frozen model says of each run at that pace, seconds.
     link, link_bytes_per_s : str, float or None
         Rate of the links it ran over, in words and as a number (None: not shaped); empty inside the machine.
     """
@@ -48,6 +54,8 @@ class LivePlan:
     prediction: Prediction
     runs: tuple[Measurement, ...] = ()
     discarded: int = 0
+    paces: tuple[float, ...] = ()
+    paced_s: tuple[float, ...] = ()
     skipped: str | None = None
     link: str = ""
     link_bytes_per_s: float | None = None
@@ -72,6 +80,15 @@ class LivePlan:
             low_s=p.step_time_low_s,
             high_s=p.step_time_high_s,
             measured_s=self.measured_s,
+        )
+
+    @property
+    def paced_error(self) -> float | None:
+        """Relative error at the pace that the machine had in each run, the median over runs."""
+        if not self.paced_s:
+            return None
+        return statistics.median(
+            s / run.step_time_s - 1.0 for s, run in zip(self.paced_s, self.runs, strict=True)
         )
 
     @property
@@ -102,6 +119,8 @@ class LivePlan:
             "measured_step_time_s": self.measured_s,
             "error": self.pair.error,
             "spread": self.noise,
+            "pace": statistics.median(self.paces) if self.paces else None,
+            "error_at_pace": self.paced_error,
             "measured_peak_mem_gib": self.peak_memory_bytes / gib,
             "phases": phases(self),
         }
@@ -174,6 +193,7 @@ class LiveResult:
             "noise_median": statistics.median(r.noise for r in rows),
             "noise_p90": quantile([r.noise for r in rows], 0.9),
             "discarded_runs": sum(r.discarded for r in self.plans),
+            **paced_summary(rows),
             "regret": {name: regret([r.pair for r in group]) for name, group in groups.items()},
         }
 
@@ -256,8 +276,10 @@ def validate_live(
     for number in range(repeats):
         for i, row in enumerate(rows):
             say(f"run {number + 1} of {repeats}: {row.id}")
-            rows[i] = run_again(row, replace(options, trace=number == repeats - 1), steps, warmup)
-        result = LiveResult(profile=profile.name, plans=tuple(rows), prediction_sha256=digest)
+            run = replace(options, check=number == 0, trace=number == repeats - 1)
+            rows[i] = run_again(row, run, steps, warmup)
+        paced = tuple(with_pace(row, known) for row in rows)
+        result = LiveResult(profile=profile.name, plans=paced, prediction_sha256=digest)
         if out is not None:  # a stop loses no more than the round under way
             write_folder(result, known, out)
     if refit:
@@ -275,7 +297,10 @@ def with_blocks(profile: Profile, cases: Sequence[tuple[Model, Plan]], say: Say)
 
     models = ", ".join(dict.fromkeys(model.name for model, _ in cases))
     say(f"timing the blocks of {models} on one rank")
-    rows = [*profile.calibration.get("blocks", ()), *table_of(measure_blocks(cases))]
+    rows = [
+        *profile.calibration.get("blocks", ()),
+        *table_of(measure_blocks(cases, pace_s=profile.calibration.get("pace_s"))),
+    ]
     return replace(profile, calibration={**profile.calibration, "blocks": rows})
 
 

@@ -54,7 +54,8 @@ def scaled_profile(profile: Profile, compute: float, communication: float) -> Pr
     data = dict(profile.calibration)
     if "blocks" in data:
         data["blocks"] = [
-            _scaled(row, compute, ("forward_s", "backward_s", "accumulate_s")) for row in data["blocks"]
+            _scaled(row, compute, ("forward_s", "backward_s", "accumulate_s", "weight_s"))
+            for row in data["blocks"]
         ]
     if "collectives" in data:
         keys = ("base_s", "s_per_byte", "cpu_base_s", "cpu_s_per_byte")

@@ -1,0 +1,63 @@
+"""Predictions at the pace that the machine had: what is left of an error when its drift is taken out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from plansim.hardware.profile import Profile
+from plansim.simulate.predict import predict
+from plansim.validate.metrics import quantile
+from plansim.validate.refit import scaled_profile
+
+if TYPE_CHECKING:
+    from plansim.validate.live import LivePlan
+
+
+def paced_summary(rows: Sequence[LivePlan]) -> dict[str, Any]:
+    """Return the errors at the machine's pace, and between which paces it ran; nothing where not timed."""
+    known = [row for row in rows if row.paced_s]
+    if not known:
+        return {}
+    errors = [row.paced_error or 0.0 for row in known]
+    paces = [pace for row in known for pace in row.paces]
+    apes = [abs(e) for e in errors]
+    return {
+        "at_pace": {
+            "n": len(known),
+            "median_ape": statistics.median(apes),
+            "mean_ape": statistics.fmean(apes),
+            "p90_ape": quantile(apes, 0.9),
+            "max_ape": max(apes),
+            "bias": statistics.fmean(errors),
+            "pace_low": min(paces),
+            "pace_high": max(paces),
+        }
+    }
+
+
+def with_pace(row: LivePlan, profile: Profile) -> LivePlan:
+    """Return a plan that ran, with what the model says of every run at the pace the machine had.
+
+    The model is the one that was frozen; only the speed of the CPU is taken from the run.
+    """
+    usual = profile.calibration.get("pace_s")
+    known = [run.pace_s for run in row.runs if run.pace_s is not None]
+    if not usual or not known or len(known) < len(row.runs):
+        return row
+    paces = tuple(seconds / usual for seconds in known)
+    paced = (predict(row.model, at_pace(profile, pace), row.plan).step_time_s for pace in paces)
+    return replace(row, paces=paces, paced_s=tuple(paced))
+
+
+def at_pace(profile: Profile, pace: float) -> Profile:
+    """Return the profile of a machine whose CPU takes `pace` times as long for everything."""
+    found = scaled_profile(profile, pace, pace)
+    data = dict(found.calibration)
+    data["frameworks"] = {name: pace * s for name, s in data.get("frameworks", {}).items()}
+    data["restart"] = [[pause, pace * s] for pause, s in data.get("restart", ())]
+    if "optimizer_s_per_parameter" in data:
+        data["optimizer_s_per_parameter"] *= pace
+    return replace(found, calibration=data)
