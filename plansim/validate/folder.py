@@ -83,8 +83,8 @@ def _at_pace(found: dict[str, Any] | None) -> list[str]:
         return []
     return [
         f"at the machine's own pace: mean error {found['mean_ape']:.1%}, 90th percentile "
-        f"{found['p90_ape']:.1%}, largest {found['max_ape']:.1%}, bias {found['bias']:+.1%}. The same piece of "
-        f"computing, timed between the steps of each run, took {found['pace_low']:.2f} to "
+        f"{found['p90_ape']:.1%}, largest {found['max_ape']:.1%}, bias {found['bias']:+.1%}. The same piece "
+        f"of computing, timed between the steps of each run, took {found['pace_low']:.2f} to "
         f"{found['pace_high']:.2f} times what it took in the calibration (pace); the frozen model is asked "
         "again for a machine as fast as that, nothing else changed"
     ]
