@@ -56,8 +56,8 @@ accuracy: $(VENV)/.run ## Write reports/accuracy from a folder of published runs
 	@test -n "$(TABLES)" || { echo 'usage: make accuracy TABLES=folder (with published_training*.csv)' >&2; exit 2; }
 	$(BIN)/python tools/accuracy.py "$(TABLES)" reports/accuracy
 
-validate: $(VENV)/.run ## Plan, run and compare on this machine with the profile that ships
-	$(BIN)/plansim validate --profile local-cpu --top 5
+validate: $(VENV)/.run ## Run the plans of the report on this machine, each beside its prediction
+	$(BIN)/plansim validate --profile local-cpu --plans reports/local-cpu/plans
 
 reports: $(VENV)/.run ## Make the example reports anew
 	$(BIN)/python tools/make_reports.py

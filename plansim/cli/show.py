@@ -132,7 +132,11 @@ def plan_short(plan: Plan) -> str:
         words.append(
             "pp before dp" if tuple(plan.placement) == ("tp", "cp", "pp", "dp") else "-".join(plan.placement)
         )
-    words += [f"{edge[:4]}:{m.method}" for edge, m in plan.compression.items() if m.method != "none"]
+    words += [
+        f"{edge if edge == 'model' else edge[:4]}:{m.method}"
+        for edge, m in plan.compression.items()
+        if m.method != "none"
+    ]
     return " ".join(words)
 
 

@@ -37,7 +37,10 @@ def validate(
     ] = None,
     model: ModelName = None,
     plans: Annotated[
-        list[str] | None, typer.Option("--plans", metavar="FILE", help="Plan files to run; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--plans", metavar="FILE", help="Plan files to run, or folders of them; may be repeated."
+        ),
     ] = None,
     top: Annotated[
         int, typer.Option("--top", min=1, help="Without --plans: how many of the best plans.")
@@ -194,11 +197,24 @@ def _cases(
 
     cases: list[tuple[Model, Plan]] = []
     cluster: Profile | None = None
-    for path in plans:
+    for path in _files(plans):
         plan, shape, lies_on = read_case(path, override, profile=profile, model=model)
         cases.append((shape, plan))
         cluster = cluster or lies_on
     return cases, cluster
+
+
+def _files(given: list[str]) -> list[str]:
+    """Return plan files, folders replaced by the plan files in them."""
+    from plansim.errors import InputError
+
+    found: list[str] = []
+    for path in given:
+        inside = sorted(str(p) for p in Path(path).glob("*.yaml")) if Path(path).is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path}: no plan file (*.yaml) in this folder")
+        found += inside
+    return found
 
 
 def _question(

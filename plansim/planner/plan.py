@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from plansim.costs.compression import COMPRESSION_METHODS, find_method
+from plansim.costs.compression import COMPRESSION_METHODS, MODEL_METHODS, find_method
 from plansim.costs.layout import Layout
-from plansim.errors import InfeasibleError, InputError
+from plansim.errors import InfeasibleError, InputError, UnknownNameError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
 from plansim.plan.rules import Rejected
@@ -25,7 +25,8 @@ from plansim.planner.reasons import with_remedy
 from plansim.planner.replan import sensitivities
 from plansim.planner.result import PlanningResult, Ranked
 from plansim.planner.search import Found
-from plansim.planner.solve import Progress, Solved, solve, stats_of
+from plansim.planner.smaller import search_methods
+from plansim.planner.solve import Progress, Solved
 from plansim.planner.space import LEFT_OUT, Space, space_of
 from plansim.planner.ties import tied
 from plansim.planner.verdict import verdict
@@ -112,13 +113,13 @@ def plan(
 
     started = time.process_time()
     limits = (constraints or Constraints()).checked(job)
-    solved = solve(ask_again(profile, job), limits, top, progress)
-    question, found = solved.question, solved.found
+    searched = search_methods(ask_again(profile, job), limits, top, progress)
+    solved, found, question = searched.solved, searched.found, searched.solved.question
     if not found.best and not found.complete:
         raise KeyboardInterrupt  # nothing was found yet, and nothing is known to be impossible
     if not found.best:
-        raise infeasible(solved)
-    stats = stats_of(solved.pool, found, time.process_time() - started)
+        raise infeasible(replace(solved, found=found))
+    stats = replace(searched.stats, seconds=time.process_time() - started)
     plans = ranked(question, found)
 
     def scorer(other: Profile) -> Callable[[Plan], Figures | Rejected]:
@@ -186,6 +187,7 @@ def ask(
     space = space_of(model, profile, job, fix=fix, forbid=forbid, backend=backend, exhaustive=exhaustive)
     _check_runtime(space, model, job)
     check_compression(space)
+    check_model_methods(space, model, profile, job)
     limit = max(device.memory_bytes for device in profile.kinds)
     given = constraints.memory_bytes if constraints else None
     judged_by = find_objective(objective, job)
@@ -209,7 +211,7 @@ def check_compression(space: Space) -> None:
         For a method on an edge that is not searched or that it does not serve, and where no sharding of the
         space leaves it what it needs.
     """
-    for edge in ("activations", "outer", "model"):
+    for edge in ("activations", "outer"):
         asked = [m for m in space.of(f"compression.{edge}") if m != "none"]
         if asked:
             raise InputError(
@@ -227,6 +229,16 @@ def check_compression(space: Space) -> None:
             reasons = [method.supports(edge, zero_stage=z) for z in space.of("zero_stage", range(4))]
             if reasons and all(reasons) and len(methods) == 1:
                 raise InputError(f"compression.{edge}={name} cannot be: {reasons[-1]}")
+
+
+def check_model_methods(space: Space, model: Model, profile: Profile, job: Job) -> None:
+    """Refuse methods of the `model` edge that this job cannot have, with what could."""
+    for name in space.of("compression.model"):
+        if name not in MODEL_METHODS:
+            raise UnknownNameError("model compression method", str(name), MODEL_METHODS)
+        reason = MODEL_METHODS[name].supports(profile.device, job.phase) if name != "none" else None
+        if reason:
+            raise InputError(f"compression.model={name} cannot be: {reason}")
 
 
 def _check_runtime(space: Space, model: Model, job: Job) -> None:

@@ -209,7 +209,8 @@ def test_quality_budgets_that_make_no_sense(run, given, says):
         ("compression.parameters=topk", "use one of none, bf16, fp16, fp8, int8, int4"),
         ("compression.parameters=int8,zero=0", "zero_stage 1 to 3"),
         ("compression.outer=diloco", "plansim simulate"),
-        ("compression.model=int8", "plansim simulate"),
+        ("compression.model=int8", "acts on a trained model; use qat, prune or distill"),
+        ("compression.model=shrink", "unknown model compression method 'shrink'"),
     ],
 )
 def test_fixed_compression_that_cannot_be_is_refused_with_what_can(run, fixed, says):
