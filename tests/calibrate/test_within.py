@@ -17,7 +17,7 @@ def test_a_call_costs_its_own_time_and_what_follows_it_takes_longer():
         time.sleep(0.002)
 
     def compute():
-        end = time.process_time() + (0.004 if late else 0.002)
+        end = time.process_time() + (0.002 if late else 0.001)
         late.clear()
         while time.process_time() < end:
             pass
@@ -26,7 +26,7 @@ def test_a_call_costs_its_own_time_and_what_follows_it_takes_longer():
 
     assert cost.wall_s == pytest.approx(0.002, rel=0.5)
     assert cost.cpu_s < 0.001
-    assert cost.after_cpu_s == pytest.approx(0.002, rel=0.3)
+    assert cost.after_cpu_s == pytest.approx(0.001, rel=0.3)
     assert cost.total[1] == pytest.approx(cost.cpu_s + cost.after_cpu_s)
 
 
