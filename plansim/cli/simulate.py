@@ -19,19 +19,47 @@ def simulate(
     trace: Annotated[
         str | None, typer.Option("--trace", metavar="FILE", help="Write the timeline, for ui.perfetto.dev.")
     ] = None,
+    slow: Annotated[
+        list[str] | None,
+        typer.Option("--slow", metavar="RANK=FACTOR", help="A rank that computes FACTOR times longer."),
+    ] = None,
+    slow_link: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slow-link", metavar="RANK=FACTOR", help="A rank whose links take FACTOR times longer."
+        ),
+    ] = None,
+    stragglers: Annotated[
+        int, typer.Option(metavar="N", help="N random ranks, each up to twice as slow.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Which ranks these are.")] = 0,
     override: Override = None,
     json: Json = False,
 ) -> None:
     """Predict one given plan.
 
     Prints the step time with its parts, throughput, MFU, the memory of every stage with its peak, the use of
-    the links and the critical path.
+    the links and the critical path. With slow ranks or links also what they make of the step; the other
+    figures and the trace are those of the undisturbed step.
     """
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
     from plansim.cli import console, show
     from plansim.simulate.timeline import MAX_ACTIONS, predict_traced
 
+    disturbed = None
+    if slow or slow_link or stragglers:
+        from plansim.cli.faults import factors
+        from plansim.simulate.faults import predict_disturbed, spread_of
+
+        spread = spread_of(
+            given.parallel.world_size,
+            factors("--slow", slow),
+            factors("--slow-link", slow_link),
+            stragglers=stragglers,
+            seed=seed,
+        )
+        disturbed = predict_disturbed(shape, cluster, given, spread)
     prediction, events = predict_traced(shape, cluster, given)
     if trace:
         from plansim.results.trace import write_trace
@@ -43,7 +71,8 @@ def simulate(
     if json:
         from plansim.plan.read import plan_data
 
-        console.emit_json({"schema": 1, "plan": plan_data(given), "prediction": prediction.to_json()})
+        answer = {"schema": 1, "plan": plan_data(given), "prediction": prediction.to_json()}
+        console.emit_json(answer | ({"disturbed": disturbed.to_json()} if disturbed else {}))
         return
     console.show(
         show.headline(given, shape, cluster),
@@ -54,3 +83,7 @@ def simulate(
         show.links(prediction),
         show.critical_path(prediction),
     )
+    if disturbed:
+        from plansim.cli.faults import disturbed_table
+
+        console.show(disturbed_table(given, disturbed))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from plansim.costs.step import StepCosts
+from plansim.costs.step import ChunkCosts, StepCosts
 from plansim.results import Breakdown, CriticalTerm
 from plansim.simulate.order import Order
 from plansim.simulate.relax import Machine
@@ -69,9 +69,15 @@ def critical_path(
         names = {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient"}
         leaves = sent if blocking and task.link >= 0 else stop
         seconds[f"sends of stage {task.rank}"] += until - min(leaves, until) + leaves - stop
-        alone = action_seconds(costs.chunks[task.action.chunk], task.action.kind)
-        seconds[f"{names[task.action.kind]} of stage {task.rank}"] += min(alone, stop - start)
-        beside = f"data-parallel traffic beside {names[task.action.kind]} of stage {task.rank}"
+        cost, name = costs.chunks[task.action.chunk], names[task.action.kind]
+        alone = action_seconds(cost, task.action.kind)
+        done = min(alone, stop - start)
+        for axis, waited in _waits(cost, task.action.kind).items():
+            part = done * waited / alone if alone > 0 else 0.0
+            seconds[f"waits for {axis} of stage {task.rank}"] += part
+            done -= part
+        seconds[f"{name} of stage {task.rank}"] += done
+        beside = f"waits for {_traffic(cost)} of stage {task.rank} in its {name}"
         seconds[beside] += max(0.0, stop - start - alone)
         until = start
         at = sender[at] if task.inbox >= 0 and arrived >= start and sender[at] >= 0 else previous[at]
@@ -80,6 +86,32 @@ def critical_path(
         CriticalTerm(what=w, seconds=s, fraction=s / total) for w, s in seconds.items() if s > 1e-12 * total
     ]
     return tuple(sorted(terms, key=lambda t: (-t.seconds, t.what)))
+
+
+AXES = {
+    "tp_s": "tensor-parallel communication",
+    "cp_s": "context-parallel communication",
+    "ep_s": "the expert all-to-all",
+}
+"""Parts of an action that wait for others, in words."""
+
+
+def _waits(cost: ChunkCosts, kind: str) -> dict[str, float]:
+    """Return how long an action waits for communication in its own stream, by what it is, seconds."""
+    inputs = cost.recompute + cost.backward_input
+    part = {"F": cost.forward, "W": cost.backward_weight, "I": inputs}.get(
+        kind, inputs + cost.backward_weight
+    )
+    return {words: getattr(part, name) for name, words in AXES.items() if getattr(part, name) > 0}
+
+
+def _traffic(cost: ChunkCosts) -> str:
+    """Return what an action may wait for, or run slower beside, on the communication stream."""
+    if cost.gathers_per_pass and not cost.reductions_per_pass:
+        return "the all-gather"
+    if cost.gathers_per_pass:
+        return "the all-gather and reduce-scatter"
+    return "the reduce-scatter" if cost.reductions_per_pass else "gradient and parameter traffic"
 
 
 def _predecessors(order: Order) -> tuple[list[int], list[int]]:

@@ -66,6 +66,18 @@ class WorldResult:
         """Return when every single rank ends, seconds."""
         return self.folding.per_rank(self.finish_by_class_s)
 
+    def to_json(self) -> dict[str, float | int | bool]:
+        """Return the figures, without those of single ranks."""
+        return {
+            "step_time_s": self.step_time_s,
+            "undisturbed_s": self.undisturbed_s,
+            "num_devices": self.num_devices,
+            "num_classes": self.num_classes,
+            "slowest_rank": self.slowest_rank,
+            "contended": self.contended,
+            "exact": self.exact,
+        }
+
 
 def simulate_world(
     costs: StepCosts,

@@ -17,12 +17,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "simulate"))
 
 from stepcosts import step_costs
 
+from plansim.costs.build import step_costs as costs_of
+from plansim.costs.layout import Layout
 from plansim.costs.step import Bucket, StageEnd
 from plansim.hardware.fabric import Fabric, FabricLevel
+from plansim.hardware.read import load_profile, with_nodes
 from plansim.hardware.routing import capacities, route
 from plansim.hardware.topology import build_topology
-from plansim.plan.grid import AXES, Grid
+from plansim.plan.grid import AXES, Grid, grid_of
+from plansim.plan.model import Job, Parallel, Plan
 from plansim.simulate import simulate_step
+from plansim.simulate.crossing import crossing
 from plansim.simulate.events import simulate_events
 from plansim.simulate.flows import Flow, simulate_flows
 from plansim.simulate.fold import Spread
@@ -30,6 +35,7 @@ from plansim.simulate.network import Link, Network, Use
 from plansim.simulate.ring import ring_all_reduce
 from plansim.simulate.run import share_links
 from plansim.simulate.world import simulate_world
+from plansim.workload.read import load_model
 
 
 def cpu_s(work: Callable[[], object], repeats: int = 3) -> float:
@@ -82,6 +88,18 @@ def stragglers(world: int, count: int) -> Spread:
     return Spread(slowdown=dict(zip(ranks, (1 + rng.random(count)).tolist(), strict=True)))
 
 
+def plan_on(world: int, dp: int, pp: int):
+    """Return (layout, costs, grid) of a 1T model on `world` devices of 8-GPU nodes."""
+    plan = Plan(
+        model="gpt-1t",
+        profile="h100x8",
+        job=Job(global_batch=dp * 4 * pp, seq_len=2048),
+        parallel=Parallel(dp=dp, tp=8, pp=pp, microbatch=1, sequence_parallel=True, zero_stage=1),
+    )
+    layout = Layout.of(load_model("gpt-1t"), with_nodes(load_profile("h100x8"), world // 8), plan)
+    return layout, costs_of(layout), grid_of(plan)
+
+
 def fat_tree_flows():
     """Return 256 flows between random devices of a 1,024-device fat tree, and its links."""
     nvlink = FabricLevel(name="nvlink", kind="switch", group=8, bandwidth_bytes_per_s=3e11, latency_s=3e-6)
@@ -102,6 +120,13 @@ def cases() -> dict[str, tuple[Callable[[], object], float]]:
     flows, links_of = fat_tree_flows()
     pipeline, wide = job(16, 512), job(32, 256)
     network = shared(pipeline)
+    trillion, crowd = plan_on(16_384, 128, 16), plan_on(1_048_576, 4096, 32)
+
+    def world(case, slow: int) -> object:
+        layout, costs, grid = case
+        crossing.cache_clear()
+        return simulate_world(costs, grid, stragglers(grid.world_size, slow), layout=layout)
+
     return {
         "1F1B 16 x 512, relaxation": (lambda: simulate_step(pipeline), 5e-3),
         "1F1B 16 x 512, shared links": (lambda: share_links.__wrapped__(pipeline, network), 100e-3),
@@ -112,6 +137,10 @@ def cases() -> dict[str, tuple[Callable[[], object], float]]:
             lambda: simulate_world(wide, million, stragglers(million.world_size, 1000)),
             10.0,
         ),
+        "a 1T model on 16,384, shared links": (lambda: world(trillion, 0), 1.0),
+        "the same, 20 stragglers": (lambda: world(trillion, 20), 10.0),
+        "it on 1,048,576, shared links": (lambda: world(crowd, 0), 1.0),
+        "the same, 1,000 stragglers, slowest": (lambda: world(crowd, 1000), 10.0),
         "ring all-reduce, 1,024 ranks": (lambda: ring_all_reduce(2**30, *links[1024]), 20e-3),
         "ring all-reduce, 16,384 ranks": (lambda: ring_all_reduce(2**30, *links[16_384]), 2.0),
         "256 flows, 1,024-device fat tree": (lambda: simulate_flows(flows, links_of), 1.0),

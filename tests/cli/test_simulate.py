@@ -97,3 +97,27 @@ def test_the_trace_is_one_that_viewers_open(run, plan_file, tmp_path):
     counters = {event["name"] for event in events if event["ph"] == "C"}
     assert "memory" in counters
     assert any("out of" in name for name in counters)  # the use of the links
+
+
+def test_slow_ranks_and_links_cost_time(run, plan_file):
+    done = run("simulate", plan_file, "--slow", "3=1.5", "--slow-link", "5=2")
+    assert "With slow ranks or links" in done.out
+    found = run("simulate", plan_file, "--slow", "3=1.5", "--json").json["disturbed"]
+    assert found["step_time_s"] > found["undisturbed_s"]
+    assert found["exact"]
+    random = run("simulate", plan_file, "--stragglers", "2", "--seed", "1", "--json").json["disturbed"]
+    assert random["step_time_s"] > random["undisturbed_s"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--slow", "fast"), "expected RANK=FACTOR"),
+        (("--slow", "99=2"), "ranks go from 0 to 7"),
+        (("--stragglers", "9"), "expected 0 to 8"),
+    ],
+)
+def test_wrong_slow_ranks_are_named(run, plan_file, given, words):
+    done = run("simulate", plan_file, *given)
+    assert done.code != 0
+    assert words in done.err

@@ -89,6 +89,7 @@ def test_bubble_rates_to_the_printed_digit(model, m, schedule, printed):
     ("model", "m", "printed"),
     [
         ("1.5b", 24, 0.1055),
+        ("14.6b", 48, 0.1104),
         ("1.5b", 32, 0.0818),
         ("6.2b", 24, 0.0808),
         ("14.6b", 64, 0.0852),
