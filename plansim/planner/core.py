@@ -67,8 +67,7 @@ class Core:
 
 def ideal_core(bench: Workbench, columns: Columns, options: Options, ideal: Times, row: Ints) -> Array:
     """Return a bound on every pipeline from ideal block times: no block is timed for it."""
-    size = columns.microbatch.astype(np.float64)
-    return _assemble(bench, columns, options, ideal, row, np.zeros(len(columns)), size).bound
+    return _assemble(bench, columns, options, ideal, row, np.zeros(len(columns))).bound
 
 
 class Cells:
@@ -110,7 +109,7 @@ class Cells:
                 sends[j] = self._send[hop]
         if fresh:
             self._times = [_joined([*self._times, self.bench.times(fresh)])]
-        return _assemble(self.bench, columns, self.options, self._times[0], rows[back], sends[back], None)
+        return _assemble(self.bench, columns, self.options, self._times[0], rows[back], sends[back])
 
     def repeated(self, columns: Columns) -> NDArray[np.bool_]:
         """Return which pipelines lie on the fabric as with the first placement, which stands for both."""
@@ -168,9 +167,8 @@ def _assemble(
     times: Times,
     row: Ints,
     send: Array,
-    scale: Array | None,
 ) -> Core:
-    """Return the pipelines' times from a table of block times; `scale` multiplies its rows."""
+    """Return the pipelines' times from a table of block times."""
     core = _empty(len(columns))
     again = {mode: times.recompute(mode, bench.is_end) for mode in options.recompute}
     for stages, where in stage_groups(columns, options, bench):
@@ -191,9 +189,6 @@ def _assemble(
             getattr(core, f.name)[where] = getattr(found, f.name)
     if not bench.stack.pipeline_overlap and not options.shared:
         _block_sends(core, columns, options, bench, send)
-    if scale is not None:
-        for name in ("before", "work", "chained", "back", "first_forward", "last_backward", "window", "path"):
-            getattr(core, name)[:] *= scale[:, None]
     chained = (core.before + core.chained + core.back).max(axis=1)
     core.bound[:] = np.maximum.reduce([chained, (core.before + core.work).max(axis=1), core.path[:, 0]])
     return core

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,7 @@ def stages_in(
     )
 
 
-def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:
+def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) -> tuple[Shares, Ints]:
     """Return the shares of every distinct cut, and which one each entry has."""
     from plansim.plan.model import Parallel
 
@@ -92,7 +92,8 @@ def shard_rows(bench: Workbench, columns: Columns) -> tuple[Shares, Ints]:
         )
         for i in first
     ]
-    return bench.shares(layouts), row
+    world = int(columns.dp[0] * columns.tp[0] * columns.pp[0] * columns.cp[0]) if len(columns) else 1
+    return bench.shares(layouts, microbatches, world), row
 
 
 def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, row: Ints) -> Held:

@@ -58,14 +58,16 @@ class Sieve:
         )
         if q.space.backend is not None:
             allowed &= self._runtime(q.space.backend, columns, options, allowed, leaves)
-        shares, row = shard_rows(bench, columns)
+        sizes = sorted(options.microbatches)
+        shares, row = shard_rows(bench, columns, sizes)
         allowed, memory, finish = self._fitting(columns, options, bench, allowed, leaves, shares, row)
         keep = np.flatnonzero(allowed.any(axis=1))
         columns, allowed = columns.take(keep), allowed[keep]
         memory = memory[keep] if q.objective.by_memory else memory
         index, columns = self._with_leaves(columns, options, allowed)
         memory = memory[index] if len(memory) else memory
-        return columns, allowed[index], memory, finish[keep][index], shares.ideal, row[keep][index]
+        cell = row[keep][index] * len(sizes) + np.searchsorted(sizes, columns.microbatch)
+        return columns, allowed[index], memory, finish[keep][index], shares.ideal, cell
 
     def _runtime(
         self, backend: Backend, columns: Columns, options: Options, allowed: Mask, leaves: Ints

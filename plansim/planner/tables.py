@@ -22,7 +22,8 @@ from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
 from plansim.plan.recompute import RECOMPUTE_MODES, parse_mode
 from plansim.planner.balance import Balance
-from plansim.planner.ideal import ideal_s
+from plansim.planner.ideal import Line, ideal_s
+from plansim.planner.least_comm import LeastCollectives
 from plansim.workload.families import find_family
 from plansim.workload.operators import Shard
 
@@ -213,7 +214,7 @@ class Workbench:
         blocks = layout.blocks
         return [blocks[i] for i in self.kinds.at]
 
-    def shares(self, layouts: Sequence[Layout]) -> Shares:
+    def shares(self, layouts: Sequence[Layout], microbatches: Sequence[int], world: int) -> Shares:
         """Return bytes and parameters, one row for every layout (with microbatch 1)."""
         blocks = [self.distinct(layout) for layout in layouts]
         size = (len(layouts), len(self.kinds))
@@ -227,17 +228,32 @@ class Workbench:
             each = [[kept_bytes(at, b, mode) for b in row] for at, row in zip(layouts, blocks, strict=True)]
             return np.tile(np.array(each).reshape(size), wide)
 
-        ideal = [
-            _stacked([[ideal_s(b, how) for b in row] for row in blocks], size) for how in self._arithmetic
-        ]
         return Shares(
             saved=rows("saved_bytes"),
             kept={mode: kept(mode) for mode in RECOMPUTE_MODES},
             loss=np.tile((self.stack.loss_copies - 1.0) * _logits(blocks, size), wide),
             dense=rows("parameters"),
             expert=rows("expert_parameters"),
-            ideal=_times(np.concatenate(ideal, axis=1)),
+            ideal=self._ideal(layouts, blocks, microbatches, world),
         )
+
+    def _ideal(
+        self,
+        layouts: Sequence[Layout],
+        blocks: Sequence[Sequence[Block]],
+        microbatches: Sequence[int],
+        world: int,
+    ) -> Times:
+        """Return seconds that no block falls below, (layouts x microbatches, kinds)."""
+        wait = straggler_factor(self.layout(Parallel(dp=world)))
+        lines: list[list[tuple[Line, ...]]] = []
+        for layout, row in zip(layouts, blocks, strict=True):
+            comm = LeastCollectives(layout, microbatches)
+            lines.append([line for how in self._arithmetic for line in (ideal_s(b, how, comm) for b in row)])
+        both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, -1, 5, 2)
+        sizes = np.array(microbatches, dtype=np.float64)[None, :, None, None]
+        table = wait * (both[..., 0] + sizes * both[..., 1])
+        return _times(table.reshape(len(layouts) * len(microbatches), -1, 5))
 
     @cached_property
     def _arithmetic(self) -> list[Arithmetic]:
@@ -250,7 +266,10 @@ class Workbench:
             return None
         blocks = self.distinct(self.layout(Parallel()))
         cost = np.array(
-            [[f + i + w for f, _, _, i, w in (ideal_s(b, how) for b in blocks)] for how in self._arithmetic]
+            [
+                [f.first + i.first + w.first for f, _, _, i, w in (ideal_s(b, how) for b in blocks)]
+                for how in self._arithmetic
+            ]
         )
         first, last = self.kinds.ends
         return Balance(

@@ -1,0 +1,93 @@
+"""Lines below block times: never above what is timed, and near it where work is large."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plansim.costs.build import block_time
+from plansim.costs.layout import Layout
+from plansim.costs.operators import Arithmetic
+from plansim.hardware.read import load_profile, with_nodes
+from plansim.hardware.stack import find_stack
+from plansim.plan.model import Job, Overlap, Parallel, Plan
+from plansim.planner.ideal import Line, ideal_s, joined
+from plansim.planner.least_comm import LeastCollectives
+from plansim.workload.read import load_model
+
+SIZES = (1, 2, 3, 4, 6, 8, 16)
+CLUSTERS = {name: with_nodes(load_profile(name), 32) for name in ("a100x8", "h100x8", "v100x8", "t4x4")}
+MODELS = {n: load_model(n) for n in ("gpt3-1.3b", "llama-3.1-8b", "deepseek-v3", "mixtral-8x7b", "gpt2-xl")}
+PASSES = ("forward", "recompute_core", "recompute_all", "backward_input", "backward_weight")
+
+
+def laid_out(profile, model, stack, **changes):
+    """Return a layout of a model, tensor communication overlapped where its stack can."""
+    dtype = "bf16" if "bf16" in profile.device.peak_flop_per_s else "fp16"
+    job = Job(global_batch=4096, seq_len=min(2048, model.seq_len), dtype=dtype)
+    unfused = changes.pop("unfused", False)
+    plan = Plan(model=model.name, profile=profile.name, job=job, parallel=Parallel(**changes))
+    plan = replace(plan, overlap=Overlap(tensor_parallel=stack.tp_overlap))
+    return Layout.of(model, profile, replace(plan, attention="unfused" if unfused else "flash"), stack)
+
+
+def lines_of(small, block):
+    """Return the lines of a block at microbatch 1."""
+    how = Arithmetic(device=small.profile.device, dtype=small.plan.job.dtype, stack=small.stack)
+    return ideal_s(block, how, LeastCollectives(small, SIZES))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    cluster=st.sampled_from(sorted(CLUSTERS)),
+    name=st.sampled_from(sorted(MODELS)),
+    stack=st.sampled_from(["megatron-core", "fsdp", "torchtitan", "deepspeed"]),
+    tp=st.sampled_from([1, 2, 4, 8, 16]),
+    cp=st.sampled_from([1, 2, 4]),
+    ep=st.sampled_from([1, 2, 8]),
+    pp=st.sampled_from([1, 2]),
+    size=st.sampled_from(SIZES),
+    sp=st.booleans(),
+    unfused=st.booleans(),
+)
+def test_no_block_is_faster_than_its_lines(cluster, name, stack, tp, cp, ep, pp, size, sp, unfused):
+    profile, model = CLUSTERS[cluster], MODELS[name]
+    if any(width % tp for width in model.tp_widths.values()) or (model.kv_heads % tp and tp % model.kv_heads):
+        return
+    ep = ep if model.moe else 1
+    how = {"tp": tp, "cp": cp, "ep": ep, "sequence_parallel": sp, "unfused": unfused}
+    dp = max(ep, profile.num_devices // (tp * cp * pp))
+    small = laid_out(profile, model, find_stack(stack), dp=ep, **how)
+    whole = laid_out(profile, model, find_stack(stack), dp=dp, pp=pp, microbatch=size, **how)
+
+    for one, block in dict(zip(small.blocks, whole.blocks, strict=True)).items():
+        timed = block_time(whole, block)
+        for line, part in zip(lines_of(small, one), PASSES, strict=True):
+            assert line.once + line.each * size <= getattr(timed, part).total_s * (1 + 1e-9), (one.kind, part)
+
+
+def test_large_work_is_near_its_line():
+    """A layer of GPT-3 on 8 A100, microbatch 4: within a fifth."""
+    profile, model, stack = CLUSTERS["a100x8"], load_model("gpt3-175b"), find_stack("megatron-core")
+    how = {"tp": 8, "sequence_parallel": True}
+    small = laid_out(profile, model, stack, **how)
+    whole = laid_out(profile, model, stack, dp=8, pp=4, microbatch=4, **how)
+    timed = block_time(whole, whole.blocks[1])
+
+    for line, part in zip(lines_of(small, small.blocks[1]), PASSES, strict=True):
+        assert line.once + line.each * 4 >= 0.8 * getattr(timed, part).total_s
+
+
+@given(
+    a=st.tuples(st.floats(0, 5), st.floats(0, 5)),
+    b=st.tuples(st.floats(0, 5), st.floats(0, 5)),
+    power=st.floats(1.0, 4.0),
+    m=st.integers(1, 64),
+)
+def test_the_tangent_is_below_the_norm(a, b, power, m):
+    line = joined(Line(*a), Line(*b), power)
+    x, y = a[0] + a[1] * m, b[0] + b[1] * m
+
+    assert line.once + line.each * m <= (x**power + y**power) ** (1 / power) * (1 + 1e-9) + 1e-12
+    assert line.first == pytest.approx((sum(a) ** power + sum(b) ** power) ** (1 / power), rel=1e-9)
