@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from plansim.costs.build import step_inflation
@@ -21,6 +21,9 @@ from plansim.simulate.run import run_step
 from plansim.simulate.uses import network_of, planned
 from plansim.units import format_bytes
 from plansim.workload.model import Model
+
+REMEMBERED = 64
+"""Layouts that an evaluator keeps."""
 
 
 @lru_cache(maxsize=4096)
@@ -42,6 +45,15 @@ class Evaluator:
     model: Model
     profile: Profile
     memory_limit_bytes: float | None = None
+    _layouts: dict[Plan, Layout] = field(default_factory=dict, compare=False, repr=False)
+
+    def layout(self, plan: Plan) -> Layout:
+        """Return the layout of a plan; the last ones are remembered with what was worked out for them."""
+        if plan not in self._layouts:
+            if len(self._layouts) >= REMEMBERED:
+                self._layouts.pop(next(iter(self._layouts)))
+            self._layouts[plan] = Layout.of(self.model, self.profile, plan)
+        return self._layouts[plan]
 
     def __call__(self, plan: Plan) -> Figures | Rejected:
         """Return the figures of a plan, or why it cannot be."""
@@ -50,7 +62,7 @@ class Evaluator:
 
     def settle(self, plan: Plan, figures: Figures) -> Figures:
         """Return the figures of a plan with the time that its transfers lose on links they share."""
-        layout = Layout.of(self.model, self.profile, plan)
+        layout = self.layout(plan)
         if not planned(layout):
             return figures
         costs = paced_costs(layout)
@@ -64,7 +76,7 @@ class Evaluator:
         broken = check_plan(plan, self.model, self.profile)
         if broken:
             return broken[0]
-        layout = Layout.of(self.model, self.profile, plan)
+        layout = self.layout(plan)
         held = [stage_memory(layout, s).total_bytes for s in range(plan.parallel.pp)]
         stage, limit = tightest_stage(layout, held, self.memory_limit_bytes or float("inf"))
         if held[stage] > limit:

@@ -24,7 +24,6 @@ from plansim.planner.question import Question
 from plansim.planner.reasons import with_remedy
 from plansim.planner.replan import sensitivities
 from plansim.planner.result import PlanningResult, Ranked
-from plansim.planner.search import Found
 from plansim.planner.smaller import search_methods
 from plansim.planner.solve import Progress, Solved
 from plansim.planner.space import LEFT_OUT, Space, space_of
@@ -120,13 +119,15 @@ def plan(
     if not found.best:
         raise infeasible(replace(solved, found=found))
     stats = replace(searched.stats, seconds=time.process_time() - started)
-    plans = ranked(question, found)
+    plans = ranked(replace(solved, found=found))
 
     def scorer(other: Profile) -> Callable[[Plan], Figures | Rejected]:
         """Return what compares plans on another cluster, within what may be lost, transfers apart."""
-        return Bounded(Evaluator(model, other, question.memory_limit_bytes), limits.quality, job).apart
+        same = other is profile
+        evaluator = solved.evaluator if same else Evaluator(model, other, question.memory_limit_bytes)
+        return Bounded(evaluator, limits.quality, job).apart
 
-    first = Layout.of(model, profile, plans[0].plan)
+    first = solved.evaluator.layout(plans[0].plan)
     answer = PlanningResult(
         workload=workload_data(model, job),
         cluster=cluster_data(profile),
@@ -260,9 +261,10 @@ def _check_runtime(space: Space, model: Model, job: Job) -> None:
             raise InputError(f"{runtime.name} has no {name} {getattr(job, name)}; use {' or '.join(allowed)}")
 
 
-def ranked(question: Question, found: Found[Plan, Figures]) -> tuple[Ranked, ...]:
+def ranked(solved: Solved) -> tuple[Ranked, ...]:
     """Return the plans found with their predictions, ties and reasons."""
-    layouts = [Layout.of(question.model, question.profile, p) for _, _, p, _ in found.best]
+    question, found = solved.question, solved.found
+    layouts = [solved.evaluator.layout(p) for _, _, p, _ in found.best]
     predictions = [predict_layout(layout, contention=planned(layout)) for layout in layouts]
     best = found.best[0][0]
     return tuple(

@@ -27,16 +27,12 @@ ROUNDS, WORTH = 3, 5e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solved:
-    """A question with the candidates it had and what was found among them."""
+    """A question with the candidates it had, what was found among them, and what scored them."""
 
     question: Question
     pool: Pool
     found: Found[Plan, Figures]
-
-    @property
-    def evaluator(self) -> Evaluator:
-        """What scored the plans."""
-        return evaluator_of(self.question)
+    evaluator: Evaluator
 
 
 def evaluator_of(question: Question) -> Evaluator:
@@ -78,7 +74,8 @@ def uncollected() -> Iterator[None]:
 
 def best_first(question: Question, limits: Constraints, top: int, progress: Progress | None = None) -> Solved:
     """Search the space on all devices allowed; on fewer where all of them cannot be used."""
-    evaluate = Bounded(evaluator_of(question), limits, question.job, question.robust)
+    evaluator = evaluator_of(question)
+    evaluate = Bounded(evaluator, limits, question.job, question.robust)
     devices = min(question.profile.num_devices, limits.devices or question.profile.num_devices)
     first: Solved | None = None
     for world in (devices, *subsets(devices, question.profile.devices_per_node)):
@@ -93,7 +90,7 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
                 settle=evaluate.settle,
                 progress=progress,
             )
-        solved = Solved(question, pool, found)
+        solved = Solved(question, pool, found, evaluator)
         if found.best or not found.complete:
             return solved
         first = first or solved

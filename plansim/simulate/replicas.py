@@ -15,9 +15,19 @@ from plansim.costs.mixed import Replica, differs, replica_costs, replicas
 from plansim.costs.step import StepCosts
 from plansim.simulate.run import run_step
 
+PACED = "durations of the last replica"
+"""Under which a layout remembers them."""
+
 
 def paced_costs(layout: Layout) -> StepCosts:
-    """Return the durations of the replica that finishes last; of any where all run alike."""
+    """Return the durations of the replica that finishes last, of any where all run alike; remembered."""
+    if PACED not in layout.memo:
+        layout.memo[PACED] = _paced(layout)
+    found: StepCosts = layout.memo[PACED]
+    return found
+
+
+def _paced(layout: Layout) -> StepCosts:
     if not differs(layout):
         return step_costs(layout)
     found = [replica_costs(layout, replica) for replica in replicas(layout)]

@@ -16,7 +16,11 @@ from plansim.schedules import find_schedule
 from plansim.simulate.crossing import Crossing, crossing
 from plansim.simulate.groups import Axes, Traffic
 from plansim.simulate.network import Burst, Network, Use
+from plansim.simulate.replicas import PACED
 from plansim.workload.operators import Block, Communication
+
+NETWORK = "network of the last replica"
+"""Under which a layout remembers it."""
 
 MOST_PLANNED = 2048
 """Actions of a pipeline up to its full swing; beyond, a search has no time to share links for it."""
@@ -36,7 +40,17 @@ def network_of(layout: Layout, costs: StepCosts) -> Network | None:
     """Return the network of a step, or None where nothing is sent.
 
     None too on a calibrated CPU host, whose measured durations already hold what its ranks cost each other.
+    That of the layout's own durations is remembered.
     """
+    if costs is not layout.memo.get(PACED):
+        return _network_of(layout, costs)
+    if NETWORK not in layout.memo:
+        layout.memo[NETWORK] = _network_of(layout, costs)
+    found: Network | None = layout.memo[NETWORK]
+    return found
+
+
+def _network_of(layout: Layout, costs: StepCosts) -> Network | None:
     kinds = traffic_of(layout, costs)
     if not kinds or on_host(layout) is not None:
         return None
