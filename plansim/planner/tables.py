@@ -250,10 +250,10 @@ class Workbench:
         for layout, row in zip(layouts, blocks, strict=True):
             comm = LeastCollectives(layout, microbatches)
             lines.append([line for how in self._arithmetic for line in (ideal_s(b, how, comm) for b in row)])
-        both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, -1, 5, 2)
+        both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, len(self.is_end), 5, 2)
         sizes = np.array(microbatches, dtype=np.float64)[None, :, None, None]
         table = wait * (both[..., 0] + sizes * both[..., 1])
-        return _times(table.reshape(len(layouts) * len(microbatches), -1, 5))
+        return _times(table.reshape(len(layouts) * len(microbatches), len(self.is_end), 5))
 
     @cached_property
     def _arithmetic(self) -> list[Arithmetic]:
