@@ -6,7 +6,7 @@ with a meaning (plansim/hardware/stack.py): per stack the efficiency of products
 memory-bound operators, host time per kernel, stragglers, collectives; per device the sustained clock and the
 speed of its host.
 Gauss-Newton on log(measured / predicted) with Huber weights and priors; sources weigh by the square root of
-their rows. `--folds` reports errors on left-out sources.
+their rows. `--leave-out` reports errors on runs whose source (or device) took no part.
 """
 
 from __future__ import annotations
@@ -182,6 +182,23 @@ class Fit:
                         flush=True,
                     )
             self.residual = measured - np.array(pool.map(_logs, [(n, self.x) for n in numbers], 8))
+        self.jac, self.weight = jac, weight
+
+    def without(self, numbers: list[int]) -> np.ndarray:
+        """Return the parameters that the cases but `numbers` give, with the slopes of the last round."""
+        start, left = self.x.copy(), set(numbers)
+        residual = self.residual.copy()
+        kept = np.array([n not in left for n in range(len(self.cases))])
+        try:
+            for _ in range(8):
+                self._step(residual, self.jac, np.where(kept, self.weight, 0.0))
+                moved = self.x - start
+                residual = self.residual - np.array(
+                    [sum(g * moved[i] for i, g in row.items()) for row in self.jac]
+                )
+            return self.x.copy()
+        finally:
+            self.x = start
 
     def _step(self, residual: np.ndarray, jac: list[dict[int, float]], weight: np.ndarray) -> None:
         huber = np.minimum(1.0, 1.5 * NOISE / np.maximum(1e-9, abs(residual)))
@@ -260,45 +277,40 @@ def set_figures(path: Path, values: dict[str, float], before: str) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def left_out(cases: list[Case], folds: int, by: str) -> None:
-    """Print errors on rows of sources (or devices) that took no part in the fit.
+def left_out(fit: Fit, by: str) -> None:
+    """Print errors on the runs of every source (or device) as predicted without it.
 
-    What nothing else decides (a stack or device seen only there) keeps its prior.
+    The others are fitted again with the slopes at the whole fit; the runs left out are then predicted
+    exactly. What nothing else decides (a stack or device seen only there) goes to its prior.
     """
-
-    def group(case: Case) -> str:
-        return case.profile.device.id if by == "device" else family_of(case.row.source)
-
-    groups = sorted({group(c) for c in cases})
-    errors: list[float] = []
-    for n in range(folds):
-        out = set(groups[n::folds])
-        fit = Fit([c for c in cases if group(c) not in out])
-        fit.x = np.where([k[1] in DEVICE_PRIORS for k in fit.keys], fit.prior, fit.x)
-        fit.run(rounds=2)
-        left = [c for c in cases if group(c) in out]
-        whole = Fit(left)
-        for i, k in enumerate(whole.keys):
-            whole.x[i] = fit.x[fit.index[k]] if k in fit.index else whole.prior[i]
-        found = [
-            abs(math.expm1(whole.log_s(c, whole.x) - math.log(c.row.step_time_derived or 1))) for c in left
-        ]
-        errors += found
-        print(
-            f"{by}s {', '.join(sorted(out))}: n {len(left)} median {statistics.median(found):.3f}", flush=True
-        )
+    groups = np.array([c.profile.device.id if by == "device" else family_of(c.row.source) for c in fit.cases])
+    rows = [{i: np.flatnonzero(groups == i).tolist()} for i in sorted(set(groups))]
+    _FITS.append(fit)
+    with get_context("fork").Pool() as pool:
+        found = pool.map(_without, [numbers for row in rows for numbers in row.values()], 1)
+    for row, errors in zip(rows, found, strict=True):
+        print(f"{next(iter(row)):30s} n {len(errors):4d} median {statistics.median(errors):.3f}")
+    errors = [e for each in found for e in each]
+    medians = [statistics.median(each) for each in found]
     print(
-        f"left out by {by}, {folds} folds: n {len(errors)} median {statistics.median(errors):.3f} "
-        f"90th percentile {np.quantile(errors, 0.9):.3f}"
+        f"each {by} left out: n {len(errors)} median {statistics.median(errors):.3f} "
+        f"90th percentile {np.quantile(errors, 0.9):.3f}; "
+        f"median over {len(medians)} {by}s {statistics.median(medians):.3f}"
     )
+
+
+def _without(numbers: list[int]) -> list[float]:
+    fit = _FITS[-1]
+    x = fit.without(numbers)
+    measured = [math.log(fit.cases[n].row.step_time_derived or 1) for n in numbers]
+    return [abs(math.expm1(fit.log_s(fit.cases[n], x) - m)) for n, m in zip(numbers, measured, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--folds", type=int, default=0, help="leave parts out in turn, this many")
-    parser.add_argument("--by", choices=("source", "device"), default="source", help="what a fold leaves out")
+    parser.add_argument("--leave-out", choices=("source", "device"), help="predict each without its own runs")
     parser.add_argument("--every", type=int, default=6, help="use every n-th single-node row")
     parser.add_argument("--most", type=int, default=24, help="rows of one publisher on one device")
     parser.add_argument("--only", help="fit this stack alone, clocks as they are")
@@ -307,12 +319,11 @@ def main() -> None:
     if args.only:
         cases = [c for c in cases if c.stack.name == args.only]
     print(f"{len(cases)} runs", file=sys.stderr)
-    if args.folds:
-        left_out(cases, args.folds, args.by)
-        return
     fit = Fit(cases, clocks=not args.only)
     fit.run()
     report(fit)
+    if args.leave_out:
+        left_out(fit, args.leave_out)
     if args.write:
         write(fit)
 

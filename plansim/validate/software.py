@@ -34,7 +34,11 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 )
 """Words in a row's source -> stack; the first that matches counts."""
 
-NOTED = ((r"\(deepspeed\)|\bdeepspeed zero-?3", "deepspeed"), (r"\bfsdp2? eager", "fsdp"))
+NOTED = (
+    (r"\(deepspeed\)|\bdeepspeed zero-?3", "deepspeed"),
+    (r"\bfsdp2? eager", "fsdp"),
+    (r"\bmegascale system", "megascale"),
+)
 """Words in a row's notes that say of one run what its source does not: eager layers are not compiled."""
 
 SHARDED_STACKS = ("fsdp", "torchtitan", "jax", "jax-gpu", "paxml")
