@@ -159,12 +159,16 @@ def use_samples(
 
 
 def _running(changes: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the sum after every change, one sample a time."""
+    """Return the sum after every time at which it is another than before."""
     total, samples = 0.0, {0.0: 0.0}
     for t, change in sorted(changes):
         total += change
         samples[t] = total
-    return sorted(samples.items())
+    kept: list[tuple[float, float]] = []
+    for t, level in sorted(samples.items()):
+        if not kept or level != kept[-1][1]:
+            kept.append((t, level))
+    return kept
 
 
 def write_trace(path: str | Path, events: Sequence[Mapping[str, Any]]) -> None:
