@@ -59,6 +59,7 @@ class HostStep:
             forward, recompute = forward + f, recompute + r
             backward_input, backward_weight = backward_input + i, backward_weight + w
         p = self.layout.plan.parallel
+        compute_s = sum(part.compute_s for part in (forward, recompute, backward_input, backward_weight))
         action = self.host.frameworks.get("pipeline_action_s", 0.0) if p.pp > 1 else 0.0
         extra = Parts(host_s=action)
         return replace(
@@ -67,10 +68,12 @@ class HostStep:
             backward_input=backward_input + extra,
             backward_weight=backward_weight,
             recompute=recompute,
-            send_forward_s=self._send(index),
-            send_backward_s=self._send(index - 1),
-            gathers_per_pass=self._sharded(index, "all_gather") if p.zero_stage == 3 else (),
-            reductions_per_pass=self._sharded(index, "reduce_scatter") if p.zero_stage >= 2 else (),
+            send_forward_s=self._send(index, compute_s),
+            send_backward_s=self._send(index - 1, compute_s),
+            gathers_per_pass=self._sharded(index, "all_gather", compute_s) if p.zero_stage == 3 else (),
+            reductions_per_pass=self._sharded(index, "reduce_scatter", compute_s)
+            if p.zero_stage >= 2
+            else (),
         )
 
     def _block(self, block: Block, mode: str) -> tuple[Parts, Parts, Parts, Parts]:
@@ -144,14 +147,23 @@ class HostStep:
         forward = sum(seconds(op, op.collective) for op in found if op.collective != "none")
         return forward, sum(seconds(op, op.backward) for op in found if op.backward)
 
-    def _send(self, index: int) -> float:
+    def _send(self, index: int, compute_s: float) -> float:
+        """Return the seconds of a message across a boundary; between two the link rests while ranks compute.
+
+        One microbatch computes for `compute_s` seconds, and sends one message each way.
+        """
         chunks = self.layout.chunks
         if self.layout.plan.parallel.pp == 1 or not 0 <= index < len(chunks) - 1:
             return 0.0
-        return self._links.collective_s("send_recv", chunks[index][-1].boundary_bytes, 2, "pp")
+        nbytes = chunks[index][-1].boundary_bytes
+        pause_s = max(0.0, compute_s - self._links.wire_s("send_recv", nbytes, "pp"))
+        return self._links.collective_s("send_recv", nbytes, 2, "pp", pause_s=pause_s)
 
-    def _sharded(self, chunk: int, collective: str) -> tuple[Bucket, ...]:
-        """Return the collectives of `fully_shard` in one pass over a chunk: one a block."""
+    def _sharded(self, chunk: int, collective: str, compute_s: float) -> tuple[Bucket, ...]:
+        """Return the collectives of `fully_shard` in one pass over a chunk: one a block.
+
+        A microbatch computes for `compute_s` seconds between its two gathers and its reduction of each block.
+        """
         blocks = self.layout.chunks[chunk]
         coding = self.layout.plan.compression
         given = coding.parameters if collective == "all_gather" else coding.gradients
@@ -159,9 +171,10 @@ class HostStep:
         sizes = [4.0 * (block.parameters + block.expert_parameters) for block in blocks]
         if self.layout.model.tied_embeddings and {"embedding", "head"} <= {b.kind for b in blocks}:
             sizes = [sizes[0] + sizes[-1], *sizes[1:-1]]  # one table, wrapped with what holds both
+        pause_s = compute_s / (3 * len(sizes))
         for i, nbytes in enumerate(sizes):
             seconds = self._links.coded_s(
-                collective, nbytes, self._replicas, "shard", given, wrapper="sharded"
+                collective, nbytes, self._replicas, "shard", given, wrapper="sharded", pause_s=pause_s
             )
             at = i / len(sizes) if collective == "all_gather" else (i + 1) / len(sizes)
             made.append(
@@ -227,7 +240,7 @@ class HostStep:
         plan = self.layout.plan
         if plan.parallel.zero_stage == 2:
             chunks = self.layout.chunks_of_stage[stage]
-            gathers = [bucket for c in chunks for bucket in self._sharded(c, "all_gather")]
+            gathers = [bucket for c in chunks for bucket in self._sharded(c, "all_gather", 0.0)]
             seconds = plan.num_microbatches * sum(bucket.comm_s for bucket in gathers)
         else:
             seconds = self._links.collective_s("broadcast", 4.0 * parameters, self._replicas, "shard")

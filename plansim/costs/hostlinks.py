@@ -59,12 +59,20 @@ class HostLinks:
         measured = self._measured_s(collective, nbytes, ranks, wrapper=wrapper)
         if self.clock == "cpu":
             return measured
-        wire = self._wire_s(collective, nbytes, axis)
+        wire = self.wire_s(collective, nbytes, axis)
         beyond = self._beyond_s(collective, measured, wire - self._burst_s(axis, pause_s))
         return beyond if self.clock == "wire" else measured + beyond
 
     def coded_s(
-        self, operation: str, nbytes: float, ranks: int, axis: str, given: Method, *, wrapper: str = ""
+        self,
+        operation: str,
+        nbytes: float,
+        ranks: int,
+        axis: str,
+        given: Method,
+        *,
+        wrapper: str = "",
+        pause_s: float = float("inf"),
     ) -> float:
         """Return the seconds of `operation` on messages that a method of compression codes.
 
@@ -72,7 +80,7 @@ class HostLinks:
         where it was not, the coding rates of the profile are added to the collectives that it is made of.
         """
         if given.method == "none":
-            return self.collective_s(operation, nbytes, ranks, axis, wrapper=wrapper)
+            return self.collective_s(operation, nbytes, ranks, axis, wrapper=wrapper, pause_s=pause_s)
         method = find_method(given.method)
         traffic = Traffic(
             num_elements=nbytes / ELEMENT_BYTES, element_bytes=ELEMENT_BYTES, matrix=self.layout.matrix
@@ -89,8 +97,8 @@ class HostLinks:
         busy = sum(parts) + self._coding_s(given, traffic, ranks) if known is None else known
         if self.clock == "cpu":
             return busy
-        wires = [self._wire_s(t.collective, t.nbytes, axis) for t in sent]
-        saved = self._burst_s(axis, float("inf"))  # the rounds follow each other: one burst for all
+        wires = [self.wire_s(t.collective, t.nbytes, axis) for t in sent]
+        saved = self._burst_s(axis, pause_s)  # the rounds follow each other: one burst for all
         whole = sum(wires)
         left = max(0.0, whole - saved) / whole if whole > 0 else 0.0
         beyond = sum(
@@ -113,7 +121,7 @@ class HostLinks:
                 return found
         return 0.0
 
-    def _wire_s(self, collective: str, nbytes: float, axis: str) -> float:
+    def wire_s(self, collective: str, nbytes: float, axis: str) -> float:
         """Return how long a collective keeps links busy that are slower than this machine's loopback."""
         layout = self.layout
         return gloo_wire_s(
@@ -125,7 +133,7 @@ class HostLinks:
         """Return the seconds that a shaped link saves because it was idle before."""
         if not self.host.link_burst_bytes:
             return 0.0
-        return min(pause_s, self._wire_s("send_recv", self.host.link_burst_bytes, axis))
+        return min(pause_s, self.wire_s("send_recv", self.host.link_burst_bytes, axis))
 
     def _beyond_s(self, collective: str, measured_s: float, wire_s: float) -> float:
         """Return what a wire that is busy so long adds to what was measured without it."""
