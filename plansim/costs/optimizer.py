@@ -33,10 +33,14 @@ def accumulate_s(layout: Layout, chunk: int) -> float:
     m = layout.plan.num_microbatches
     if m == 1 or layout.plan.job.phase == "infer":
         return 0.0
-    new, sums = layout.wide_bytes, _sum_bytes(layout)
-    traffic = 2 * sums + (-new if layout.stack.fused_accumulation else new)
-    nbytes = traffic * sum(held_parameters(layout, (chunk,)))
+    nbytes = addition_bytes(layout) * sum(held_parameters(layout, (chunk,)))
     return memory_bound_s(layout.profile.device, nbytes) * (m - 1) / m if nbytes else 0.0
+
+
+def addition_bytes(layout: Layout) -> float:
+    """Return the bytes per parameter that adding a microbatch's gradients to those before moves."""
+    new, sums = layout.wide_bytes, _sum_bytes(layout)
+    return 2 * sums + (-new if layout.stack.fused_accumulation else new)
 
 
 def _sum_bytes(layout: Layout) -> float:

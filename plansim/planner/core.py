@@ -184,7 +184,8 @@ def _assemble(
             apart = [_one_kind(times, again, bench.columns_of(k)) for k in range(len(bench.devices))]
             found = _shared(mixture, columns.dp[where][:, None] * m, apart, asked)
         else:
-            found = _stage_times(m, times, again, asked)
+            adds = (m - 1.0) / m * float(int(columns.pp[i]) > 1 or not bench.reduces_each_pass(options.ends))
+            found = _stage_times(m, times, again, asked, adds)
         for f in fields(Core):
             getattr(core, f.name)[where] = getattr(found, f.name)
     if not bench.stack.pipeline_overlap and not options.shared:
@@ -209,12 +210,19 @@ class Asked(NamedTuple):
     send: Array
 
 
-def _stage_times(m: Array, times: Times, again: Mapping[int, Array], asked: Asked) -> Core:
-    """Return the entries of one pipeline structure that run `m` microbatches."""
+def _stage_times(
+    m: Array, times: Times, again: Mapping[int, Array], asked: Asked, adds: Array | None = None
+) -> Core:
+    """Return the entries of one pipeline structure that run `m` microbatches.
+
+    `adds` is the share of its microbatches whose gradients are added to others.
+    """
     stages, modes, repeated, row, send = asked
     core = _empty(len(row))
     used, local = np.unique(row, return_inverse=True)
-    forward, weight = times.forward[used], times.backward_weight[used]
+    forward, weight, summed = (
+        table[used] for table in (times.forward, times.backward_weight, times.addition)
+    )
     inputs, extra = times.backward_input[used], {mode: again[mode][used] for mode in repeated}
     mode = np.searchsorted(list(repeated), modes)
     hops = stages.hops[None, :] * send[:, None]
@@ -222,7 +230,10 @@ def _stage_times(m: Array, times: Times, again: Mapping[int, Array], asked: Aske
     def of(part: Callable[[Stages], Array]) -> tuple[Array, Array, Array]:
         counts = part(stages).T
         i = np.stack([extra[m] @ part(layers).T for m, layers in repeated.items()]) + inputs @ counts
-        return (forward @ counts)[local], i[mode, local], (weight @ counts)[local]
+        w = (weight @ counts)[local]
+        if adds is not None:
+            w += adds * (summed @ counts)[local]
+        return (forward @ counts)[local], i[mode, local], w
 
     f, i, w = of(lambda s: s.work)
     core.work[:] = m * (f + i + w)

@@ -17,11 +17,13 @@ from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
 from plansim.costs.mixed import on_device
 from plansim.costs.operators import Arithmetic
+from plansim.costs.optimizer import addition_bytes
 from plansim.hardware.fabric import fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
 from plansim.plan.recompute import RECOMPUTE_MODES, parse_mode
 from plansim.planner.balance import Balance
+from plansim.planner.ends import End
 from plansim.planner.ideal import Line, ideal_s
 from plansim.planner.least_comm import LeastCollectives
 from plansim.workload.families import find_family
@@ -103,6 +105,7 @@ class Times:
     again: Array
     backward_input: Array
     backward_weight: Array
+    addition: Array
 
     def recompute(self, mode: int, is_end: NDArray[np.bool_]) -> Array:
         """Return what each kind repeats under a recompute mode (``full:K``: in the layers it recomputes)."""
@@ -131,9 +134,9 @@ def _five(t: BlockTime, factor: float) -> tuple[float, ...]:
     return tuple(part.total_s * factor for part in parts)
 
 
-def _times(array: Array) -> Times:
-    """Return (cells, kinds, 5) seconds as a table."""
-    return Times(*(np.ascontiguousarray(array[:, :, i]) for i in range(5)))
+def _times(array: Array, addition: Array) -> Times:
+    """Return (cells, kinds, 5) seconds as a table, with what adding gradients up takes."""
+    return Times(*[*(np.ascontiguousarray(array[:, :, i]) for i in range(5)), addition])
 
 
 def _stacked(rows: Sequence[Sequence[tuple[float, ...]]], size: tuple[int, int]) -> Array:
@@ -167,12 +170,22 @@ class Workbench:
     @cached_property
     def stream_rates(self) -> Array:
         """Memory bandwidth of every kind of device at best, bytes per second; the highest likewise."""
-        rates = []
-        for device in self.devices:
-            curve = memory_curve_of(device)
-            fraction = max(curve.bandwidth_fraction, curve.cache_bandwidth_fraction)
-            rates.append(device.memory_bandwidth_bytes_per_s * fraction)
+        rates = self.each_stream_rate
         return np.array([max(rates)] if self.shared else rates)
+
+    @cached_property
+    def each_stream_rate(self) -> list[float]:
+        """Memory bandwidth of every kind of device at best, bytes per second."""
+        curves = [memory_curve_of(device) for device in self.devices]
+        return [
+            device.memory_bandwidth_bytes_per_s * max(c.bandwidth_fraction, c.cache_bandwidth_fraction)
+            for device, c in zip(self.devices, curves, strict=True)
+        ]
+
+    def reduces_each_pass(self, ends: Sequence[End]) -> bool:
+        """Return whether some end reduces gradients in every pass: without a pipeline none are added then."""
+        each = self.stack.reduce_each_microbatch
+        return any(e.zero_stage == 3 or (e.zero_stage == 2 and each) for e in ends)
 
     def on_devices(self, layout: Layout, device: int | None = None) -> list[Layout]:
         """Return the layout on one kind of device, or on each where that is not known."""
@@ -253,7 +266,14 @@ class Workbench:
         both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, len(self.is_end), 5, 2)
         sizes = np.array(microbatches, dtype=np.float64)[None, :, None, None]
         table = wait * (both[..., 0] + sizes * both[..., 1])
-        return _times(table.reshape(len(layouts) * len(microbatches), len(self.is_end), 5))
+        summed = wait * np.array([self._addition(at, row) for at, row in zip(layouts, blocks, strict=True)])
+        summed = np.repeat(summed.reshape(len(layouts), len(self.is_end)), len(microbatches), axis=0)
+        return _times(table.reshape(len(layouts) * len(microbatches), len(self.is_end), 5), summed)
+
+    def _addition(self, layout: Layout, blocks: Sequence[Block]) -> list[float]:
+        """Return the least seconds of adding one microbatch's gradients of every block to those before."""
+        per, held = addition_bytes(layout), [b.parameters + b.expert_parameters for b in blocks]
+        return [per * n / rate for rate in self.each_stream_rate for n in held]
 
     @cached_property
     def _arithmetic(self) -> list[Arithmetic]:
@@ -286,7 +306,12 @@ class Workbench:
             factor, blocks = straggler_factor(layout), self.distinct(layout)
             for alone, table in zip(self.on_devices(layout), rows, strict=True):
                 table.append([_five(block_time(alone, b), factor) for b in blocks])
-        return _times(np.concatenate([_stacked(table, size) for table in rows], axis=1))
+        summed = [
+            [straggler_factor(layout) * s for s in self._addition(layout, self.distinct(layout))]
+            for layout in layouts
+        ]
+        joined = np.concatenate([_stacked(table, size) for table in rows], axis=1)
+        return _times(joined, np.array(summed, dtype=np.float64).reshape(len(layouts), len(self.is_end)))
 
     def send_s(self, layout: Layout) -> float:
         """Return the seconds of one activation between neighbouring stages."""
