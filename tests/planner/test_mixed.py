@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plansim.costs.layout import Layout, default_stack
-from plansim.errors import InfeasibleError, InputError
+from plansim.errors import InfeasibleError, InputError, PlanError
 from plansim.hardware.read import at_speed, load_profile
+from plansim.plan.emit import EMITTERS, emit
 from plansim.plan.kinds import kinds_of_replicas
 from plansim.plan.model import Job, Overlap, Parallel, Plan
 from plansim.plan.rules import Rejected, check_plan
@@ -254,6 +255,14 @@ def test_shares_that_cannot_be_are_refused(change, word):
     parallel = Parallel(dp=16, microbatch=1, **change)
     broken = check_plan(Plan(model="m", profile="p", job=JOB, parallel=parallel), MODEL, MIXED)
     assert any(r.rule == "batch shares" and word in str(r) for r in broken)
+
+
+@pytest.mark.parametrize("target", sorted(EMITTERS))
+def test_no_target_claims_unequal_shares(target):
+    parallel = Parallel(dp=16, zero_stage=1, microbatch=1, batch_shares=(6,) * 8 + (2,) * 8)
+    candidate = Plan(model="gpt3-1.3b", profile="mixed-a100-v100", job=JOB, parallel=parallel)
+    with pytest.raises(PlanError, match="batch_shares=even"):
+        emit(candidate, MODEL, MIXED, target)
 
 
 def test_shares_by_speed_need_unlike_devices():
