@@ -105,7 +105,7 @@ def every_plan(model, profile, job):
                         yield replace(probe, parallel=replace(one, batch_shares=shares))
 
 
-@settings(max_examples=3, **CALM)
+@settings(max_examples=2, **CALM)
 @given(problem=problems())
 def test_nothing_beats_the_answer_whatever_the_stages_and_shares(problem):
     model, profile, job = problem
@@ -125,7 +125,7 @@ def test_nothing_beats_the_answer_whatever_the_stages_and_shares(problem):
     assert evaluate.apart(found).step_time_s == pytest.approx(best, rel=1e-12)
 
 
-@settings(max_examples=8, **CALM)
+@settings(max_examples=4, **CALM)
 @given(problem=problems(), seed=st.randoms(use_true_random=False))
 def test_bounds_are_below_what_is_simulated(problem, seed):
     model, profile, job = problem
@@ -207,12 +207,13 @@ def test_a_slow_node_takes_a_smaller_share():
     group = replace(whole.groups[0], count=1)
     slow = replace(group, device=at_speed(group.device, 0.5))
     job = replace(JOB, dtype="bf16")
-    found = plan(MODEL, replace(whole, groups=(group, slow)), job, top=1).best
+    narrow = {"tp": 1, "pp": 1, "cp": 1}
+    found = plan(MODEL, replace(whole, groups=(group, slow)), job, top=1, fix=narrow).best
 
     shares = found.plan.parallel.batch_shares
     assert shares is not None
     assert min(shares[:8]) > max(shares[8:])
-    assert found.score > plan(MODEL, whole, job, top=1).best.score
+    assert found.score > plan(MODEL, whole, job, top=1, fix=narrow).best.score
 
 
 def test_the_step_ends_with_the_replica_that_is_last():
@@ -238,7 +239,7 @@ def test_every_stage_is_held_against_its_own_devices():
 
 
 def test_a_runtime_with_equal_shares_gets_equal_shares():
-    found = plan(MODEL, MIXED, JOB, top=3, backend="megatron")
+    found = plan(MODEL, MIXED, JOB, top=3, backend="megatron", fix={"cp": 1})
     assert all(r.plan.parallel.batch_shares is None for r in found.plans)
 
 
