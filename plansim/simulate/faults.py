@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from plansim.costs.build import step_costs
 from plansim.costs.layout import Layout
 from plansim.errors import InputError
 from plansim.hardware.profile import Profile
 from plansim.plan.grid import grid_of
 from plansim.plan.model import Plan
 from plansim.simulate.fold import Spread
+from plansim.simulate.replicas import paced_costs
 from plansim.simulate.world import WorldResult, simulate_world
 from plansim.workload.model import Model
 
@@ -20,13 +20,15 @@ from plansim.workload.model import Model
 def predict_disturbed(model: Model, profile: Profile, plan: Plan, spread: Spread) -> WorldResult:
     """Return the step of all ranks of a plan, of which some or their links are slow.
 
+    Where devices differ, every replica has the durations of the one that finishes last.
+
     Raises
     ------
     InputError
         When `spread` names a rank that the plan does not have.
     """
     layout = Layout.of(model, profile, plan)
-    return simulate_world(step_costs(layout), grid_of(plan), spread, layout=layout)
+    return simulate_world(paced_costs(layout), grid_of(plan), spread, layout=layout)
 
 
 def spread_of(

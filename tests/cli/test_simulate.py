@@ -102,7 +102,9 @@ def test_the_trace_is_one_that_viewers_open(run, plan_file, tmp_path):
 def test_slow_ranks_and_links_cost_time(run, plan_file):
     done = run("simulate", plan_file, "--slow", "3=1.5", "--slow-link", "5=2")
     assert "With slow ranks or links" in done.out
-    found = run("simulate", plan_file, "--slow", "3=1.5", "--json").json["disturbed"]
+    data = run("simulate", plan_file, "--slow", "3=1.5", "--json").json
+    found = data["disturbed"]
+    assert found["undisturbed_s"] == pytest.approx(data["prediction"]["step_time_s"])
     assert found["step_time_s"] > found["undisturbed_s"]
     assert found["exact"]
     random = run("simulate", plan_file, "--stragglers", "2", "--seed", "1", "--json").json["disturbed"]
