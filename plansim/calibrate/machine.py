@@ -38,7 +38,7 @@ SLOTS_PER_CORE = 2
 
 
 def calibrate(name: str = "local-cpu", *, device: str = "cpu", say: Say = lambda _: None) -> Profile:
-    """Return a profile of this machine, measured in a minute or two.
+    """Return a profile of this machine, measured in about three minutes.
 
     Parameters
     ----------
