@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from plansim.workload.families import pieces
 from plansim.workload.families.base import bias_elements, block, hidden_bytes
+from plansim.workload.families.experts import experts
 from plansim.workload.model import Model
 from plansim.workload.operators import Block, Shard
 
@@ -47,7 +48,7 @@ class Decoder:
 
     def _layer(self, model: Model, shard: Shard, kind: str, boundary: float) -> Block:
         second = (
-            pieces.experts(model, model.moe, shard)
+            experts(model, model.moe, shard)
             if kind == "moe_layer" and model.moe
             else pieces.mlp(model, shard)
         )

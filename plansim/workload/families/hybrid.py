@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from plansim.workload.families import pieces
 from plansim.workload.families.base import block, hidden_bytes
 from plansim.workload.families.decoder import head_block
+from plansim.workload.families.experts import experts
 from plansim.workload.families.mamba import mamba
 from plansim.workload.model import MTP, Model
 from plansim.workload.operators import Block, Matmul, Operator, Shard
@@ -56,7 +57,7 @@ def layer_operators(model: Model, shard: Shard, letter: str) -> tuple[Operator, 
     if letter == "M" and model.mamba:
         return mamba(model, model.mamba, shard)
     if letter == "E" and model.moe:
-        return pieces.experts(model, model.moe, shard)
+        return experts(model, model.moe, shard)
     return pieces.attention(model, shard) if letter == "*" else pieces.mlp(model, shard)
 
 

@@ -1,4 +1,4 @@
-"""What transformers are built of, as operators of one rank: attention, MLP, experts, norms, embedding, head.
+"""What transformers are built of, as operators of one rank: attention, MLP, norms, embedding, head.
 
 Activation bytes follow Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models"
 (arXiv 2205.05198), section 4: with 16-bit elements, dropout and no parallelism a layer keeps
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from plansim.workload.model import MLA, Model, MoE
+from plansim.workload.model import MLA, Model
 from plansim.workload.operators import Attention, Communication, Elementwise, Matmul, Operator, Shard
 
 FP32 = 4.0
@@ -239,7 +239,7 @@ def mlp(model: Model, shard: Shard, *, ffn: int | None = None, normed: bool = Tr
     """Return norm, the two (gated: three) products, the activation between them, and the residual."""
     width = (ffn or model.ffn) // shard.tp
     kept = shard.operand_bytes * sharded_tokens(shard) * model.hidden
-    products = _feed_forward(model, shard, shard.tokens, width, kept)
+    products = feed_forward(model, shard, shard.tokens, width, kept)
     head = (norm(model, shard, "norm_2"), *enter_tp(model, shard, "mlp_in")) if normed else ()
     tail = (*leave_tp(model, shard, "mlp_leave"), residual(model, shard, "residual_2")) if normed else ()
     return (*head, *products, *tail)
@@ -266,9 +266,10 @@ def side_by_side(
     return tuple(op for op in (*first, *shared) if op.name not in dropped)
 
 
-def _feed_forward(
+def feed_forward(
     model: Model, shard: Shard, rows: int, width: int, kept: float, *, groups: int = 1, prefix: str = "mlp"
 ) -> tuple[Operator, ...]:
+    """Return the products of an MLP (or of grouped experts) and the activation between them."""
     halves = 2 if model.gated else 1
     inner, outer = (shard.element_bytes * rows * width * n for n in (halves, 1))
     bias = width * halves if model.bias else 0
@@ -292,78 +293,6 @@ def _feed_forward(
             saved_bytes=shard.operand_bytes * rows * width,
         ),
     )
-
-
-def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
-    """Return router, dispatch, grouped products, combine and shared experts of a mixture-of-experts layer.
-
-    Every rank sends each of its tokens to `top_k` experts; balanced routing is assumed: it computes as many
-    rows as it sends. With a capacity factor the rows are those the experts accept. With a latent width tokens
-    are projected to it before they leave and back when their experts' outputs are summed (LatentMoE); every
-    rank of tp holds those two projections whole, for its share of the sequence.
-    """
-    e, h = shard.element_bytes, moe.latent or model.hidden
-    inside = replace(model, hidden=h) if moe.latent else model
-    local = sharded_tokens(shard)
-    down, up = _latent(model, moe, shard) if moe.latent else ((), ())
-    factor = moe.top_k * (moe.capacity_factor or 1.0)
-    sent = e * local * factor * h
-    rows = max(1, round(shard.tokens * factor))
-    kept = shard.operand_bytes * rows * h
-    dispatch, combine = (
-        tuple(
-            Communication(
-                name=name,
-                axis="ep",
-                collective="all_to_all",
-                nbytes=sent,
-                backward="all_to_all",
-                copies=moe.top_k,
-            )
-            for _ in range(shard.ep > 1)
-        )
-        for name in ("dispatch", "combine")
-    )
-    shared = mlp(model, shard, ffn=moe.shared_ffn, normed=False) if moe.shared_ffn else ()
-    return (
-        norm(model, shard, "norm_2"),
-        Matmul(
-            name="router",
-            m=max(1, round(local)),
-            n=moe.experts,
-            k=model.hidden,
-            saved_bytes=FP32 * local * moe.experts,
-        ),
-        *down,
-        Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=16),
-        *dispatch,
-        *enter_tp(inside, shard, "experts_in"),
-        *_feed_forward(
-            inside,
-            shard,
-            rows,
-            moe.ffn // shard.tp,
-            kept,
-            groups=max(1, moe.experts // shard.ep),
-            prefix="expert",
-        ),
-        *leave_tp(inside, shard, "experts_leave"),
-        *combine,
-        Elementwise(
-            name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=10, saved_bytes=sent
-        ),
-        *up,
-        *shared,
-        residual(model, shard, "residual_2"),
-    )
-
-
-def _latent(model: Model, moe: MoE, shard: Shard) -> tuple[tuple[Operator, ...], tuple[Operator, ...]]:
-    """Return the projections to the width the routed experts work in, and back."""
-    rows, kept = max(1, round(sharded_tokens(shard))), shard.operand_bytes * sharded_tokens(shard)
-    down = Matmul(name="latent_down", m=rows, n=moe.latent, k=model.hidden, saved_bytes=kept * model.hidden)
-    up = Matmul(name="latent_up", m=rows, n=model.hidden, k=moe.latent, saved_bytes=kept * moe.latent)
-    return (down,), (up,)
 
 
 def embedding(model: Model, shard: Shard) -> tuple[Operator, ...]:

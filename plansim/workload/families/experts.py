@@ -1,0 +1,90 @@
+"""A mixture-of-experts layer's second half as operators of one rank: router, exchange, grouped products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from plansim.workload.families.pieces import (
+    FP32,
+    enter_tp,
+    feed_forward,
+    leave_tp,
+    mlp,
+    norm,
+    residual,
+    sharded_tokens,
+)
+from plansim.workload.model import Model, MoE
+from plansim.workload.operators import Communication, Elementwise, Matmul, Operator, Shard
+
+
+def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
+    """Return router, dispatch, grouped products, combine and shared experts of a mixture-of-experts layer.
+
+    Every rank sends each of its tokens to `top_k` experts; balanced routing is assumed: it computes as many
+    rows as it sends. With a capacity factor the rows are those the experts accept. With a latent width tokens
+    are projected to it before they leave and back when their experts' outputs are summed (LatentMoE); every
+    rank of tp holds those two projections whole, for its share of the sequence.
+    """
+    e, h = shard.element_bytes, moe.latent or model.hidden
+    inside = replace(model, hidden=h) if moe.latent else model
+    local = sharded_tokens(shard)
+    down, up = _latent(model, moe, shard) if moe.latent else ((), ())
+    factor = moe.top_k * (moe.capacity_factor or 1.0)
+    sent = e * local * factor * h
+    rows = max(1, round(shard.tokens * factor))
+    kept = shard.operand_bytes * rows * h
+    dispatch, combine = (
+        tuple(
+            Communication(
+                name=name,
+                axis="ep",
+                collective="all_to_all",
+                nbytes=sent,
+                backward="all_to_all",
+                copies=moe.top_k,
+            )
+            for _ in range(shard.ep > 1)
+        )
+        for name in ("dispatch", "combine")
+    )
+    shared = mlp(model, shard, ffn=moe.shared_ffn, normed=False) if moe.shared_ffn else ()
+    return (
+        norm(model, shard, "norm_2"),
+        Matmul(
+            name="router",
+            m=max(1, round(local)),
+            n=moe.experts,
+            k=model.hidden,
+            saved_bytes=FP32 * local * moe.experts,
+        ),
+        *down,
+        Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=16),
+        *dispatch,
+        *enter_tp(inside, shard, "experts_in"),
+        *feed_forward(
+            inside,
+            shard,
+            rows,
+            moe.ffn // shard.tp,
+            kept,
+            groups=max(1, moe.experts // shard.ep),
+            prefix="expert",
+        ),
+        *leave_tp(inside, shard, "experts_leave"),
+        *combine,
+        Elementwise(
+            name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=10, saved_bytes=sent
+        ),
+        *up,
+        *shared,
+        residual(model, shard, "residual_2"),
+    )
+
+
+def _latent(model: Model, moe: MoE, shard: Shard) -> tuple[tuple[Operator, ...], tuple[Operator, ...]]:
+    """Return the projections to the width the routed experts work in, and back."""
+    rows, kept = max(1, round(sharded_tokens(shard))), shard.operand_bytes * sharded_tokens(shard)
+    down = Matmul(name="latent_down", m=rows, n=moe.latent, k=model.hidden, saved_bytes=kept * model.hidden)
+    up = Matmul(name="latent_up", m=rows, n=model.hidden, k=moe.latent, saved_bytes=kept * moe.latent)
+    return (down,), (up,)
