@@ -283,13 +283,14 @@ def left_out(fit: Fit, by: str) -> None:
     The others are fitted again with the slopes at the whole fit; the runs left out are then predicted
     exactly. What nothing else decides (a stack or device seen only there) goes to its prior.
     """
-    groups = np.array([c.profile.device.id if by == "device" else family_of(c.row.source) for c in fit.cases])
-    rows = [{i: np.flatnonzero(groups == i).tolist()} for i in sorted(set(groups))]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for n, c in enumerate(fit.cases):
+        groups[c.profile.device.id if by == "device" else family_of(c.row.source)].append(n)
     _FITS.append(fit)
     with get_context("fork").Pool() as pool:
-        found = pool.map(_without, [numbers for row in rows for numbers in row.values()], 1)
-    for row, errors in zip(rows, found, strict=True):
-        print(f"{next(iter(row)):30s} n {len(errors):4d} median {statistics.median(errors):.3f}")
+        found = pool.map(_without, groups.values(), 1)
+    for name, errors in sorted(zip(groups, found, strict=True)):
+        print(f"{name:30s} n {len(errors):4d} median {statistics.median(errors):.3f}")
     errors = [e for each in found for e in each]
     medians = [statistics.median(each) for each in found]
     print(

@@ -281,13 +281,6 @@ def _experts(row: Row, model: Model, stack: Stack, ranks: int, usual: int, notes
     return ep
 
 
-SCHEDULES = {
-    "1f1b-interleaved": "interleaved",
-    "interleaved": "interleaved",
-    "gpipe": "gpipe",
-}
-
-
 def _schedule(row: Row, vp: int, num_microbatches: int, pp: int, notes: list[str]) -> str:
     text = row.schedule.lower().split(" ")[0]
     if pp == 1:
@@ -299,7 +292,7 @@ def _schedule(row: Row, vp: int, num_microbatches: int, pp: int, notes: list[str
         if num_microbatches % pp:
             notes.append("microbatches do not divide by pp: interleaving still assumed")
         return "interleaved"
-    return SCHEDULES.get(text, "1f1b") if vp > 1 or text == "gpipe" else "1f1b"
+    return "gpipe" if text == "gpipe" else "1f1b"
 
 
 __all__ = ["Case", "UnknownNameError", "Unpredictable", "case_of", "model_of"]
