@@ -38,6 +38,8 @@ class Ran:
 def run(monkeypatch, capfd):
     """Return a function that runs ``plansim`` with arguments."""
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # tables as wide as in a pipe, however the tests are run
+
     def go(*arguments: str) -> Ran:
         monkeypatch.setattr("sys.argv", ["plansim", *map(str, arguments)])
         capfd.readouterr()
