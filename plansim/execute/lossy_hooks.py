@@ -118,6 +118,7 @@ def onebit(options: Mapping[str, Any], group: Any) -> Hook:
 def topk(options: Mapping[str, Any], group: Any) -> Hook:
     """Return top-k averaging: every rank's largest elements and their places, gathered (arXiv 1712.01887)."""
     expect_options(options, "ratio", "error_feedback", "selection")
+    _refuse(options, "selection", "one_block", "exact or sampled")
     ratio, feedback = _ratio(options), bool(options.get("error_feedback", True))
     select = _sampled if options.get("selection", "exact") == "sampled" else _largest
     ranks, memory = dist.get_world_size(group), Memory()
@@ -164,7 +165,8 @@ def _sampled(whole: torch.Tensor, count: int) -> torch.Tensor:
 
 def randk(options: Mapping[str, Any], group: Any) -> Hook:
     """Return random-k averaging: a shared seed picks the places, so values alone are all-reduced."""
-    expect_options(options, "ratio", "error_feedback")
+    expect_options(options, "ratio", "error_feedback", "places")
+    _refuse(options, "places", "permuted", "seeded")
     ratio, feedback = _ratio(options), bool(options.get("error_feedback", True))
     ranks, memory = dist.get_world_size(group), Memory()
     generator = torch.Generator().manual_seed(20)
@@ -185,6 +187,11 @@ def randk(options: Mapping[str, Any], group: Any) -> Hook:
         return finished(flat)
 
     return exchange
+
+
+def _refuse(options: Mapping[str, Any], name: str, value: str, instead: str) -> None:
+    if options.get(name) == value:
+        raise InputError(f"{name} {value} is simulated only; run it with {name} {instead}")
 
 
 def _ratio(options: Mapping[str, Any]) -> float:

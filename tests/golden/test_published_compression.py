@@ -1,12 +1,13 @@
 """Published and measured compression figures: steps on slow links, and coding times on a CPU core.
 
 The time of compute is that of the paper where it prints one, else that of its uncompressed row; what is
-judged is what the method changes. Known not to hold, by 32 to 56 %: the PowerSGD paper's top-k and random-k
-rows, whose selections of 2019 took 180 to 300 ms for 11 M elements (one block of one GPU unit; places drawn
-on the host), and sign with a norm for each tensor of each rank.
+judged is what the method changes. Known not to hold: the PowerSGD paper's majority vote on its LSTM, 424 ms,
+is said 36 % low; 1-bit Adam's Ethernet, stated as 4.1 Gbit/s, carried 4.8 (12 to 20 % if not anchored).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -17,10 +18,13 @@ from plansim.costs.compression import (
     Traffic,
     coding_s,
     compressed_s,
+    decode_s,
+    encode_s,
     rates_of,
 )
 from plansim.costs.compression.int4 import KERNELS as INT4
 from plansim.costs.compression.int8 import KERNELS as INT8
+from plansim.hardware.catalog import find_device
 from plansim.hardware.device import Device
 from plansim.hardware.fabric import Fabric, FabricLevel, GroupShape
 
@@ -49,10 +53,10 @@ def two_levels(inside, outside, latency_s, devices):
     return Fabric(levels=levels, devices_per_node=devices)
 
 
-def resnet18_ms(method, options, compute_ms):
+def resnet18_ms(method, options, compute_ms, traffic=RESNET18):
     """16 Titan X in 8 nodes, 10 Gbit/s Ethernet."""
     network = Network(group=GroupShape.of((2, 8)), fabric=two_levels(12e9, 1.25e9, 3e-5, 2), device=TITAN_X)
-    return compute_ms + 1e3 * compressed_s("all_reduce", method, RESNET18, network, options).total_s
+    return compute_ms + 1e3 * compressed_s("all_reduce", method, traffic, network, options).total_s
 
 
 @pytest.mark.parametrize(("rank", "published_ms"), [(1, 229), (2, 239), (4, 260), (7, 285)])
@@ -83,40 +87,115 @@ def test_random_block_step_times_of_resnet18(ratio, published_ms):
     assert resnet18_ms("randk", {"ratio": ratio}, compute_ms) == pytest.approx(published_ms, rel=0.10)
 
 
-def all_reduce_s(nodes, per_node, effective_bytes_per_s):
-    """336 M gradients in fp16 on a ring, which NCCL took for large messages then."""
-    fabric = two_levels(150e9, effective_bytes_per_s, 2e-5, per_node)
-    return collective_s("all_reduce", 2 * 336e6, GroupShape.of((per_node, nodes)), fabric, algorithm="ring")
+@pytest.mark.parametrize(
+    ("method", "options", "published_ms"),
+    [
+        ("topk", {"ratio": 1 / 64, "selection": "one_block"}, 444),
+        ("topk", {"ratio": 1 / 256, "selection": "one_block"}, 411),
+        ("randk", {"ratio": 1 / 42.6, "places": "permuted"}, 540),
+        ("randk", {"ratio": 1 / 127.9, "places": "permuted"}, 534),
+        ("onebit", {"exchange": "gather"}, 429),
+    ],
+)
+def test_selections_of_2019_on_resnet18(method, options, published_ms):
+    """The same paper: its code selects, draws and scales tensor by tensor, 62 of them, for each of 16 ranks.
+
+    torch.topk was one block of the device, random places a permutation on the host, and sign with a norm
+    scales every tensor of every rank by itself (the last 10 % low).
+    """
+    compute_ms = 312 - resnet18_ms("none", {}, 0.0)
+    traffic = replace(RESNET18, num_tensors=62)
+
+    assert resnet18_ms(method, options, compute_ms, traffic) == pytest.approx(published_ms, rel=0.11)
 
 
-def calibrated(nodes, per_node, measured_s):
-    """Return the bandwidth at which one published all-reduce takes as long as it took."""
+GRADIENT_BYTES = 2 * 336e6
+"""336 M gradients in fp16: BERT-Large."""
+
+
+def test_bert_large_on_ethernet_anchored_on_another_row():
+    """Tang et al., 1-bit Adam, ICML 2021, arXiv 2102.02888, table 1: 2 nodes from the all-reduce of 4.
+
+    A ring, as NCCL took for large messages then.
+    """
+
+    def ring_s(nodes, bandwidth):
+        fabric = two_levels(150e9, bandwidth, 2e-5, 4)
+        group = GroupShape.of((4, nodes))
+        return collective_s("all_reduce", GRADIENT_BYTES, group, fabric, algorithm="ring")
+
     low, high = 1e7, 1e12
     while high / low > 1.0001:
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if all_reduce_s(nodes, per_node, middle) > measured_s else (low, middle)
-    return low
+        low, high = (middle, high) if ring_s(4, middle) > 2.13324 else (low, middle)
+
+    assert 34.95 + 61.23 + 75.26 + 1e3 * ring_s(2, low) == pytest.approx(2068.65, rel=0.10)
 
 
 @pytest.mark.parametrize(
-    ("link", "nodes", "per_node", "compute_ms", "published_ms"),
+    ("nodes", "compute_ms", "published_ms"),
     [
-        ("ethernet", 2, 4, 34.95 + 61.23 + 75.26, 2068.65),
-        ("infiniband", 8, 8, 25.36 + 23.25 + 58.49, 423.28),
-        ("infiniband", 8, 8, 131.04 + 237.92 + 56.91, 765.39),
+        (8, 25.36 + 23.25 + 58.49, 423.28),
+        (8, 32.81 + 59.99 + 57.79, 486.99),
+        (8, 131.04 + 237.92 + 56.91, 765.39),
+        (2, 32.86 + 56.49 + 58.60, 331.69),
     ],
 )
-def test_bert_large_step_times_on_two_clusters(link, nodes, per_node, compute_ms, published_ms):
-    """Tang et al., 1-bit Adam, ICML 2021, arXiv 2102.02888, table 1.
+def test_bert_large_on_infiniband_staged_through_host_memory(nodes, compute_ms, published_ms):
+    """The same table: nothing of these rows is fitted.
 
-    The effective bandwidth comes from another row of the same cluster: 4 nodes on Ethernet, and 8 nodes on
-    InfiniBand with 16 samples a GPU. It does not carry over to 2 nodes on InfiniBand (41 % high).
+    The rate through host memory comes from the paper's node of 4 V100 without NVLink. Two nodes exchange
+    halves along a double tree, which is why theirs is so much faster.
     """
-    known = {"ethernet": (4, 4, 2.13324), "infiniband": (8, 8, 0.3364)}[link]
-    bandwidth = calibrated(*known)
-    step_ms = compute_ms + 1e3 * all_reduce_s(nodes, per_node, bandwidth)
+    levels = (
+        FabricLevel(name="node", kind="switch", group=8, bandwidth_bytes_per_s=150e9, latency_s=1e-5),
+        FabricLevel(
+            name="net", kind="fat-tree", rails=1, bandwidth_bytes_per_s=12.5e9, latency_s=5e-6,
+            transport="ib-edr-host",
+        ),
+    )  # fmt: skip
+    fabric = Fabric(levels=levels, devices_per_node=8)
+    step_ms = compute_ms + 1e3 * collective_s("all_reduce", GRADIENT_BYTES, GroupShape.of((8, nodes)), fabric)
 
     assert step_ms == pytest.approx(published_ms, rel=0.10)
+
+
+RESNET50 = (
+    (64, 147, 1), (64, 64, 1), (64, 576, 3), (256, 64, 4), (64, 256, 2), (128, 256, 1), (128, 1152, 4),
+    (512, 128, 4), (512, 256, 1), (128, 512, 3), (256, 512, 1), (256, 2304, 6), (1024, 256, 6),
+    (1024, 512, 1), (256, 1024, 5), (512, 1024, 1), (512, 4608, 3), (2048, 512, 3), (2048, 1024, 1),
+    (512, 2048, 2), (1000, 2048, 1),
+)  # fmt: skip
+"""Outputs, inputs and number of the matrices of ResNet-50 (arXiv 1512.03385)."""
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "published_ms"),
+    [
+        ("powersgd", {"rank": 4}, 45),
+        ("topk", {"ratio": 0.01, "selection": "one_block", "error_feedback": False}, 240),
+    ],
+)
+def test_coding_times_of_resnet50_on_one_v100(method, options, published_ms):
+    """Agarwal et al., On the Utility of Gradient Compression, MLSys 2022: encode and decode together."""
+    traffic = Traffic(num_elements=25.56e6, element_bytes=4, matrices=RESNET50, vector_elements=54e3)
+    device = find_device("v100")
+    there = encode_s(method, traffic, device, options)
+
+    assert 1e3 * (there + decode_s(method, traffic, 1, device, options)) == pytest.approx(
+        published_ms, rel=0.10
+    )
+
+
+def test_low_rank_factors_of_an_lstm():
+    """Vogels et al.: 38 MB an epoch at rank 2 beside 7,730 MB: 28869 x 650 words, 3 layers of 650, biases."""
+    matrices = ((28869, 650, 1), (2600, 650, 6))
+    vectors = 6 * 2600 + 28869
+    elements = sum(r * c * n for r, c, n in matrices) + vectors
+    traffic = Traffic(num_elements=elements, element_bytes=4, matrices=matrices, vector_elements=vectors)
+    payload = COMPRESSION_METHODS["powersgd"].payload_bytes(traffic, {"rank": 2})
+
+    assert traffic.nbytes / payload == pytest.approx(7730 / 38, rel=0.02)
 
 
 CORE = Device(

@@ -34,6 +34,8 @@ class Traffic:
         Every matrix of the message, where they are known one by one; replaces `matrix`.
     vector_elements : float
         Elements of biases and norms among `num_elements`: low-rank methods send them as they are.
+    num_tensors : float
+        Tensors that are coded one by one; 1 where a bucket is coded whole, as the hooks of `plansim run` do.
     """
 
     num_elements: float
@@ -41,12 +43,15 @@ class Traffic:
     matrix: tuple[int, int] | None = None
     matrices: tuple[tuple[int, int, float], ...] = ()
     vector_elements: float = 0.0
+    num_tensors: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_elements < 0 or self.element_bytes <= 0:
             raise PlanError(
                 f"traffic of {self.num_elements} elements of {self.element_bytes} bytes makes no sense"
             )
+        if self.num_tensors < 1:
+            raise PlanError(f"a message holds at least one tensor, got num_tensors {self.num_tensors}")
 
     @property
     def nbytes(self) -> float:

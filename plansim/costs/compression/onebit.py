@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from plansim.costs.compression.base import PROXY, Inflation, Traffic, Transfer
 from plansim.costs.compression.options import Option
+from plansim.costs.compression.sparse import gathered_calls
 from plansim.costs.compression.two_hop import TwoHop
 from plansim.costs.compression.work import FEEDBACK, Work
 
@@ -57,7 +58,8 @@ class OneBit(TwoHop):
     ) -> Work:
         """Return the work of the two hops, or of unpacking every rank's signs and adding them."""
         if self.resolve(options)["exchange"] == "gather":
-            return replace(VOTE.scaled(ranks), launches=VOTE.launches * ranks)
+            scales = gathered_calls(traffic, ranks) if traffic.num_tensors > 1 else 0.0
+            return replace(VOTE.scaled(ranks), launches=VOTE.launches * ranks + scales)
         return super().decode_work(traffic, ranks, options, fused)
 
     def encode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import exp, log
 
+from plansim.costs.compression.base import Traffic
 from plansim.costs.compression.options import Option
 
 RATIO = Option(
@@ -24,6 +25,15 @@ FEEDBACK_OPTION = Option(
 def kept(num_elements: float, ratio: float) -> float:
     """Return how many elements are sent, at least one."""
     return max(1.0, float(int(num_elements * ratio)))
+
+
+TENSOR_CALLS = 4
+"""Kernels that add one rank's part of one tensor by plain indexing: read, scale, add, store."""
+
+
+def gathered_calls(traffic: Traffic, ranks: int) -> float:
+    """Return the kernels that add what all ranks sent: one a rank, or a few for each tensor of each rank."""
+    return ranks * (TENSOR_CALLS * traffic.num_tensors if traffic.num_tensors > 1 else 1.0)
 
 
 def between(value: float, points: tuple[tuple[float, float], ...]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from plansim.costs.compression.base import (
@@ -14,7 +15,7 @@ from plansim.costs.compression.base import (
     unknown_operation,
 )
 from plansim.costs.compression.options import Option
-from plansim.costs.compression.sparse import FEEDBACK_OPTION, RATIO, between, kept
+from plansim.costs.compression.sparse import FEEDBACK_OPTION, RATIO, between, gathered_calls, kept
 from plansim.costs.compression.work import CLEAR, FEEDBACK, SCATTER, Work
 
 INFLATION = ((0.001, 2.45), (0.01, 1.67), (0.1, 1.14), (1.0, 1.0))
@@ -34,6 +35,17 @@ SAMPLED = Work(streamed_bytes=34, operations=50, fresh_bytes=10, launches=6)
 
 RADIX_SELECT = Work(streamed_bytes=24, operations=20, launches=12)
 """torch.topk on an accelerator: a pass over the values for each of four digits, then one that gathers."""
+
+THRESHOLD_SCAN = Work(streamed_bytes=16, operations=6, launches=8)
+"""The sampled threshold on an accelerator: magnitudes, comparison, places of what is above."""
+
+BLOCK_THREADS = 1024
+BLOCK_ROUND_S = 0.5e-6
+"""What one block's threads wait for the memory and for each other, once for each of their elements."""
+
+ONE_BLOCK = Work(serial_s=(16 + 2) * BLOCK_ROUND_S / BLOCK_THREADS, streamed_bytes=8, launches=4)
+"""torch.topk on an accelerator before torch 1.12: one block passes over the message for each two of 32 bits,
+then twice to gather."""
 
 
 class TopK(CompressionMethod):
@@ -55,8 +67,8 @@ class TopK(CompressionMethod):
             name="selection",
             kind=str,
             default="exact",
-            choices=("exact", "sampled"),
-            help="exact, or threshold from a sample",
+            choices=("exact", "sampled", "one_block"),
+            help="exact, threshold from a sample, or one block as before torch 1.12 (simulated only)",
         ),
     )
 
@@ -82,13 +94,18 @@ class TopK(CompressionMethod):
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the selection, which passes over (value, place) pairs many times, and error feedback."""
         given = self.resolve(options)
-        heap = Work(operations=HEAP_OPERATIONS * min(1.0, given["ratio"] / 0.01), launches=0)
-        select = EXACT + heap if given["selection"] == "exact" else SAMPLED
+        work = self._selection(given["selection"], given["ratio"], fused)
+        work = work + FEEDBACK if given["error_feedback"] else work
+        return replace(work, launches=work.launches * traffic.num_tensors)
+
+    @staticmethod
+    def _selection(selection: str, ratio: float, fused: bool) -> Work:
+        if selection == "sampled":
+            pick = Work(streamed_bytes=100, operations=500, launches=2).scaled(ratio)
+            return (THRESHOLD_SCAN if fused else SAMPLED) + pick
         if fused:
-            select = RADIX_SELECT
-        pick = Work(streamed_bytes=100, operations=500, launches=2).scaled(given["ratio"])
-        work = select + pick if given["selection"] == "sampled" else select
-        return work + FEEDBACK if given["error_feedback"] else work
+            return ONE_BLOCK if selection == "one_block" else RADIX_SELECT
+        return EXACT + Work(operations=HEAP_OPERATIONS * min(1.0, ratio / 0.01), launches=0)
 
     def decode_work(
         self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False
@@ -99,7 +116,7 @@ class TopK(CompressionMethod):
             streamed_bytes=scatter.streamed_bytes * ranks,
             operations=scatter.operations * ranks,
             fresh_bytes=scatter.fresh_bytes * ranks,
-            launches=ranks,
+            launches=gathered_calls(traffic, ranks),
         )
 
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:

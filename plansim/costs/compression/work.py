@@ -33,6 +33,9 @@ class Work:
         Kernels or library calls per message.
     flop : float
         Arithmetic of the whole message (low-rank products), beside the streaming.
+    serial_s : float
+        Seconds that no bandwidth of the device shortens: places drawn on the host, one block of an
+        accelerator that waits for its memory.
     """
 
     streamed_bytes: float = 0.0
@@ -40,6 +43,7 @@ class Work:
     fresh_bytes: float = 0.0
     launches: float = 1.0
     flop: float = 0.0
+    serial_s: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -48,6 +52,7 @@ class Work:
             fresh_bytes=self.fresh_bytes + other.fresh_bytes,
             launches=self.launches + other.launches,
             flop=self.flop + other.flop,
+            serial_s=self.serial_s + other.serial_s,
         )
 
     def scaled(self, factor: float) -> Work:
@@ -58,6 +63,7 @@ class Work:
             operations=self.operations * factor,
             fresh_bytes=self.fresh_bytes * factor,
             flop=self.flop * factor,
+            serial_s=self.serial_s * factor,
         )
 
 
@@ -114,8 +120,8 @@ class CodingRates:
 def coding_s(work: Work, num_elements: float, rates: CodingRates) -> float:
     """Return the time of coding one message, seconds.
 
-    ``launches * launch + n (operations * op + fresh * fault + streamed * stream(4n)) + flop / rate``:
-    the parts of a Python hook follow one another, so they add up.
+    ``launches * launch + n (operations * op + fresh * fault + streamed * stream(4n) + serial)
+    + flop / rate``: the parts of a Python hook follow one another, so they add up.
     """
     size = 4.0 * num_elements
     fault = rates.fault_s_per_byte if size > rates.fault_threshold_bytes else 0.0
@@ -123,6 +129,7 @@ def coding_s(work: Work, num_elements: float, rates: CodingRates) -> float:
         work.operations * rates.operation_s
         + work.fresh_bytes * fault
         + work.streamed_bytes * rates.stream_s_per_byte(size)
+        + work.serial_s
     )
     return work.launches * rates.launch_s + num_elements * element + work.flop / rates.flop_per_s
 

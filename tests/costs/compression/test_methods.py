@@ -76,7 +76,8 @@ def test_powersgd_runs_two_rounds_and_leaves_small_matrices_alone():
         ("powersgd", {"rank": 2.0}, "whole number"),
         ("powersgd", {"rnak": 2}, "did you mean 'rank'"),
         ("int8", {"error_feedback": 1}, "true or false"),
-        ("topk", {"selection": "guess"}, "one of exact, sampled"),
+        ("topk", {"selection": "guess"}, "one of exact, sampled, one_block"),
+        ("randk", {"places": "drawn"}, "one of seeded, permuted"),
         ("none", {"rank": 4}, "unknown option 'rank'"),
         ("diloco", {"every": 0}, "every"),
     ],
@@ -106,6 +107,29 @@ def test_error_feedback_keeps_four_bytes_per_element():
     assert COMPRESSION_METHODS["topk"].extra_memory_bytes(MATRIX, {"error_feedback": False}) == 0
     assert COMPRESSION_METHODS["int8"].extra_memory_bytes(MATRIX) == 0
     assert COMPRESSION_METHODS["powersgd"].extra_memory_bytes(MATRIX, {"rank": 4}) == 4 * 2**20 + 4 * 4 * 2048
+
+
+def test_coding_tensor_by_tensor_costs_calls_and_no_bytes():
+    """A loop over 60 tensors of 16 ranks launches 60 times as often; a bucket coded whole, once a rank."""
+    whole, single = (Traffic(num_elements=10**7, num_tensors=n) for n in (1, 60))
+    for name in ("topk", "randk"):
+        method = COMPRESSION_METHODS[name]
+        for a, b in (
+            (method.encode_work(whole, {}, True), method.encode_work(single, {}, True)),
+            (method.decode_work(whole, 16, {}, True), method.decode_work(single, 16, {}, True)),
+        ):
+            assert b.launches >= 60 * a.launches
+            assert (b.streamed_bytes, b.serial_s) == (a.streamed_bytes, a.serial_s)
+    with pytest.raises(PlanError, match="at least one tensor"):
+        Traffic(num_elements=1, num_tensors=0)
+
+
+def test_a_sampled_threshold_beats_an_exact_selection_on_an_accelerator():
+    method, options = COMPRESSION_METHODS["topk"], {"selection": "sampled"}
+
+    assert method.encode_work(MATRIX, options, True).streamed_bytes < (
+        method.encode_work(MATRIX, {}, True).streamed_bytes
+    )
 
 
 def test_parameters_need_sharding():
