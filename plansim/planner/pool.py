@@ -83,7 +83,7 @@ class Pool:
             world_size=world,
             usd_per_device_s=economics.usd_per_device_hour / 3600,
             watts=economics.power_watts * economics.pue,
-            spread=interval_factor(stack, self.question.model),
+            spread=interval_factor(stack, self.question.network),
         )
         return self.question.objective.score(figures)
 
@@ -102,13 +102,14 @@ class Pool:
     def _part(self, world: int, stack: Stack, zeros: tuple[int, ...], deal: Deal) -> Part | None:
         q, space = self.question, self.question.space
         every = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
-        bench = Workbench(q.model, q.profile, q.base, stack, shared=deal.shared)
+        taken = q.model if q.network is not q.model else None
+        bench = Workbench(q.network, q.profile, q.tabled, stack, shared=deal.shared, original=taken)
         options = deal.narrowed(
-            options_of(space, q.model, q.job, every, tp_overlaps=stack.tp_overlap, balance=bench.balance())
+            options_of(space, q.network, q.job, every, tp_overlaps=stack.tp_overlap, balance=bench.balance())
         )
         if not options.ends:
             return None
-        grid, options = deal.out(degree_grid(world, space, q.model, q.job), options, q.profile)
+        grid, options = deal.out(degree_grid(world, space, q.network, q.job), options, q.profile)
         ends = options.ends
         columns, allowed, memory, finish, ideal, row = self.sieve.survivors(grid, options, bench)
         if not len(columns):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from plansim.costs.compression import MODEL_METHODS
 from plansim.hardware.profile import Profile
-from plansim.plan.model import Job, Parallel, Plan
+from plansim.plan.model import Compression, Job, Method, Parallel, Plan
+from plansim.plan.reshape import reshaped
 from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Options
 from plansim.planner.objective import Objective
@@ -20,6 +22,7 @@ class Question:
     """What is asked: a model and a job on a cluster, and how answers are judged.
 
     `robust` asks for the best plan at the pessimistic end of every figure; the objective is one that does.
+    `method` compresses the model itself in every candidate.
     """
 
     model: Model
@@ -29,11 +32,35 @@ class Question:
     objective: Objective
     memory_limit_bytes: float
     robust: bool = False
+    method: Method = field(default_factory=Method)
 
     @property
     def base(self) -> Plan:
         """The plan that every candidate is a variation of."""
-        return Plan(model=self.model.name, profile=self.profile.name, job=self.job, stack=self.space.stack)
+        return Plan(
+            model=self.model.name,
+            profile=self.profile.name,
+            job=self.job,
+            stack=self.space.stack,
+            compression=Compression(model=self.method),
+        )
+
+    @property
+    def network(self) -> Model:
+        """The network that is laid out: the model, or what `method` leaves of it."""
+        return reshaped(self.model, self.method)
+
+    @property
+    def tabled(self) -> Plan:
+        """The plan whose blocks bound the candidates from below.
+
+        Thin factors are other products, of less work and memory, and a teacher runs before its student. What
+        rounds or masks weights only adds: the blocks without it are a bound, and passes over weights do not
+        grow with the microbatch as tables do.
+        """
+        effect = MODEL_METHODS[self.method.method].effect(self.method.options)
+        other = effect.rank_fraction is not None or effect.teacher
+        return self.base if other else replace(self.base, compression=Compression())
 
 
 def plan_of(question: Question, options: Options, columns: Columns, i: int, end: End, node: int) -> Plan:
@@ -63,5 +90,5 @@ def plan_of(question: Question, options: Options, columns: Columns, i: int, end:
         offload=end.offload,
         aggregation=end.aggregation,
         placement=options.placements[int(columns.placement[i])],
-        compression=end.compression,
+        compression=replace(end.compression, model=question.method),
     )

@@ -46,12 +46,12 @@ class Sieve:
         whole = counts.below_microbatch * len(options.microbatches)
         tally.candidates += int(whole.sum())
         alive = np.ones(len(grid["dp"]), dtype=bool)
-        for rule, broken in rule_masks(grid, q.model, q.job):
+        for rule, broken in rule_masks(grid, q.network, q.job):
             tally.reject(rule, whole[alive & broken].sum())
             alive &= ~broken
         pairs = with_microbatches(grid, counts, np.flatnonzero(alive), options, q.job, tally)
-        triples = with_structures(grid, counts, *pairs, options, q.model, q.job, tally)
-        at, columns = with_layers(grid, counts, triples, options, q.model, q.job, tally)
+        triples = with_structures(grid, counts, *pairs, options, q.network, q.job, tally)
+        at, columns = with_layers(grid, counts, triples, options, q.network, q.job, tally)
         leaves = counts.tp_overlap[at] * counts.placements[at]
         allowed = end_mask(
             options.ends, columns.dp, columns.tp, columns.pp, columns.cp, columns.ep, self.node
@@ -80,7 +80,12 @@ class Sieve:
         names = sorted({s.schedule for s in options.structures})
         for numbers in classes.values():
             degrees = backend_degrees(
-                columns, options.ends[numbers[0]], self.question.model, self.question.job, self.node, options
+                columns,
+                options.ends[numbers[0]],
+                self.question.network,
+                self.question.job,
+                self.node,
+                options,
             )
             for name in names:
                 mine = np.array([s.schedule == name for s in options.structures])[columns.structure]

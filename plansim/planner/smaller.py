@@ -1,35 +1,30 @@
-"""Compressing the model itself as a choice: the best plans of every network that the allowed methods leave.
+"""Compressing the model itself as a choice: a search of its own for every method that is allowed.
 
-A method that gives a smaller network (a student, pruned channels) is a search of its own over that network;
-one that keeps its shape (thin factors, rounded or masked weights) is tried on the best plans without it. All
-are then scored as what they are, on the model asked for, and must keep the quality budget.
+A method that gives a smaller network (a student, pruned channels) lays out that network; one that keeps its
+shape (thin factors, rounded or masked weights) changes its blocks. Either way the bounds of the search are
+those of what is computed, so every method's best plans are proved like all others. What comes on top of a
+network, such as a teacher's forward pass, is in the score alone: bounds stay below it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from plansim.plan.model import Method, Plan
-from plansim.plan.reshape import RESHAPING, reshaped
 from plansim.plan.rules import Rejected
-from plansim.planner.evaluate import Bounded
+from plansim.planner.evaluate import quality_loss
 from plansim.planner.objective import Constraints, Figures
+from plansim.planner.pool import Pool
 from plansim.planner.question import Question
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found
 from plansim.planner.solve import Progress, Solved, evaluator_of, solve, stats_of
 
-TRIED = 16
-"""Plans of a search that a method is tried on, at least."""
-
-Entry = tuple[float, object, Plan, Figures]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Searched:
-    """What was found with every allowed method of the `model` edge; `solved` is the search without one."""
+    """What was found with every allowed method of the `model` edge; `solved` is the search that won."""
 
     solved: Solved
     found: Found[Plan, Figures]
@@ -41,66 +36,53 @@ def search_methods(
 ) -> Searched:
     """Return the best plans over the methods of the `model` edge that the space allows."""
     methods = [Method(method=str(name)) for name in question.space.of("compression.model")]
-    alone = methods == [Method()]
-    plain = solve(question, limits, top if alone else max(top, TRIED), progress)
-    stats = stats_of(plain.pool, plain.found, 0.0)
-    if alone:
-        return Searched(plain, plain.found, stats)
-    best: list[Entry] = []
-    rejected: Counter[str] = Counter()
-    examples: dict[str, Rejected] = {}
-    complete = True
-    for method in methods:
-        source = plain
-        if method.method in RESHAPING:
-            smaller = replace(question, model=reshaped(question.model, method))
-            source = solve(smaller, replace(limits, max_quality_loss=None), max(top, TRIED), progress)
-            stats = _sum(stats, stats_of(source.pool, source.found, 0.0))
-        complete = complete and source.found.complete
-        tried = list(_scored(question, limits, method, source.found))
-        kept = [entry for entry in tried if not isinstance(entry, Rejected)]
-        refused = [entry for entry in tried if isinstance(entry, Rejected)]
-        best += kept
-        rejected.update(r.rule for r in refused)
-        examples.update({r.rule: r for r in refused})
-        if method.method != "none":
-            more = Counter(stats.infeasible_by_rule) + Counter(r.rule for r in refused)
-            stats = replace(
-                stats,
-                candidates=stats.candidates + len(tried),
-                simulated=stats.simulated + len(kept),
-                infeasible_by_rule=dict(more),
-            )
-    best.sort(key=lambda entry: (entry[0], repr(entry[1])))
+    every = [_solved(replace(question, method=method), limits, top, progress) for method in methods]
+    winner = min(every, key=lambda solved: solved.found.best[0][0] if solved.found.best else float("inf"))
+    if len(every) == 1:
+        return Searched(winner, winner.found, stats_of(winner.pool, winner.found, 0.0))
+    stats = [stats_of(solved.pool, solved.found, 0.0) for solved in every]
     found: Found[Plan, Figures] = Found(
-        best=best[:top], rejected=rejected, examples={**plain.found.examples, **examples}, complete=complete,
-        lowest_open=stats.lowest_open,
-    )  # fmt: skip
-    return Searched(plain, found, replace(stats, complete=complete))
+        best=sorted((e for s in every for e in s.found.best), key=lambda e: (e[0], repr(e[1])))[:top],
+        evaluated=sum(s.found.evaluated for s in every),
+        rejected=sum((s.found.rejected for s in every), Counter()),
+        examples={rule: r for s in every for rule, r in s.found.examples.items()},
+        complete=all(s.found.complete for s in every),
+        lowest_open=min(s.found.lowest_open for s in every),
+    )
+    return Searched(winner, found, _together(stats))
 
 
-def _scored(
-    question: Question, limits: Constraints, method: Method, found: Found[Plan, Figures]
-) -> Iterator[Entry | Rejected]:
-    """Yield the plans of a search with a method, scored on the model asked for."""
-    judge = Bounded(evaluator_of(question), limits, question.job, question.robust)
-    for _, _, plan, _ in found.best:
-        named = replace(plan, model=question.base.model, compression=replace(plan.compression, model=method))
-        outcome = judge(named)
-        if isinstance(outcome, Rejected):
-            yield outcome
-        else:
-            yield question.objective.score(outcome), repr(named), named, outcome
+def _solved(question: Question, limits: Constraints, top: int, progress: Progress | None) -> Solved:
+    """Return the search with one method; one that the quality budget refuses is counted, not searched."""
+    lost, budget = quality_loss(question.base)[1], limits.max_quality_loss
+    if budget is None or lost <= budget:
+        return solve(question, limits, top, progress)
+    pool = Pool(
+        question, (min(question.profile.num_devices, limits.devices or question.profile.num_devices),)
+    )
+    found: Found[Plan, Figures] = Found()
+    found.rejected["quality"] = pool.tally.candidates - sum(pool.tally.rejected.values())
+    text = f"{question.method.method} may lose {lost:.1%} of the score, {budget:.1%} allowed"
+    found.examples["quality"] = Rejected(plan=_any_plan(pool), rule="quality", detail=text)
+    return Solved(question, pool, found, evaluator_of(question))
 
 
-def _sum(first: SearchStats, second: SearchStats) -> SearchStats:
-    """Return the account of two searches together."""
+def _any_plan(pool: Pool) -> Plan:
+    """Return the first plan of a pool, or what all its plans have in common."""
+    while pool.floor() < float("inf"):
+        if taken := pool.take():
+            return pool.plan(taken[0][1])
+    return pool.question.base
+
+
+def _together(each: list[SearchStats]) -> SearchStats:
+    """Return the account of several searches together."""
     return replace(
-        first,
-        candidates=first.candidates + second.candidates,
-        infeasible_by_rule=dict(Counter(first.infeasible_by_rule) + Counter(second.infeasible_by_rule)),
-        bounded_out=first.bounded_out + second.bounded_out,
-        simulated=first.simulated + second.simulated,
-        complete=first.complete and second.complete,
-        lowest_open=min(first.lowest_open, second.lowest_open),
+        each[0],
+        candidates=sum(s.candidates for s in each),
+        infeasible_by_rule=dict(sum((Counter(s.infeasible_by_rule) for s in each), Counter())),
+        bounded_out=sum(s.bounded_out for s in each),
+        simulated=sum(s.simulated for s in each),
+        complete=all(s.complete for s in each),
+        lowest_open=min(s.lowest_open for s in each),
     )

@@ -18,6 +18,7 @@ from plansim.costs.layout import Layout
 from plansim.costs.mixed import on_device
 from plansim.costs.operators import Arithmetic
 from plansim.costs.optimizer import addition_bytes
+from plansim.costs.student import teacher_of
 from plansim.hardware.fabric import fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
@@ -134,6 +135,11 @@ def _five(t: BlockTime, factor: float) -> tuple[float, ...]:
     return tuple(part.total_s * factor for part in parts)
 
 
+def _after(lines: tuple[Line, ...], teacher: Line) -> tuple[Line, ...]:
+    """Return a block's lines with the teacher's pass before its forward."""
+    return (lines[0].plus(teacher), *lines[1:])
+
+
 def _times(array: Array, addition: Array) -> Times:
     """Return (cells, kinds, 5) seconds as a table, with what adding gradients up takes."""
     return Times(*[*(np.ascontiguousarray(array[:, :, i]) for i in range(5)), addition])
@@ -147,14 +153,22 @@ class Workbench:
     """Makes the tables for one model, cluster, job and software stack by asking `costs`.
 
     In a mixed cluster the kinds of block come once for every kind of device; where replicas take shares by
-    their speed (`shared`), in times alone: there no stage has a device of its own.
+    their speed (`shared`), in times alone: there no stage has a device of its own. Where a teacher of another
+    network (`original`) runs before every forward, its time is in the forward of the student's blocks.
     """
 
     def __init__(
-        self, model: Model, profile: Profile, base: Plan, stack: Stack, *, shared: bool = False
+        self,
+        model: Model,
+        profile: Profile,
+        base: Plan,
+        stack: Stack,
+        *,
+        shared: bool = False,
+        original: Model | None = None,
     ) -> None:
         self.model, self.profile, self.base, self.stack = model, profile, base, stack
-        self.shared = shared
+        self.shared, self.original = shared, original
         self.kinds = kinds_of(model, base.job.seq_len)
         self.fabric = fabric_of(profile)
         self.devices = profile.kinds
@@ -218,7 +232,9 @@ class Workbench:
 
     def laid_out(self, plan: Plan) -> Layout:
         """Return the layout of a plan on this stack; all layouts share one fabric."""
-        layout = Layout(model=self.model, profile=self.profile, plan=plan, stack=self.stack)
+        layout = Layout(
+            model=self.model, profile=self.profile, plan=plan, stack=self.stack, original=self.original
+        )
         layout.__dict__["fabric"] = self.fabric
         return layout
 
@@ -226,6 +242,14 @@ class Workbench:
         """Return one block of every kind."""
         blocks = layout.blocks
         return [blocks[i] for i in self.kinds.at]
+
+    def taught(self, layout: Layout) -> tuple[Layout, list[Block]] | None:
+        """Return the teacher's layout and its block of every kind; None where nothing is distilled."""
+        teacher = teacher_of(layout)
+        if teacher is None or len(teacher.blocks) != len(layout.blocks):
+            return None
+        teacher.__dict__["fabric"] = self.fabric
+        return teacher, self.distinct(teacher)
 
     def shares(self, layouts: Sequence[Layout], microbatches: Sequence[int], world: int) -> Shares:
         """Return bytes and parameters, one row for every layout (with microbatch 1)."""
@@ -262,7 +286,14 @@ class Workbench:
         lines: list[list[tuple[Line, ...]]] = []
         for layout, row in zip(layouts, blocks, strict=True):
             comm = LeastCollectives(layout, microbatches)
-            lines.append([line for how in self._arithmetic for line in (ideal_s(b, how, comm) for b in row)])
+            teacher = self.taught(layout)
+            lines.append(
+                [
+                    _after(ideal_s(b, how, comm), ideal_s(teacher[1][k], how)[0] if teacher else Line())
+                    for how in self._arithmetic
+                    for k, b in enumerate(row)
+                ]
+            )
         both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, len(self.is_end), 5, 2)
         sizes = np.array(microbatches, dtype=np.float64)[None, :, None, None]
         table = wait * (both[..., 0] + sizes * both[..., 1])
@@ -303,9 +334,14 @@ class Workbench:
         size = (len(layouts), len(self.kinds))
         rows: list[list[list[tuple[float, ...]]]] = [[] for _ in self.devices]
         for layout in layouts:
-            factor, blocks = straggler_factor(layout), self.distinct(layout)
-            for alone, table in zip(self.on_devices(layout), rows, strict=True):
-                table.append([_five(block_time(alone, b), factor) for b in blocks])
+            factor, blocks, teacher = straggler_factor(layout), self.distinct(layout), self.taught(layout)
+            each = self.on_devices(teacher[0]) if teacher else []
+            for d, (alone, table) in enumerate(zip(self.on_devices(layout), rows, strict=True)):
+                five = [_five(block_time(alone, b), factor) for b in blocks]
+                if teacher:
+                    before = [_five(block_time(each[d], b), factor)[0] for b in teacher[1]]
+                    five = [(own[0] + wait, *own[1:]) for own, wait in zip(five, before, strict=True)]
+                table.append(five)
         summed = [
             [straggler_factor(layout) * s for s in self._addition(layout, self.distinct(layout))]
             for layout in layouts

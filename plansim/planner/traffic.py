@@ -113,7 +113,7 @@ def layout_with_end(
         overlap=end.overlap(tensor_parallel=False),
         offload=end.offload,
         aggregation=end.aggregation,
-        compression=end.compression,
+        compression=replace(end.compression, model=bench.base.compression.model),
     )
     return bench.laid_out(plan)
 

@@ -34,7 +34,7 @@ def compressed(
             plan = replace(
                 best,
                 parallel=replace(best.parallel, zero_stage=zero, zero_group=group),
-                compression=Compression(gradients=Method(method=method)),
+                compression=Compression(gradients=Method(method=method), model=best.compression.model),
             )
             figures = evaluate(plan)
             if isinstance(figures, Figures):
@@ -55,7 +55,7 @@ def verdict(
     if group.size == 1:
         return None
     used = best.compression.gradients.method
-    bare = replace(best, compression=Compression())
+    bare = replace(best, compression=Compression(model=best.compression.model))
     times = compressed(bare, evaluator_of(profile), (used,) if used != "none" else methods)
     plain = evaluator_of(profile)(bare)
     crossed = max((i for i, n in enumerate(group.counts) if n > 1), default=len(profile.fabric) - 1)

@@ -1,13 +1,21 @@
 """Compressing the model as a choice of the search: within the quality budget, scored as what it is."""
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 
+from plansim.costs.compression import MODEL_METHODS
+from plansim.costs.layout import default_stack
 from plansim.errors import InfeasibleError
 from plansim.hardware.read import load_profile
-from plansim.plan.model import Job
+from plansim.plan.model import Compression, Job, Method, Overlap, Parallel, Plan
+from plansim.plan.rules import Rejected
 from plansim.planner import plan
 from plansim.planner.evaluate import Evaluator
-from plansim.planner.objective import Constraints
+from plansim.planner.objective import OBJECTIVES, Constraints
+from plansim.planner.plan import ask
+from plansim.planner.pool import Pool
 from plansim.workload.read import load_model
 
 MODEL, PROFILE = load_model("gpt3-125m"), load_profile("t4x4")
@@ -44,3 +52,83 @@ def test_scores_are_those_of_the_model_asked_for():
     assert found.plan.model == "gpt3-125m"
     figures = Evaluator(MODEL, PROFILE)(found.plan)
     assert figures.step_time_s == pytest.approx(found.prediction.step_time_s)
+
+
+TRAINED = tuple(
+    name for name, method in MODEL_METHODS.items() if not method.supports(PROFILE.groups[0].device, "train")
+)
+SPACE = {
+    "microbatch": (1, 4),
+    "zero_stage": (0, 1, 3),
+    "recompute": ("none", "full"),
+    "schedule": ("1f1b",),
+    "stage_layers": "even",
+    "sequence_parallel": False,
+    "cp": 1,
+    "placement": ("tp", "cp", "dp", "pp"),
+    "offload": False,
+    "attention": "flash",
+    "overlap.parameters": True,
+    "overlap.gradients": True,
+    "aggregation": "all_reduce",
+    "compression.gradients": "none",
+    "compression.parameters": "none",
+    "zero_group": None,
+}
+
+
+def tight(memory):
+    """Return four small devices with a part of their memory."""
+    groups = tuple(
+        replace(g, device=replace(g.device, memory_bytes=g.device.memory_bytes * memory))
+        for g in PROFILE.groups
+    )
+    return replace(PROFILE, groups=groups)
+
+
+def every_plan(profile, method):
+    """Yield every plan of the space with a method, written out with plain loops."""
+    for tp, pp, mb, zero, mode in product((1, 2, 4), (1, 2, 4), (1, 4), (0, 1, 3), ("none", "full")):
+        if tp * pp > 4 or (zero and tp * pp == 4):
+            continue
+        parallel = Parallel(dp=4 // (tp * pp), tp=tp, pp=pp, microbatch=mb, zero_stage=zero)
+        probe = Plan(
+            model=MODEL.name, profile=profile.name, job=JOB, parallel=parallel, recompute=mode,
+            compression=Compression(model=Method(method=method)),
+        )  # fmt: skip
+        tp_overlap = default_stack(profile, probe).tp_overlap and tp > 1
+        yield replace(probe, overlap=Overlap(tensor_parallel=tp_overlap))
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.16, 0.12])
+@pytest.mark.parametrize("method", TRAINED)
+def test_every_method_of_the_model_is_searched_exactly(method, memory):
+    """Brute force: no plan with the method beats the answer, also where the whole model does not fit."""
+    profile = tight(memory)
+    evaluate, score = Evaluator(MODEL, profile), OBJECTIVES["throughput"].score
+    figures = [evaluate(p) for p in every_plan(profile, method)]
+    scores = [score(f) for f in figures if not isinstance(f, Rejected)]
+    try:
+        found = plan(MODEL, profile, JOB, fix=SPACE | {"compression.model": method}, exhaustive=True)
+    except InfeasibleError:
+        assert not scores
+        return
+
+    assert found.search.complete
+    assert found.best.plan.compression.model.method == method
+    assert found.best.score == pytest.approx(min(scores), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_bounds_are_below_what_is_simulated_with_a_method(method):
+    question = replace(ask(MODEL, PROFILE, JOB, fix=SPACE), method=Method(method=method))
+    pool, evaluate = Pool(question, (4,)), Evaluator(MODEL, PROFILE)
+    pairs = []
+    while pool.floor() < float("inf"):
+        pairs += pool.take()
+
+    assert pairs
+    for bound, number in pairs[:: max(1, len(pairs) // 20)]:
+        figures = evaluate(pool.plan(number))
+        if not isinstance(figures, Rejected):
+            assert bound <= question.objective.score(figures)
