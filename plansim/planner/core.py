@@ -13,11 +13,17 @@ from plansim.costs.layout import Layout
 from plansim.plan.model import Parallel
 from plansim.planner.fit import stage_groups, stages_in
 from plansim.planner.frames import Columns, Ints, Mixture, Options, distinct
+from plansim.planner.modes import ANYWHERE, NOTHING_AGAIN, may, unpacked
 from plansim.planner.shares import least_longest
-from plansim.planner.stages import REPRESENTATIVES, Stages
+from plansim.planner.stages import BEFORE, FIRST, INNER, LAST, OUTER, REPRESENTATIVES, WHOLE, WORK, Stages
 from plansim.planner.tables import LAYERS, Times, Workbench
 
 Array = NDArray[np.float64]
+
+ROW_RANKS = np.full(LAST.stop, ANYWHERE)
+"""Whose modes every row of `Stages.rows` goes by: a representative's own, or those of any rank."""
+for _own in (WORK, FIRST, INNER, OUTER):
+    ROW_RANKS[_own] = range(REPRESENTATIVES)
 
 GROUPS = ("tp", "cp", "dp", "pp", "dp_cp", "ep", "edp", "shard", "replica")
 
@@ -172,20 +178,20 @@ def _assemble(
     core = _empty(len(columns))
     again = {mode: times.recompute(mode, bench.is_end) for mode in options.recompute}
     for stages, where in stage_groups(columns, options, bench):
-        i = int(where[0])
+        i, keys = int(where[0]), columns.recompute[where]
         repeated = {
             mode: stages if LAYERS[mode] is None else stages_in(options, columns, i, bench, LAYERS[mode])
-            for mode in np.unique(columns.recompute[where]).tolist()
+            for mode in may(keys)
         }
         m = columns.num_microbatches[where][:, None]
-        asked = Asked(stages, columns.recompute[where], repeated, row[where], send[where])
+        asked = Asked(stages, keys, repeated, row[where], send[where])
         if options.shared:
             mixture = options.mixtures[int(columns.devices[i])]
             apart = [_one_kind(times, again, bench.columns_of(k)) for k in range(len(bench.devices))]
             found = _shared(mixture, columns.dp[where][:, None] * m, apart, asked)
         else:
             adds = (m - 1.0) / m * float(int(columns.pp[i]) > 1 or not bench.reduces_each_pass(options.ends))
-            found = _stage_times(m, times, again, asked, adds)
+            found = _stage_times(m, times, again, asked, adds, to_and_fro=True)
         for f in fields(Core):
             getattr(core, f.name)[where] = getattr(found, f.name)
     if not bench.stack.pipeline_overlap and not options.shared:
@@ -201,64 +207,94 @@ def _empty(count: int) -> Core:
 
 
 class Asked(NamedTuple):
-    """Entries of one pipeline structure: `repeated` holds the layers that each recompute mode recomputes."""
+    """Entries of one pipeline structure.
+
+    `keys` are the modes its ranks may recompute in (`plansim.planner.modes`), `repeated` the layers that each
+    of them recomputes.
+    """
 
     stages: Stages
-    modes: Ints
+    keys: Ints
     repeated: Mapping[int, Stages]
     row: Ints
     send: Array
 
 
 def _stage_times(
-    m: Array, times: Times, again: Mapping[int, Array], asked: Asked, adds: Array | None = None
+    m: Array,
+    times: Times,
+    again: Mapping[int, Array],
+    asked: Asked,
+    adds: Array | None = None,
+    *,
+    to_and_fro: bool = False,
 ) -> Core:
     """Return the entries of one pipeline structure that run `m` microbatches.
 
-    `adds` is the share of its microbatches whose gradients are added to others.
+    `adds` is the share of its microbatches whose gradients are added to others; with `to_and_fro` the path is
+    the longest through any representative as well.
     """
-    stages, modes, repeated, row, send = asked
+    stages, row, send = asked.stages, asked.row, asked.send
     core = _empty(len(row))
     used, local = np.unique(row, return_inverse=True)
-    forward, weight, summed = (
-        table[used] for table in (times.forward, times.backward_weight, times.addition)
+    rows = stages.rows.T
+    f, i, w = (
+        (table[used] @ rows)[local] for table in (times.forward, times.backward_input, times.backward_weight)
     )
-    inputs, extra = times.backward_input[used], {mode: again[mode][used] for mode in repeated}
-    mode = np.searchsorted(list(repeated), modes)
+    if adds is not None:
+        w += adds * (times.addition[used] @ rows)[local]
+    if np.any(asked.keys != NOTHING_AGAIN):
+        i += _again_s(asked, {mode: again[mode][used] for mode in asked.repeated}, local)
+    b = i + w
     hops = stages.hops[None, :] * send[:, None]
-
-    def of(part: Callable[[Stages], Array]) -> tuple[Array, Array, Array]:
-        counts = part(stages).T
-        i = np.stack([extra[m] @ part(layers).T for m, layers in repeated.items()]) + inputs @ counts
-        w = (weight @ counts)[local]
-        if adds is not None:
-            w += adds * (summed @ counts)[local]
-        return (forward @ counts)[local], i[mode, local], w
-
-    f, i, w = of(lambda s: s.work)
-    core.work[:] = m * (f + i + w)
-    core.chained[:] = m * (f + i) if stages.splits_backward else core.work
-    f, i, w = of(lambda s: s.before)
-    core.before[:] = f + hops
-    core.back[:] = (i if stages.splits_backward else i + w) + hops
-    f, i, w = of(lambda s: s.first_chunk)
-    core.first_forward[:], core.last_backward[:] = f, i + w
+    core.work[:] = m * (f + b)[:, WORK]
+    core.chained[:] = m * (f + i)[:, WORK] if stages.splits_backward else core.work
+    core.before[:] = f[:, BEFORE] + hops
+    core.back[:] = (i if stages.splits_backward else b)[:, BEFORE] + hops
+    core.first_forward[:], core.last_backward[:] = f[:, FIRST], b[:, FIRST]
     core.window[:] = np.inf
     if stages.schedule == "interleaved" and stages.virtual_stages > 1:
         per_round = m // np.maximum(1.0, m // stages.pp)
-        _, i, w = of(lambda s: s.chunks[:, :-1].sum(axis=1))
-        core.window[:] = per_round * (i + w)
-        _, i, w = of(lambda s: s.chunks[:, -1])
-        core.window[:] += i + w
+        core.window[:] = per_round * b[:, INNER] + b[:, OUTER]
     weights = np.zeros_like(send[:, None])
     if stages.splits_backward:  # the first rank's last weight gradient follows its last input gradient
-        core.back[:] += w[:, :1]
-        weights = w[:, :1]
-    f, i, w = of(lambda s: s.whole)
-    one = f + (i + weights if stages.splits_backward else i + w) + 2.0 * stages.all_hops * send[:, None]
-    f, i, w = of(lambda s: s.last_chunk)
-    core.path[:] = one + (m - 1.0) * (f + i if stages.splits_backward else f + i + w)
+        weights = w[:, FIRST][:, :1]
+        core.back[:] += weights
+    one = f[:, WHOLE] + (i[:, WHOLE] + weights if stages.splits_backward else b[:, WHOLE])
+    one += 2.0 * stages.all_hops * send[:, None]
+    core.path[:] = one + (m - 1.0) * (f + (i if stages.splits_backward else b))[:, LAST]
+    if to_and_fro and stages.schedule == "1f1b" and stages.pp > 1:
+        core.path[:] = np.maximum(core.path, _to_and_fro(m, stages, f, b, send))
     return core
+
+
+def _to_and_fro(m: Array, stages: Stages, f: Array, b: Array, send: Array) -> Array:
+    """Return the longest path through a representative: to the last rank and back, its own work, there again.
+
+    Under 1F1B a rank has passed on ``pp - rank`` microbatches when its first backward comes; then it runs one
+    forward after each backward, and its last forward goes to the last rank and back.
+    """
+    ahead = stages.pp - np.array(stages.ranks, dtype=np.float64)[None, :]
+    one = f + b
+    after = one[:, WHOLE] - one[:, BEFORE] - one[:, WORK]
+    after += 2.0 * (stages.all_hops - stages.hops)[None, :] * send[:, None]
+    passing = one[:, BEFORE] + one[:, WORK] + 2.0 * stages.hops[None, :] * send[:, None]
+    paths = np.where(m > ahead, passing + 2.0 * after + (m - ahead) * one[:, WORK], 0.0)
+    found: Array = paths.max(axis=1, keepdims=True)
+    return found
+
+
+def _again_s(asked: Asked, extra: Mapping[int, Array], local: Ints) -> Array:
+    """Return what every row of `Stages.rows` recomputes at least, in the mode that takes least time."""
+    _, number = np.unique(asked.keys, return_inverse=True)
+    first, back = distinct(local, number)
+    masks, rows = unpacked(asked.keys[first])[:, ROW_RANKS], local[first]
+    least = np.full(masks.shape, np.inf)
+    for mode, layers in asked.repeated.items():
+        seconds = (extra[mode] @ layers.rows.T)[rows]
+        least = np.where(masks >> mode & 1, np.minimum(least, seconds), least)
+    found: Array = least[back]
+    return found
 
 
 def _one_kind(times: Times, again: Mapping[int, Array], columns: slice) -> tuple[Times, Mapping[int, Array]]:

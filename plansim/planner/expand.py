@@ -8,7 +8,7 @@ from plansim.plan.backends.base import Degrees
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Job
 from plansim.planner.ends import End
-from plansim.planner.frames import Columns, Ints, Options, Tally, distinct
+from plansim.planner.frames import Columns, Ints, Mask, Options, Tally, distinct
 from plansim.planner.grid import Counts, Grid, shard_group, too_deep, world_of
 from plansim.planner.space import FEW_DEVICES
 from plansim.planner.tables import LAYERS
@@ -85,15 +85,15 @@ def with_layers(
     model: Model,
     job: Job,
     tally: Tally,
-) -> tuple[Ints, Columns]:
-    """Return every entry's grid, and columns with sequence parallelism, attention, recomputation chosen.
+) -> tuple[Ints, Columns, Mask]:
+    """Return every entry's grid, columns with sequence parallelism and attention chosen, and its modes.
 
-    Recomputing as many layers as the longest chunk has is recomputing them all, and no plan of its own.
+    Which of the recompute modes are plans of their own is (entries, modes): recomputing as many layers as the
+    longest chunk has is recomputing them all.
     """
     at, size, structure = rows
-    base_at, base_size, base_structure, sp, unfused, recompute = [], [], [], [], [], []
+    taken, sp, unfused = [], [], []
     tp = grid["tp"][at]
-    longest = _longest_chunks(grid["pp"][at], structure, grid["devices"][at], options, model)
     bad_seq = job.seq_len % (grid["cp"][at] * tp) != 0
     for s in dict.fromkeys((*options.sequence_parallel, 0)):
         if s in options.sequence_parallel:
@@ -106,17 +106,14 @@ def with_layers(
         if s == 0:
             here = np.sort(np.concatenate([here, np.flatnonzero(tp == 1)]))
         for u in options.unfused:
-            for r in options.recompute:
-                some = here[longest[here] > (LAYERS[r] or 0)]
-                tally.candidates -= int(counts.below_layers[at[np.setdiff1d(here, some)]].sum())
-                base_at.append(at[some])
-                base_size.append(size[some])
-                base_structure.append(structure[some])
-                sp.append(np.full(len(some), s))
-                unfused.append(np.full(len(some), u))
-                recompute.append(np.full(len(some), r))
-    where = np.concatenate(base_at)
-    microbatch = np.concatenate(base_size)
+            taken.append(here)
+            sp.append(np.full(len(here), s))
+            unfused.append(np.full(len(here), u))
+    chosen = np.concatenate(taken)
+    where, microbatch, structure = at[chosen], size[chosen], structure[chosen]
+    longest = _longest_chunks(grid["pp"][where], structure, grid["devices"][where], options, model)
+    own = longest[:, None] > np.array([LAYERS[mode] or 0 for mode in options.recompute])
+    tally.candidates -= int(((~own).sum(axis=1) * counts.below_layers[where]).sum())
     zeros = np.zeros(len(where), dtype=np.int64)
     columns = Columns(
         dp=grid["dp"][where],
@@ -126,15 +123,15 @@ def with_layers(
         ep=grid["ep"][where],
         microbatch=microbatch,
         num_microbatches=job.global_batch / (grid["dp"][where] * microbatch),
-        structure=np.concatenate(base_structure),
+        structure=structure,
         sequence_parallel=np.concatenate(sp),
         unfused=np.concatenate(unfused),
-        recompute=np.concatenate(recompute),
+        recompute=zeros,
         tp_overlap=zeros,
         placement=zeros,
         devices=grid["devices"][where],
     )
-    return where, columns
+    return where, columns, own
 
 
 def _longest_chunks(pp: Ints, structure: Ints, devices: Ints, options: Options, model: Model) -> Ints:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,12 @@ SLACK = 1.0 - 1e-6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """What the representatives of every pipeline hold, (entries, representatives).
+    """What the representatives of every pipeline hold, and last any rank at all: (entries, ranks).
 
     Attributes
     ----------
-    activations : array
-        Bytes at the peak, with what the allocator loses.
+    activations : array (entries, modes, ranks)
+        Bytes at the peak, with what the allocator loses, under every recompute mode of the space.
     dense, expert : array
         Parameters of one rank.
     gathered : array
@@ -49,6 +49,10 @@ class Held:
     gathered: Array
     limit: Array
     rate: Array
+
+    def take(self, index: Ints) -> Held:
+        """Return some entries."""
+        return Held(*(getattr(self, f.name)[index] for f in fields(Held)))
 
 
 def stage_groups(columns: Columns, options: Options, bench: Workbench) -> Iterator[tuple[Stages, Ints]]:
@@ -98,67 +102,70 @@ def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) 
 
 def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, row: Ints) -> Held:
     """Return what every pipeline holds, at least."""
-    size = (len(columns), REPRESENTATIVES)
-    found = Held(*(np.zeros(size) for _ in range(6)))
-    modes = [m for m in range(len(RECOMPUTE)) if m in options.recompute]
+    size, modes = (len(columns), REPRESENTATIVES + 1), len(options.recompute)
+    found = Held(np.zeros((size[0], modes, size[1])), *(np.zeros(size) for _ in range(5)))
     for stages, where in stage_groups(columns, options, bench):
-        flights = stages.in_flight(columns.num_microbatches[where])
-        found.dense[where] = (shares.dense @ stages.work.T)[row[where]]
-        found.expert[where] = (shares.expert @ stages.work.T)[row[where]]
-        found.limit[where] = bench.memory_limits[list(stages.devices)]
-        found.rate[where] = bench.stream_rates[list(stages.devices)]
-        found.gathered[where] = _gathered(shares.dense, stages, bench.stack.gathered_layers)[row[where]]
-        for mode in modes:
-            mine = np.flatnonzero(columns.recompute[where] == mode)
-            if not len(mine):
-                continue
-            chosen = where[mine]
+        m, shard = columns.num_microbatches[where], row[where]
+        flights = np.concatenate([stages.in_flight(m), stages.fewest_in_flight(m)[:, None]], axis=1)
+        chunks = _with_any(stages)
+        work = chunks.sum(axis=1)
+        found.dense[where] = (shares.dense @ work.T)[shard]
+        found.expert[where] = (shares.expert @ work.T)[shard]
+        devices = list(stages.devices)
+        found.limit[where] = [*bench.memory_limits[devices], bench.memory_limits.max()]
+        found.rate[where] = [*bench.stream_rates[devices], bench.stream_rates.max()]
+        found.gathered[where] = _gathered(shares.dense, work, bench.stack.gathered_layers)[shard]
+        for number, mode in enumerate(options.recompute):
             name, layers = parse_mode(RECOMPUTE[mode])
-            least, again = shares.kept[name], stages
-            chunk = np.einsum("sk,rvk->srv", least, stages.chunks)[row[chosen]]
+            least, again = shares.kept[name], chunks
             if layers is not None:
-                i = int(chosen[0])
-                again = stages_in(options, columns, i, bench, layers)
-                kept_whole = stages.chunks - again.chunks
-                chunk = np.einsum("sk,rvk->srv", shares.kept["none"], kept_whole)[row[chosen]]
-                chunk += np.einsum("sk,rvk->srv", least, again.chunks)[row[chosen]]
+                again = _with_any(stages_in(options, columns, int(where[0]), bench, layers))
             working = np.maximum(
-                _largest(shares.saved - least, again.work), _largest(shares.loss, stages.work)
-            )[row[chosen]]
-            bytes_of_one = columns.microbatch[chosen][:, None] * SLACK
-            found.activations[chosen] = bytes_of_one * ((flights[mine] * chunk).sum(axis=2) + working)
-    found.activations[:] *= 1.0 + bench.stack.fragmentation
+                _largest(shares.saved - least, again.sum(axis=1)), _largest(shares.loss, work)
+            )
+            if layers is not None:  # which layers come first differs from rank to rank
+                again[-1] = np.minimum(chunks[-1], layers)
+            kept = np.einsum("sk,rvk->srv", least, again)
+            if layers is not None:
+                kept += np.einsum("sk,rvk->srv", shares.kept["none"], chunks - again)
+            found.activations[where, number] = (flights * kept[shard]).sum(axis=2) + working[shard]
+    found.activations[:] *= columns.microbatch[:, None, None] * (SLACK * (1.0 + bench.stack.fragmentation))
     return found
 
 
+def _with_any(stages: Stages) -> Array:
+    """Return the blocks of every chunk of the representatives, and the fewest of any rank."""
+    return np.concatenate([stages.chunks, stages.fewest[None]])
+
+
 def _largest(per_kind: Array, work: Array) -> Array:
-    """Return the largest value among the kinds each representative holds, (shards, representatives)."""
+    """Return the largest value among the kinds each rank holds, (shards, ranks)."""
     masked = np.where(work[None, :, :] > 0, per_kind[:, None, :], 0.0)
     found: Array = masked.max(axis=2)
     return found
 
 
-def _gathered(dense: Array, stages: Stages, layers: int) -> Array:
-    """Return the parameters of the `layers` largest blocks of each representative."""
-    count = np.minimum(stages.work, layers).astype(np.int64)
-    found = np.zeros((len(dense), len(stages.ranks)))
+def _gathered(dense: Array, work: Array, layers: int) -> Array:
+    """Return the parameters of the `layers` largest blocks of each rank."""
+    count = np.minimum(work, layers).astype(np.int64)
+    found = np.zeros((len(dense), len(work)))
     for r, held_counts in enumerate(count):
         repeated = np.repeat(dense, held_counts, axis=1)
         found[:, r] = np.sort(repeated, axis=1)[:, ::-1][:, :layers].sum(axis=1)
     return found
 
 
-def memory_bytes(
+def lasting_bytes(
     bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int
 ) -> Array:
-    """Return the least peak of every pipeline's representatives with one end, bytes."""
+    """Return what every pipeline's ranks hold beside activations with one end, at least, bytes."""
     state, master, gradient, weight = state_bytes(probe)
     whole, cut = parts.dense + parts.expert, owned(columns, parts, end, node)
 
     def over(stage: int, per_parameter: float) -> Array:
         return per_parameter * (cut if end.zero_stage >= stage else whole)
 
-    total = parts.activations + over(3, weight) + over(2, gradient)
+    total = over(3, weight) + over(2, gradient)
     if not end.offload:
         total = total + over(1, state + master)
     if end.zero_stage == 3:  # in a pipeline nothing is resharded between microbatches
@@ -191,9 +198,9 @@ def optimizer_s(bench: Workbench, columns: Columns, parts: Held, end: End, probe
     state, master, gradient, weight = state_bytes(probe)
     traffic = 2 * gradient + 2 * (state + master) + weight
     copy = (state + master) / bench.profile.host.pcie_bytes_per_s if end.offload else 0.0
-    mine = owned(columns, parts, end, node)
+    mine, rates = (a[:, :REPRESENTATIVES] for a in (owned(columns, parts, end, node), parts.rate))
     least = np.full(len(columns), np.inf)
-    for rate in np.unique(parts.rate).tolist():
-        each = np.where(parts.rate == rate, mine, np.inf).min(axis=1)
+    for rate in np.unique(rates).tolist():
+        each = np.where(rates == rate, mine, np.inf).min(axis=1)
         least = np.minimum(least, each * update_s(traffic / rate, copy))
     return least

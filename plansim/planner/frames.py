@@ -35,9 +35,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """One entry per pipeline. `structure`, `placement`, `recompute` and `devices` index lists of the space.
+    """One entry per pipeline. `structure`, `placement` and `devices` index lists of the space.
 
-    Microbatches are the mean over the replicas, a fraction where their shares differ.
+    `recompute` is a key of the modes its ranks may have (`plansim.planner.modes`). Microbatches
+    are the mean over the replicas, a fraction where their shares differ.
     """
 
     dp: Ints
@@ -76,7 +77,9 @@ class Options:
     """The lists that columns index.
 
     `dividing`: only virtual stages that divide a rank's layers; `shared`: shares of the batch sized to the
-    speed of replicas, of which there are `mixtures`; `devices`: kinds of device by stage (None: all alike).
+    speed of replicas, of which there are `mixtures`; `devices`: kinds of device by stage (None: all alike);
+    `sizing`: how a pipeline's recompute mode is chosen: the fastest that fits by ``stage`` or for the whole
+    ``plan``, or ``each`` is a candidate.
     """
 
     structures: tuple[Structure, ...]
@@ -92,6 +95,12 @@ class Options:
     shared: bool = False
     devices: tuple[Kinds | None, ...] = (None,)
     mixtures: tuple[Mixture, ...] = ()
+    sizing: str = "stage"
+
+    @property
+    def per_stage(self) -> bool:
+        """Whether one more plan of every pipeline recomputes what each stage needs."""
+        return self.sizing == "stage" and len(self.recompute) > 1
 
     def layers_of(self, structure: int, pp: int, devices: int = 0) -> tuple[int, ...] | None:
         """Return the layers of every chunk where they are sized to their cost, else None."""
@@ -144,6 +153,7 @@ def options_of(
     *,
     tp_overlaps: bool,
     balance: Balance | None = None,
+    sizing: str = "stage",
 ) -> Options:
     """Return the lists of a space; values that change nothing for this model or stack are left out."""
     attention = model.family in ATTENTION_FAMILIES
@@ -161,6 +171,7 @@ def options_of(
         microbatches=space.of("microbatch", [m for m in sizes if m <= job.global_batch]),
         ends=ends,
         dividing=space.cut("virtual_stages"),
+        sizing=sizing,
         balance=balance,
     )
 

@@ -48,7 +48,8 @@ class Counts:
         self.structures = np.where(pp > 1, len(options.structures) - 1, 1)
         self.sequence = np.where(tp > 1, len(options.sequence_parallel), 1)
         self.tp_overlap = np.where(tp > 1, len(options.tp_overlap), 1)
-        self.layers = len(options.unfused) * len(options.recompute) * one
+        self.recompute = len(options.recompute) + options.per_stage * (pp > 1)
+        self.layers = len(options.unfused) * self.recompute * one
         self.placements: Ints = placement_mask(options.placements, dp, tp, pp, cp).sum(axis=1)
         self.ends: Ints = end_mask(options.ends, dp, tp, pp, cp, grid["ep"], node).sum(axis=1)
 
@@ -60,7 +61,8 @@ class Counts:
     @property
     def below_structure(self) -> Ints:
         """Plans of one grid, microbatch and schedule."""
-        return self.sequence * self.layers * self.below_layers
+        found: Ints = self.sequence * self.layers * self.below_layers
+        return found
 
     @property
     def below_layers(self) -> Ints:

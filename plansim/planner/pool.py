@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from plansim.costs.layout import default_stack
+from plansim.costs.hostdata import on_host
+from plansim.costs.layout import Layout, default_stack
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Parallel, Plan
 from plansim.planner.core import Cells, ideal_core
@@ -14,12 +15,14 @@ from plansim.planner.deals import Deal, deals_of
 from plansim.planner.ends import End, ends_of
 from plansim.planner.frames import options_of
 from plansim.planner.grid import degree_grid
+from plansim.planner.modes import only_mode
 from plansim.planner.objective import Figures
 from plansim.planner.part import Part
 from plansim.planner.question import Question, plan_of
+from plansim.planner.recompute import with_fastest_recompute
 from plansim.planner.shares import with_sized_shares
 from plansim.planner.sieve import Sieve
-from plansim.planner.tables import Workbench
+from plansim.planner.tables import RECOMPUTE, Workbench
 from plansim.planner.traffic import Tails
 from plansim.simulate.predict import interval_factor
 
@@ -71,8 +74,16 @@ class Pool:
         """Return one candidate as a plan."""
         part, frame, end = self._pairs[number]
         q, options = self.question, part.options
-        plan = plan_of(q, options, part.columns, frame, options.ends[end], self.sieve.node)
-        return with_sized_shares(plan, q.model, q.profile) if options.shared else plan
+        key = int(part.columns.recompute[frame])
+        modes = tuple(RECOMPUTE[m] for m in options.recompute)
+        first = only_mode(key) or modes[0]
+        plan = plan_of(q, options, part.columns, frame, options.ends[end], self.sieve.node, first)
+        if options.shared:
+            return with_sized_shares(plan, q.model, q.profile)
+        if options.sizing == "each" or len(modes) == 1:
+            return plan
+        per_stage = options.per_stage and plan.parallel.pp > 1
+        return with_fastest_recompute(plan, q, modes, per_stage=per_stage)
 
     def _factor(self, end: End, world: int, stack: Stack) -> float:
         """Return the score of one second of step time."""
@@ -99,13 +110,29 @@ class Pool:
         ]
         return [p for p in made if p is not None]
 
+    def _sizing(self, deal: Deal, stack: Stack) -> str:
+        """Return how modes are chosen; where memory decides, shares follow or blocks were timed: `each`."""
+        q = self.question
+        timed = on_host(Layout(model=q.model, profile=q.profile, plan=q.base, stack=stack)) is not None
+        if q.objective.by_memory or deal.shared or timed:
+            return "each"
+        return "stage" if True in q.space.of("recompute_per_stage") else "plan"
+
     def _part(self, world: int, stack: Stack, zeros: tuple[int, ...], deal: Deal) -> Part | None:
         q, space = self.question, self.question.space
         every = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
         taken = q.model if q.network is not q.model else None
         bench = Workbench(q.network, q.profile, q.tabled, stack, shared=deal.shared, original=taken)
         options = deal.narrowed(
-            options_of(space, q.network, q.job, every, tp_overlaps=stack.tp_overlap, balance=bench.balance())
+            options_of(
+                space,
+                q.network,
+                q.job,
+                every,
+                tp_overlaps=stack.tp_overlap,
+                balance=bench.balance(),
+                sizing=self._sizing(deal, stack),
+            )
         )
         if not options.ends:
             return None

@@ -12,7 +12,6 @@ from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Options
 from plansim.planner.objective import Objective
 from plansim.planner.space import Space
-from plansim.planner.tables import RECOMPUTE
 from plansim.planner.traffic import zero_group
 from plansim.workload.model import Model
 
@@ -63,8 +62,10 @@ class Question:
         return self.base if other else replace(self.base, compression=Compression())
 
 
-def plan_of(question: Question, options: Options, columns: Columns, i: int, end: End, node: int) -> Plan:
-    """Return one (pipeline, end) pair as a plan."""
+def plan_of(
+    question: Question, options: Options, columns: Columns, i: int, end: End, node: int, recompute: str
+) -> Plan:
+    """Return one (pipeline, end) pair as a plan that recomputes alike on all stages."""
     structure, pp, tp = int(columns.structure[i]), int(columns.pp[i]), int(columns.tp[i])
     schedule, virtual_stages, _ = options.structures[structure]
     parallel = Parallel(
@@ -84,7 +85,7 @@ def plan_of(question: Question, options: Options, columns: Columns, i: int, end:
     return replace(
         question.base,
         parallel=parallel,
-        recompute=RECOMPUTE[int(columns.recompute[i])],
+        recompute=recompute,
         attention="unfused" if columns.unfused[i] else "flash",
         overlap=end.overlap(tensor_parallel=bool(columns.tp_overlap[i])),
         offload=end.offload,

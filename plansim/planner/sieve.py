@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +11,91 @@ from plansim.plan.backends.base import Backend
 from plansim.plan.model import Parallel, Plan
 from plansim.planner.ends import End
 from plansim.planner.expand import backend_degrees, with_layers, with_microbatches, with_structures
-from plansim.planner.fit import held, memory_bytes, optimizer_s, shard_rows
+from plansim.planner.fit import Held, held, lasting_bytes, optimizer_s, shard_rows
 from plansim.planner.frames import Columns, Ints, Mask, Options, Tally, distinct
 from plansim.planner.grid import Counts, Grid, end_mask, placement_mask, rule_masks
+from plansim.planner.modes import ANYWHERE, Each, Fastest, Fitting, alike, needs_no_more
 from plansim.planner.question import Question, plan_of
-from plansim.planner.tables import LAYERS, RECOMPUTE, Shares, Times, Workbench
+from plansim.planner.tables import RECOMPUTE, Shares, Times, Workbench
 
 Array = NDArray[np.float64]
 ROOM = 0.9
 """Fraction of the memory limit below which a plan fits well: memory floors are not exact."""
 
-WHOLE_MODES = frozenset(i for i, layers in enumerate(LAYERS) if layers is None)
-"""Recompute modes that treat every layer alike."""
-
 DOMINATED = "memory saved in vain"
 """The rule under which plans are counted that save memory the same plan does not need, for time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pipelines:
+    """Pipelines that keep the rules, and what is known of each.
+
+    Attributes
+    ----------
+    own : array (pipelines, modes)
+        Which recompute modes are choices.
+    allowed : array (pipelines, ends)
+        Which ends it may have.
+    leaves : array (pipelines,)
+        Plans that differ in placement or overlap alone.
+    row : array (pipelines,)
+        Which row of the shares it has.
+    """
+
+    columns: Columns
+    own: Mask
+    allowed: Mask
+    leaves: Ints
+    row: Ints
+
+    def choices(self, options: Options) -> Ints:
+        """Return how many choices of recompute modes each one has."""
+        found: Ints = self.own.sum(axis=1) + (options.per_stage & (self.columns.pp > 1))
+        return found
+
+    def take(self, index: Ints, own: Mask) -> Pipelines:
+        """Return some pipelines with other modes."""
+        columns, allowed = self.columns.take(index), self.allowed[index]
+        return Pipelines(columns, own, allowed, self.leaves[index], self.row[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Left:
+    """What may fit: least peaks are bytes (where memory decides), the least time of the optimizer seconds."""
+
+    columns: Columns
+    allowed: Mask
+    memory: Array
+    finish: Array
+    row: Ints
+
+
+def _to_choose(given: Pipelines, parts: Held, options: Options) -> tuple[Pipelines, Held, Fitting]:
+    """Return pipelines with what tells which modes fit; where each mode is a candidate, once for each."""
+    if options.sizing != "each":
+        masked = np.where(given.own[:, :, None], parts.activations[:, :, :ANYWHERE], np.inf)
+        per_stage = options.per_stage & (given.columns.pp > 1)
+        least = masked.min(axis=1)
+        return given, parts, Fastest(parts.activations, given.own, per_stage, options.recompute, least)
+    index, number = np.nonzero(given.own)
+    alone = given.take(index, np.ones((len(index), 1), dtype=bool))
+    of_mode = np.array([alike(mode) for mode in options.recompute], dtype=np.int64)
+    least = parts.activations[index, number, :ANYWHERE]
+    return alone, parts.take(index), Each(least, of_mode[number])
+
+
+def _by_key(keys: Ints) -> tuple[Ints, Ints, Mask]:
+    """Return (pipeline, key) of every distinct key of a pipeline, and the ends that have it."""
+    high, low = keys.max(axis=1), np.where(keys > 0, keys, np.iinfo(np.int64).max).min(axis=1)
+    one, several = np.flatnonzero((high > 0) & (high == low)), np.flatnonzero((high > 0) & (high > low))
+    mixed = keys[several]
+    row, end = np.nonzero(mixed)
+    found = mixed[row, end]
+    first, back = distinct(row, np.unique(found, return_inverse=True)[1])
+    allowed = np.zeros((len(first), keys.shape[1]), dtype=bool)
+    allowed[back, end] = True
+    index = np.concatenate([one, several[row[first]]])
+    return index, np.concatenate([high[one], found[first]]), np.concatenate([keys[one] > 0, allowed])
 
 
 class Sieve:
@@ -51,23 +121,21 @@ class Sieve:
             alive &= ~broken
         pairs = with_microbatches(grid, counts, np.flatnonzero(alive), options, q.job, tally)
         triples = with_structures(grid, counts, *pairs, options, q.network, q.job, tally)
-        at, columns = with_layers(grid, counts, triples, options, q.network, q.job, tally)
+        at, columns, own = with_layers(grid, counts, triples, options, q.network, q.job, tally)
         leaves = counts.tp_overlap[at] * counts.placements[at]
         allowed = end_mask(
             options.ends, columns.dp, columns.tp, columns.pp, columns.cp, columns.ep, self.node
         )
         if q.space.backend is not None:
-            allowed &= self._runtime(q.space.backend, columns, options, allowed, leaves)
+            choices = own.sum(axis=1) + (options.per_stage & (columns.pp > 1))
+            allowed &= self._runtime(q.space.backend, columns, options, allowed, leaves * choices)
         sizes = sorted(options.microbatches)
         shares, row = shard_rows(bench, columns, sizes)
-        allowed, memory, finish = self._fitting(columns, options, bench, allowed, leaves, shares, row)
-        keep = np.flatnonzero(allowed.any(axis=1))
-        columns, allowed = columns.take(keep), allowed[keep]
-        memory = memory[keep] if q.objective.by_memory else memory
-        index, columns = self._with_leaves(columns, options, allowed)
-        memory = memory[index] if len(memory) else memory
-        cell = row[keep][index] * len(sizes) + np.searchsorted(sizes, columns.microbatch)
-        return columns, allowed[index], memory, finish[keep][index], shares.ideal, cell
+        left = self._fitting(Pipelines(columns, own, allowed, leaves, row), options, bench, shares)
+        index, columns = self._with_leaves(left.columns, options, left.allowed)
+        memory = left.memory[index] if len(left.memory) else left.memory
+        cell = left.row[index] * len(sizes) + np.searchsorted(sizes, columns.microbatch)
+        return columns, left.allowed[index], memory, left.finish[index], shares.ideal, cell
 
     def _runtime(
         self, backend: Backend, columns: Columns, options: Options, allowed: Mask, leaves: Ints
@@ -104,74 +172,53 @@ class Sieve:
                     ok[:, i] = False
         return ok
 
-    def _fitting(
-        self,
-        columns: Columns,
-        options: Options,
-        bench: Workbench,
-        allowed: Mask,
-        leaves: Ints,
-        shares: Shares,
-        row: Ints,
-    ) -> tuple[Mask, Array, Array]:
-        """Return which allowed pairs may fit, their least peaks (where memory decides), the least optimizer.
-
-        Peaks are bytes, the optimizer seconds.
-        """
-        finish = np.full(len(columns), np.inf)
-        if not len(columns):
-            return allowed, np.zeros((0, len(options.ends))), finish
-        parts = held(bench, columns, options, shares, row)
+    def _fitting(self, given: Pipelines, options: Options, bench: Workbench, shares: Shares) -> Left:
+        """Return what may fit: pipelines, once for every set of recompute modes that do with some end."""
+        parts = held(bench, given.columns, options, shares, given.row)
+        given, parts, modes = _to_choose(given, parts, options)
+        columns, by_memory = given.columns, self.question.objective.by_memory
+        limit = np.minimum(parts.limit, self.question.memory_limit_bytes)
+        probe = bench.layout(Parallel())
         classes: dict[tuple[object, ...], list[int]] = {}
         for i, end in enumerate(options.ends):
             classes.setdefault(end.memory_class, []).append(i)
-        keep_bytes = self.question.objective.by_memory
-        limit = np.minimum(parts.limit, self.question.memory_limit_bytes)
-        memory = np.zeros(allowed.shape if keep_bytes else (0, 0))
-        roomy = np.zeros_like(allowed)
-        probe = bench.layout(Parallel())
-        for numbers in classes.values():
-            end = options.ends[numbers[0]]
-            peak = memory_bytes(bench, columns, parts, end, probe, self.node)
-            fits: Mask = np.all(peak <= limit, axis=1)
-            dropped = allowed[:, numbers] & ~fits[:, None]
-            self.tally.reject("memory", (dropped.sum(axis=1) * leaves).sum())
-            over = (peak - limit).max(axis=1)
-            self._remember(columns, options, end, np.where(dropped.any(axis=1), over, np.inf))
-            allowed[:, numbers] &= fits[:, None]
-            roomy[:, numbers] = allowed[:, numbers] & np.all(peak <= ROOM * limit, axis=1)[:, None]
+        keys, roomy = np.zeros((2, *given.allowed.shape), dtype=np.int64)
+        memory = np.zeros(keys.shape if by_memory else (0, 0))
+        finish = np.full(len(columns), np.inf)
+        faster = {other.memory_class for end in options.ends for other in end.faster}
+        for name, numbers in classes.items():
+            end, asked = options.ends[numbers[0]], given.allowed[:, numbers]
+            lasting = lasting_bytes(bench, columns, parts, end, probe, self.node)
+            found, count = modes.fitting(limit - lasting)
+            keys[:, numbers] = np.where(asked, found[:, None], 0)
+            plans = asked.sum(axis=1) * given.leaves
+            self.tally.reject("memory", ((given.choices(options) - count) * plans).sum())
+            self.tally.reject(DOMINATED, ((count - (found > 0)) * plans).sum())
+            if name in faster and not by_memory:
+                well, _ = modes.fitting(ROOM * limit - lasting)
+                roomy[:, numbers] = np.where(asked, well[:, None], 0)
             least = optimizer_s(bench, columns, parts, end, probe, self.node)
-            finish = np.minimum(finish, np.where(allowed[:, numbers].any(axis=1), least, np.inf))
-            if keep_bytes:
-                memory[:, numbers] = peak.max(axis=1)[:, None]
-        if not keep_bytes:
-            self._without_dominated(columns, options, allowed, roomy, leaves)
-        return allowed, memory, finish
+            finish = np.minimum(finish, np.where((keys[:, numbers] > 0).any(axis=1), least, np.inf))
+            peak = (modes.least + lasting[:, :ANYWHERE]).max(axis=1)
+            if by_memory:
+                memory[:, numbers] = peak[:, None]
+            over = (modes.least + (lasting - limit)[:, :ANYWHERE]).max(axis=1)
+            self._remember(columns, options, end, np.where((plans > 0) & (found == 0), over, np.inf))
+        if not by_memory:
+            self._without_dominated(options, keys, roomy, given.leaves)
+        index, key, allowed = _by_key(keys)
+        kept = replace(columns.take(index), recompute=key)
+        return Left(kept, allowed, memory[index] if by_memory else memory, finish[index], given.row[index])
 
-    def _without_dominated(
-        self, columns: Columns, options: Options, allowed: Mask, roomy: Mask, leaves: Ints
-    ) -> None:
+    def _without_dominated(self, options: Options, keys: Ints, roomy: Ints, leaves: Ints) -> None:
         """Take out what saves memory at the cost of time where the same plan fits well without."""
         space, number = self.question.space, {end: i for i, end in enumerate(options.ends)}
-        needless = np.zeros_like(allowed)
         for i, end in enumerate(options.ends):
             for other in end.faster:
                 if other in number and space.cut("offload" if end.offload != other.offload else "zero_stage"):
-                    needless[:, i] |= roomy[:, number[other]]
-        if space.cut("recompute"):
-            c = columns
-            _, row = distinct(
-                c.dp, c.tp, c.pp, c.cp, c.ep, c.microbatch, c.structure, c.sequence_parallel, c.unfused
-            )
-            fits_with_less = np.zeros((int(row.max(initial=-1)) + 1, allowed.shape[1]), dtype=bool)
-            for mode in options.recompute:
-                here = np.flatnonzero(c.recompute == mode)
-                needless[here] |= fits_with_less[row[here]]
-                if RECOMPUTE[mode] != "selective" or set(options.recompute) <= WHOLE_MODES:
-                    fits_with_less[row[here]] |= roomy[here]  # beside some whole layers it may be slower
-        needless &= allowed
-        self.tally.reject(DOMINATED, (needless.sum(axis=1) * leaves).sum())
-        allowed &= ~needless
+                    needless = (keys[:, i] > 0) & needs_no_more(keys[:, i], roomy[:, number[other]])
+                    self.tally.reject(DOMINATED, leaves[needless].sum())
+                    keys[needless, i] = 0
 
     def _remember(self, columns: Columns, options: Options, end: End, over: Array) -> None:
         """Keep the candidate that misses the memory limit by least, in case nothing fits."""
@@ -179,7 +226,9 @@ class Sieve:
             return  # its shares are not known, and equal ones are tried as well
         i = int(np.argmin(over))
         if np.isfinite(over[i]) and (self.nearest is None or over[i] < self.nearest[0]):
-            self.nearest = float(over[i]), plan_of(self.question, options, columns, i, end, self.node)
+            least = RECOMPUTE[options.recompute[-1]]
+            plan = plan_of(self.question, options, columns, i, end, self.node, least)
+            self.nearest = float(over[i]), plan
 
     def _with_leaves(self, columns: Columns, options: Options, allowed: Mask) -> tuple[Ints, Columns]:
         """Return the pipelines once for each tensor overlap and distinct placement."""

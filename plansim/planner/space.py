@@ -49,6 +49,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "stage_layers": ("even", "balanced"),
     "batch_shares": ("even", "sized"),
     "recompute": ("none", "selective", "full:1", "full:2", "full:4", "full:8", "full:16", "full"),
+    "recompute_per_stage": (True, False),
     "attention": ("flash", "unfused"),
     "offload": (False, True),
     "placement": PLACEMENTS,
@@ -235,6 +236,8 @@ def _allowed(runtime: Backend, name: str, listed: tuple[Any, ...]) -> tuple[Any,
     """Return what a runtime accepts of a list; orders of axes are judged plan by plan."""
     if name == "batch_shares":
         return tuple(v for v in listed if v == "even" or runtime.batch_shares)
+    if name == "recompute_per_stage":
+        return tuple(v for v in listed if not v or runtime.recompute_per_stage)
     allowed = runtime.allows.get(name)
     if allowed is None or name == "placement":
         return listed

@@ -16,6 +16,12 @@ Array = NDArray[np.float64]
 REPRESENTATIVES = 4
 """Pipeline ranks that a bound looks at: the first, the first and last of the fullest inner ones, the last."""
 
+WORK, BEFORE, FIRST, INNER, OUTER = (slice(REPRESENTATIVES * i, REPRESENTATIVES * (i + 1)) for i in range(5))
+WHOLE, LAST = slice(OUTER.stop, OUTER.stop + 1), slice(OUTER.stop + 1, OUTER.stop + 2)
+"""Where `Stages.rows` holds each representative's own blocks, those that a microbatch passes before it first
+reaches it, those of its first chunk (whose backward is its last), of all chunks but its last and of its last;
+then those of the whole model and of its last chunk."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stages:
@@ -27,10 +33,6 @@ class Stages:
         The representatives.
     work : array (representatives, kinds)
         How many blocks of each kind a representative holds.
-    before : array (representatives, kinds)
-        How many blocks a microbatch passes before it first reaches the representative.
-    first_chunk : array (representatives, kinds)
-        The blocks of the representative's first chunk, whose backward is its last.
     chunks : array (representatives, virtual_stages, kinds)
         The blocks of every chunk of the representative.
     hops : array (representatives,)
@@ -39,12 +41,14 @@ class Stages:
         Messages one microbatch makes the representative send, both directions.
     splits_backward : bool
         Whether weight gradients stand apart.
-    whole, last_chunk : array (1, kinds)
-        The blocks of the whole model, and of its last chunk.
     all_hops : float
         Messages of one microbatch from the first chunk to the last.
     devices : tuple of int
         The kind of device of every representative.
+    fewest : array (virtual_stages, kinds)
+        The fewest blocks of each kind that any rank has in each of its chunks.
+    rows : array (22, kinds)
+        What is summed over blocks, one below the other (`WORK` to `LAST` say where).
     """
 
     schedule: str
@@ -52,19 +56,22 @@ class Stages:
     virtual_stages: int
     ranks: tuple[int, ...]
     work: Array
-    before: Array
-    first_chunk: Array
     chunks: Array
     hops: Array
     crossings: Array
     splits_backward: bool
-    whole: Array
-    last_chunk: Array
     all_hops: float
     devices: tuple[int, ...]
+    fewest: Array
+    rows: Array
 
-    def in_flight(self, num_microbatches: Array) -> Array:
-        """Return microbatches in flight by chunk at one moment: (n, representatives, v).
+    def fewest_in_flight(self, num_microbatches: Array) -> Array:
+        """Return what every rank has in flight at least, by chunk: (n, v)."""
+        found: Array = self.in_flight(num_microbatches, (0, self.pp - 1)).min(axis=1)
+        return found
+
+    def in_flight(self, num_microbatches: Array, ranks: tuple[int, ...] | None = None) -> Array:
+        """Return microbatches in flight on some ranks, by chunk, at one moment: (n, ranks, v).
 
         The moment before its first backward, from the order of actions: GPipe holds all microbatches, 1F1B
         ``pp - rank``, ZB-H1 ``pp``, ZB-H2 ``2 (pp - rank) - 1``, the interleaved order its warm-up and one
@@ -72,7 +79,7 @@ class Stages:
         is lower than that.
         """
         m = np.asarray(num_microbatches, dtype=np.float64)[:, None]
-        rank = np.array(self.ranks, dtype=np.float64)[None, :]
+        rank = np.array(self.ranks if ranks is None else ranks, dtype=np.float64)[None, :]
         pp, v = self.pp, self.virtual_stages
         one = np.ones_like(m * (rank + 1.0))
         if self.schedule in ("zbv", "dualpipev"):
@@ -130,22 +137,24 @@ def stages_of(
         num_kinds *= num_devices
     passed = np.vstack([np.zeros(num_kinds), np.cumsum(counts, axis=0)])
     first = [int(np.argmax(owner == r)) for r in ranks]
+    held = np.array([counts[owner == r] for r in ranks])
+    work = held.sum(axis=1)
+    whole = counts.sum(axis=0, keepdims=True)
+    parts = (work, passed[first], counts[first], held[:, :-1].sum(axis=1), held[:, -1], whole, counts[-1:])
     return Stages(
         schedule=schedule,
         pp=pp,
         virtual_stages=virtual_stages,
         ranks=ranks,
-        work=np.array([counts[owner == r].sum(axis=0) for r in ranks]),
-        before=passed[first],
-        first_chunk=counts[first],
-        chunks=np.array([counts[owner == r] for r in ranks]),
+        work=work,
+        chunks=held,
         hops=np.array([float(np.sum(owner[1 : c + 1] != owner[:c])) for c in first]),
         crossings=np.array([_crossings(owner, r) for r in ranks]),
         splits_backward=found.splits_backward,
-        whole=counts.sum(axis=0, keepdims=True),
-        last_chunk=counts[-1:],
         all_hops=float(np.sum(owner[1:] != owner[:-1])),
         devices=tuple(devices[r] if devices else 0 for r in ranks),
+        fewest=counts[np.argsort(owner, kind="stable")].reshape(pp, virtual_stages, -1).min(axis=0),
+        rows=np.concatenate(parts),
     )
 
 

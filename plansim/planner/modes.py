@@ -1,0 +1,146 @@
+"""Which recompute modes each rank of a pipeline may have, many pipelines at a time.
+
+A key packs one set of modes (bits by their number in `plansim.planner.tables.RECOMPUTE`) for every
+representative rank, and one for all other ranks: what fits on any rank at all. The fastest of a set bounds
+what the rank recomputes. Where a rank need not recompute anything its set is that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plansim.planner.stages import REPRESENTATIVES
+from plansim.planner.tables import RECOMPUTE
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+WIDTH = len(RECOMPUTE)
+ANYWHERE = REPRESENTATIVES
+"""The place in a key of what fits on any rank at all."""
+
+SHIFTS = WIDTH * np.arange(REPRESENTATIVES + 1, dtype=np.int64)
+
+
+def packed(fits: Mask, modes: tuple[int, ...]) -> Ints:
+    """Return the keys of sets given as (entries, modes, representatives and any rank).
+
+    Examples
+    --------
+    >>> everywhere_none = packed(np.ones((1, 2, 5), dtype=bool), (0, 1))
+    >>> bool(everywhere_none[0] == NOTHING_AGAIN)
+    True
+    """
+    bits = np.left_shift(1, np.array(modes, dtype=np.int64))
+    sets = (fits * bits[None, :, None]).sum(axis=1)
+    sets = np.where(sets & 1, 1, sets)
+    found: Ints = (sets << SHIFTS[None, :]).sum(axis=1)
+    return found
+
+
+def unpacked(keys: Ints) -> Ints:
+    """Return the sets of keys, (entries, representatives and any rank)."""
+    found: Ints = (keys[:, None] >> SHIFTS[None, :]) & ((1 << WIDTH) - 1)
+    return found
+
+
+def alike(mode: int) -> int:
+    """Return the key of one mode on every rank."""
+    return int(((1 << mode) << SHIFTS).sum())
+
+
+def only_mode(key: int) -> str | None:
+    """Return the mode of a key that is `alike` on every rank; None for others."""
+    return next((name for mode, name in enumerate(RECOMPUTE) if key == alike(mode)), None)
+
+
+def may(keys: Ints) -> Iterator[int]:
+    """Yield the modes that some rank of some entry may have."""
+    sets = int(np.bitwise_or.reduce(unpacked(np.unique(keys)), axis=None)) if len(keys) else 0
+    return (mode for mode in range(WIDTH) if sets >> mode & 1)
+
+
+NOTHING_AGAIN = alike(0)
+"""The key of pipelines that recompute nothing."""
+
+
+class Fitting(Protocol):
+    """What tells which choices of recompute modes fit, for many pipelines."""
+
+    @property
+    def least(self) -> Array:
+        """The fewest bytes held in any mode, (entries, representatives)."""
+        ...
+
+    def fitting(self, room: Array) -> tuple[Ints, Ints]:
+        """Return the keys of what fits into `room` bytes (0: nothing), and how many choices that are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fastest:
+    """Pipelines that take the fastest modes that fit.
+
+    Attributes
+    ----------
+    activations : array (entries, modes, representatives and any rank)
+        Bytes held at least under every mode of `modes`.
+    own : array (entries, modes)
+        Which modes are choices of the entry.
+    per_stage : array (entries,)
+        Whether ranks may differ, as one choice more.
+    least : array (entries, representatives)
+        The fewest bytes under any mode.
+    """
+
+    activations: Array
+    own: Mask
+    per_stage: Mask
+    modes: tuple[int, ...]
+    least: Array
+
+    def fitting(self, room: Array) -> tuple[Ints, Ints]:
+        """Return the keys of what fits into `room` bytes on each rank, and how many choices that are."""
+        keys, count = np.zeros((2, len(room)), dtype=np.int64)
+        left = np.all(self.least <= room[:, :ANYWHERE], axis=1)
+        if self.modes[0] == 0:
+            easy = left & np.all(self.activations[:, 0] <= room, axis=1)
+            keys[easy], count[easy] = NOTHING_AGAIN, self.own[easy].sum(axis=1) + self.per_stage[easy]
+            left &= ~easy
+        rest = np.flatnonzero(left)
+        fits: Mask = self.activations[rest] <= room[rest][:, None, :]
+        fits &= self.own[rest][:, :, None]
+        everywhere: Mask = np.all(fits[:, :, :ANYWHERE], axis=2)
+        fits[:, :, ANYWHERE] |= fits.any(axis=2)
+        apart = self.per_stage[rest][:, None, None]
+        fits = np.where(apart, fits, everywhere[:, :, None])
+        some: Mask = np.all(np.any(fits[:, :, :ANYWHERE], axis=1), axis=1)
+        keys[rest] = np.where(some, packed(fits, self.modes), 0)
+        count[rest] = everywhere.sum(axis=1) + (self.per_stage[rest] & some)
+        return keys, count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Each:
+    """Pipelines with one mode on all ranks: `least` are the bytes held, `keys` what stands for the mode."""
+
+    least: Array
+    keys: Ints
+
+    def fitting(self, room: Array) -> tuple[Ints, Ints]:
+        """Return the keys of what fits into `room` bytes on each rank, and how many choices that are."""
+        fits = np.all(self.least <= room[:, :ANYWHERE], axis=1)
+        return np.where(fits, self.keys, 0), fits.astype(np.int64)
+
+
+def needs_no_more(keys: Ints, others: Ints) -> Mask:
+    """Return where whatever the ranks of `keys` may have, those of `others` may have too, or need nothing."""
+    mine, theirs = unpacked(keys), unpacked(others)
+    found: Mask = (((mine & ~theirs) == 0) | (theirs == 1)).all(axis=1) & (others > 0)
+    return found
