@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plansim.cli.console import table
+from plansim.plan.recompute import recompute_words
 from plansim.results import Prediction, StageMemory
 from plansim.results.compare import TERM_NAMES, memory_changes, time_changes, why_slower
 from plansim.units import format_bytes, format_rate, format_seconds
@@ -91,8 +92,7 @@ def _shares(shares: tuple[int, ...]) -> str:
 
 
 def _switches(plan: Plan) -> list[str]:
-    modes = plan.recompute if isinstance(plan.recompute, str) else "/".join(plan.recompute)
-    words = [f"recompute {modes}"] if modes != "none" else []
+    words = [f"recompute {recompute_words(plan.recompute)}"] if plan.recompute != "none" else []
     if plan.attention != "flash":
         words.append(f"{plan.attention} attention")
     if plan.aggregation == "parameter_server":
@@ -122,8 +122,7 @@ def plan_short(plan: Plan) -> str:
     words += [p.schedule + (f"x{p.virtual_stages}" if p.virtual_stages > 1 else "")] if p.pp > 1 else []
     if p.batch_shares:
         words.append(f"shares {max(p.batch_shares)}:{min(p.batch_shares)}")
-    modes = plan.recompute if isinstance(plan.recompute, str) else "mixed"
-    words += [f"rc:{modes}"] if modes != "none" else []
+    words += [f"rc:{recompute_words(plan.recompute).replace(' ', '')}"] if plan.recompute != "none" else []
     words += ["unfused"] if plan.attention != "flash" else []
     words += ["ps"] if plan.aggregation == "parameter_server" else []
     words += ["offload"] if plan.offload else []

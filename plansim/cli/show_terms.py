@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from plansim.cli.console import table
+from plansim.plan.recompute import recompute_words
 from plansim.planner.diff import Difference
 from plansim.planner.explain import Explanation, Term
 from plansim.results.compare import TERM_NAMES, Change
@@ -50,13 +51,19 @@ def difference(found: Difference) -> list[RenderableType]:
     head += f", peak memory {format_bytes(a.peak_memory_bytes)} -> {format_bytes(b.peak_memory_bytes)}"
     changed = table("\nWhat changed", key="", before="A~", after="B~")
     for choice in found.choices:
-        changed.add_row(choice.key, str(choice.before), str(choice.after))
+        changed.add_row(choice.key, _value(choice.before), _value(choice.after))
     return [
         Text(head),
         changed if found.choices else Text("the plans are equal"),
         _changes("\nTime", found.time, "s"),
         _changes("\nMemory of the largest device", found.memory, "bytes"),
     ]
+
+
+def _value(value: object) -> str:
+    """Return a value of a plan file; a mode for every stage in runs."""
+    words = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
+    return recompute_words([str(v) for v in value]) if words else str(value)
 
 
 def _changes(title: str, changes: Sequence[Change], unit: str) -> RenderableType:

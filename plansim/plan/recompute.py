@@ -7,6 +7,7 @@ Megatron's ``--recompute-method block`` does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from plansim.errors import UnknownNameError
 
@@ -28,6 +29,20 @@ def parse_mode(mode: str) -> tuple[str, int | None]:
     if name == "full" and count.isdecimal() and int(count) > 0:
         return name, int(count)
     raise UnknownNameError("recompute mode", mode, (*RECOMPUTE_MODES, "full:K"))
+
+
+def recompute_words(recompute: str | Sequence[str]) -> str:
+    """Return a plan's recomputation in words, runs of stages that recompute alike once.
+
+    Examples
+    --------
+    >>> recompute_words("selective"), recompute_words(("full", "full", "none"))
+    ('selective', '2 x full/none')
+    """
+    if isinstance(recompute, str):
+        return recompute
+    runs = [(mode, sum(1 for _ in run)) for mode, run in groupby(recompute)]
+    return "/".join(f"{n} x {mode}" if n > 1 else mode for mode, n in runs)
 
 
 def modes_of_blocks(mode: str, kinds: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from plansim.costs.buckets import gather_bytes, reduce_bytes
@@ -16,6 +16,7 @@ from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import Parts, StepCosts
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan
+from plansim.planner.terms import Term, recompute_terms
 from plansim.results import Prediction
 from plansim.results.compare import TERM_NAMES
 from plansim.simulate.predict import predict_layout
@@ -70,19 +71,6 @@ BREAKDOWN_SOURCES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
-    """One term: what, how much, by which formula, from which inputs, and who says so."""
-
-    group: str
-    name: str
-    value: float
-    unit: str
-    formula: str
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """A prediction with the terms it is made of."""
 
@@ -119,6 +107,7 @@ def explain(model: Model, profile: Profile, plan: Plan) -> Explanation:
         *_chunk_terms(costs, slowest),
         *_communication_terms(layout, costs),
         *_end_terms(layout, costs),
+        *recompute_terms(layout, costs),
         *_memory_terms(layout, prediction),
         *_money_terms(layout, prediction),
     ]

@@ -222,8 +222,8 @@ class Sieve:
 
     def _remember(self, columns: Columns, options: Options, end: End, over: Array) -> None:
         """Keep the candidate that misses the memory limit by least, in case nothing fits."""
-        if options.shared:
-            return  # its shares are not known, and equal ones are tried as well
+        if options.shared or not len(columns):
+            return  # shares are not known here, and equal ones are tried as well
         i = int(np.argmin(over))
         if np.isfinite(over[i]) and (self.nearest is None or over[i] < self.nearest[0]):
             least = RECOMPUTE[options.recompute[-1]]

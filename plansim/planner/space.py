@@ -179,6 +179,7 @@ def space_of(
     values = {name: _sensible(name, listed, model, profile) for name, listed in CHOICES.items()}
     if runtime is not None:
         values = {name: _allowed(runtime, name, listed) for name, listed in values.items()}
+        fixed = {name: _runnable(runtime, name, given) for name, given in fixed.items()}
     if not exhaustive:
         values = {name: _usual(name, listed, forbidden.get(name, ())) for name, listed in values.items()}
     values.update(fixed)
@@ -244,6 +245,30 @@ def _allowed(runtime: Backend, name: str, listed: tuple[Any, ...]) -> tuple[Any,
     if name == "recompute" and runtime.recompute_layers:
         return tuple(v for v in listed if parse_mode(v)[0] in allowed)
     return tuple(v for v in listed if v in allowed)
+
+
+def _runnable(runtime: Backend, name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what a runtime can run of the values someone chose.
+
+    Raises
+    ------
+    InputError
+        When it can run none of them.
+    """
+    if name not in CHOICES:
+        return given  # degrees are judged together
+    spelled = tuple(schedule_key(str(v)) for v in given) if name == "schedule" else given
+    found = _allowed(runtime, name, spelled)
+    if not found:
+        known = _allowed(runtime, name, CHOICES[name])
+        remedy = runtime.remedies.get(name) or f"use {' or '.join(map(_spelled, known))}"
+        raise InputError(f"--fix {name}={'|'.join(map(_spelled, given))}: {runtime.name} has none; {remedy}")
+    return found
+
+
+def _spelled(value: object) -> str:
+    """Return a value as `--fix` takes it."""
+    return {"True": "on", "False": "off"}.get(str(value), str(value))
 
 
 def _usual(name: str, listed: tuple[Any, ...], forbidden: tuple[Any, ...]) -> tuple[Any, ...]:

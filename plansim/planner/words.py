@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plansim.plan.model import Plan
+from plansim.plan.recompute import recompute_words
 
 
 def describe(candidate: Plan) -> str:
@@ -10,5 +11,5 @@ def describe(candidate: Plan) -> str:
     p = candidate.parallel
     words = [f"{n} {getattr(p, n)}" for n in ("dp", "tp", "pp", "cp", "ep") if getattr(p, n) > 1]
     words += [f"zero {p.zero_stage}"] if p.zero_stage else []
-    words += [f"recompute {candidate.recompute}"] if candidate.recompute != "none" else []
+    words += [f"recompute {recompute_words(candidate.recompute)}"] if candidate.recompute != "none" else []
     return ", ".join([*words, f"microbatch {p.microbatch}"])

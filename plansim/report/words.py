@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from plansim.plan.model import Plan
+from plansim.plan.recompute import recompute_words
 from plansim.report.option import Option
 from plansim.units import format_seconds
 
@@ -129,8 +130,7 @@ def plan_words(plan: Plan) -> str:
     if p.pp > 1:
         chunks = f" × {p.virtual_stages}" if p.virtual_stages > 1 else ""
         words.append(f"{p.schedule}{chunks}")
-    mode = plan.recompute if isinstance(plan.recompute, str) else "per stage"
-    words += [f"recompute {mode}"] if mode != "none" else []
+    words += [f"recompute {recompute_words(plan.recompute)}"] if plan.recompute != "none" else []
     words += ["optimizer offload"] if plan.offload else []
     words += [f"{m.method} {edge}" for edge, m in plan.compression.items() if m.method != "none"]
     return ", ".join(words)

@@ -89,6 +89,12 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
         (["--limit", "deadline=3"], 3, "needs job.target_tokens"),
         (["--objective", "speed"], 3, "unknown objective 'speed'"),
         (["--backend", "megatro"], 3, "did you mean 'megatron'"),
+        (
+            ["--backend", "megatron", "--fix", "schedule=zb-h1"],
+            3,
+            "megatron has none; use 1f1b",
+        ),
+        (["--backend", "deepspeed", "--fix", "recompute_per_stage=on"], 3, "deepspeed has none; use off"),
         (["--top", "0"], 3, "top must be at least 1"),
         (["--nodes", "0"], 3, "at least 1 node"),
     ],

@@ -110,7 +110,7 @@ def test_plans_in_words():
         "layers 1-2-2-1, recompute full/none, unfused attention, optimizer offload, powersgd gradients"
     )
     assert show.plan_short(plan) == (
-        "dp2 tp2 pp2 zero1/2 sp mb1 interleavedx2 rc:mixed unfused offload grad:powersgd"
+        "dp2 tp2 pp2 zero1/2 sp mb1 interleavedx2 rc:full/none unfused offload grad:powersgd"
     )
     assert show.plan_words(replace(PLAN, parallel=Parallel())) == "one device, microbatch 1"
 
