@@ -10,7 +10,8 @@ from rich.text import Text
 from plansim.cli.console import table
 from plansim.plan.recompute import recompute_words
 from plansim.planner.diff import Difference
-from plansim.planner.explain import Explanation, Term
+from plansim.planner.explain import Explanation
+from plansim.planner.terms import Term
 from plansim.results.compare import TERM_NAMES, Change
 from plansim.units import format_bytes, format_seconds
 
@@ -51,7 +52,7 @@ def difference(found: Difference) -> list[RenderableType]:
     head += f", peak memory {format_bytes(a.peak_memory_bytes)} -> {format_bytes(b.peak_memory_bytes)}"
     changed = table("\nWhat changed", key="", before="A~", after="B~")
     for choice in found.choices:
-        changed.add_row(choice.key, _value(choice.before), _value(choice.after))
+        changed.add_row(choice.key, _choice(choice.before), _choice(choice.after))
     return [
         Text(head),
         changed if found.choices else Text("the plans are equal"),
@@ -60,10 +61,12 @@ def difference(found: Difference) -> list[RenderableType]:
     ]
 
 
-def _value(value: object) -> str:
+def _choice(value: object) -> str:
     """Return a value of a plan file; a mode for every stage in runs."""
-    words = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
-    return recompute_words([str(v) for v in value]) if words else str(value)
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return recompute_words(value)
+    return str(value)
+
 
 
 def _changes(title: str, changes: Sequence[Change], unit: str) -> RenderableType:
