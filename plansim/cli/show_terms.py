@@ -68,7 +68,6 @@ def _choice(value: object) -> str:
     return str(value)
 
 
-
 def _changes(title: str, changes: Sequence[Change], unit: str) -> RenderableType:
     made = table(title, term="", before="A>", after="B>", difference="difference>")
     for c in changes:
