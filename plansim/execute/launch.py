@@ -287,6 +287,8 @@ def _rank_main(
     try:
         if place:
             place.enter(meet.rank)
+        if not meet.joined:
+            os.environ["LOCAL_WORLD_SIZE"] = str(_ranks_on_host(meet, place))
         message = ("done", worker(meet), time.time())
     except BaseException as error:  # noqa: BLE001  (everything a rank raises is reported by the parent)
         traceback.print_exc()
@@ -295,6 +297,14 @@ def _rank_main(
     pipe.send_bytes(_pickled(message))
     pipe.close()
     os._exit(0 if message[0] == "done" else 1)
+
+
+def _ranks_on_host(meet: Rendezvous, place: Place | None) -> int:
+    """Return how many ranks share a rank's host, as torchrun tells its own."""
+    if place is None:
+        return meet.world_size
+    mine = place.address(meet.rank)
+    return sum(place.address(rank) == mine for rank in range(meet.world_size))
 
 
 def _pickled(message: tuple[str, Any, float]) -> bytes:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from plansim.errors import InputError, UnknownNameError
 from plansim.execute.codecs import BlockIntegers, Float8, RowCodec, Signs
+from plansim.execute.first_hop import FirstHop
 
 Hook = Callable[[Any], Any]
 HookMaker = Callable[[Mapping[str, Any], Any], Hook]
@@ -47,12 +48,14 @@ class Memory:
         self._kept[key].copy_(rest)
 
 
-def two_hops(codec: RowCodec, group: Any, *, feedback: bool = False) -> Hook:
+def two_hops(codec: RowCodec, group: Any, *, feedback: bool = False, hierarchical: bool = False) -> Hook:
     """Return a hook that averages in two hops: all-to-all of coded pieces, all-gather of their coded means.
 
     With `feedback`, both hops keep what coding lost: of a rank's gradient, and of the piece it averages.
+    `hierarchical` adds inside each node before anything leaves it.
     """
     ranks, memory = dist.get_world_size(group), Memory()
+    hop = FirstHop(codec, group, hierarchical=hierarchical)
 
     def exchange(bucket: Any) -> Any:
         flat = bucket.buffer()
@@ -64,9 +67,7 @@ def two_hops(codec: RowCodec, group: Any, *, feedback: bool = False) -> Hook:
         sent = codec.encode(rows.view(ranks, piece))
         if feedback:
             memory.keep(bucket.index(), rows - codec.decode(sent, piece).view(-1))
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=group)
-        mean = codec.decode(received, piece).mean(0)
+        mean = hop.sum_of(sent, piece).div_(ranks)
         if feedback:
             memory.add_to(mean, ("mean", bucket.index()))
         mine = codec.encode(mean.view(1, piece))
@@ -84,27 +85,29 @@ def integers(levels: int, width: int) -> HookMaker:
     """Return the maker of a blockwise integer hook."""
 
     def make(options: Mapping[str, Any], group: Any) -> Hook:
-        expect_options(options, "block", "error_feedback")
+        expect_options(options, "block", "error_feedback", "hierarchical")
         block = _whole(options, "block", 256, low=16)
         codec = BlockIntegers(levels=levels, width=width, block=block)
-        return two_hops(codec, group, feedback=bool(options.get("error_feedback", False)))
+        feedback = bool(options.get("error_feedback", False))
+        return two_hops(codec, group, feedback=feedback, hierarchical=_hierarchical(options))
 
     return make
 
 
 def qsgd(options: Mapping[str, Any], group: Any) -> Hook:
     """Return QSGD (Alistarh et al., arXiv 1610.02132): stochastic rounding to a few levels."""
-    expect_options(options, "levels", "block")
+    expect_options(options, "levels", "block", "hierarchical")
     levels = _whole(options, "levels", 127, low=1, high=127)
     width = 8 if levels > 7 else 4 if levels > 1 else 2
     block = _whole(options, "block", 256, low=16)
-    return two_hops(BlockIntegers(levels=levels, width=width, block=block, stochastic=True), group)
+    codec = BlockIntegers(levels=levels, width=width, block=block, stochastic=True)
+    return two_hops(codec, group, hierarchical=_hierarchical(options))
 
 
 def float8(options: Mapping[str, Any], group: Any) -> Hook:
     """Return fp8 averaging."""
-    expect_options(options)
-    return two_hops(Float8(), group)
+    expect_options(options, "hierarchical")
+    return two_hops(Float8(), group, hierarchical=_hierarchical(options))
 
 
 def onebit(options: Mapping[str, Any], group: Any) -> Hook:
@@ -192,6 +195,10 @@ def randk(options: Mapping[str, Any], group: Any) -> Hook:
 def _refuse(options: Mapping[str, Any], name: str, value: str, instead: str) -> None:
     if options.get(name) == value:
         raise InputError(f"{name} {value} is simulated only; run it with {name} {instead}")
+
+
+def _hierarchical(options: Mapping[str, Any]) -> bool:
+    return bool(options.get("hierarchical", True))
 
 
 def _ratio(options: Mapping[str, Any]) -> float:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatt
 
 from plansim.errors import PlanError, UnknownNameError
 from plansim.execute.codecs import BlockIntegers, Float8, RowCodec
+from plansim.execute.first_hop import FirstHop
 
 
 def sharded_codec(method: str, options: Mapping[str, Any]) -> RowCodec:
@@ -25,9 +26,8 @@ def sharded_codec(method: str, options: Mapping[str, Any]) -> RowCodec:
     UnknownNameError
         For any other method.
     """
-    for name in ("hierarchical", "secondary"):
-        if options.get(name):
-            raise PlanError(f"{method} with {name} is simulated only; leave it out to run the plan")
+    if options.get("secondary"):
+        raise PlanError(f"{method} with secondary is simulated only; leave it out to run the plan")
     block = int(options.get("block", 256))
     codecs: dict[str, RowCodec] = {
         "fp8": Float8(),
@@ -78,10 +78,14 @@ class CodedAllGather(_Allocates, AllGather):
 
 
 class CodedReduceScatter(_Allocates, ReduceScatter):
-    """Sends coded pieces of the gradient to their owners, who decode and add them."""
+    """Sends coded pieces of the gradient to their owners, who decode and add them.
 
-    def __init__(self, codec: RowCodec) -> None:
-        self._codec = codec
+    `hierarchical` adds inside each node before anything leaves it.
+    """
+
+    def __init__(self, codec: RowCodec, *, hierarchical: bool = True) -> None:
+        self._codec, self._hierarchical = codec, hierarchical
+        self._hop: FirstHop | None = None
 
     def __call__(
         self,
@@ -94,10 +98,10 @@ class CodedReduceScatter(_Allocates, ReduceScatter):
         """Fill `output_tensor` with this rank's piece of the sum (or mean, as `op` says)."""
         ranks, length = group.size(), output_tensor.numel()
         sent = self._codec.encode(_padded(input_tensor.view(ranks, length), self._codec.align))
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=group)
+        if self._hop is None:
+            self._hop = FirstHop(self._codec, group, hierarchical=self._hierarchical)
         padded = -(-length // self._codec.align) * self._codec.align
-        total = self._codec.decode(received, padded)[:, :length].sum(0)
+        total = self._hop.sum_of(sent, padded)[:length]
         if op == dist.ReduceOp.AVG:
             total /= ranks
         output_tensor.copy_(total.view_as(output_tensor))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -104,6 +106,55 @@ def test_hooks_average_and_send_what_the_costs_charge():
         transfers = COMPRESSION_METHODS[name].wire("all_reduce", message, RANKS, OPTIONS.get(name))
         charged = sum(t.sent_bytes(RANKS) for t in transfers)
         assert sent == pytest.approx(charged, rel=0.01), name
+
+
+def average_in_two_levels(rank):
+    """Return, by method, how far the average of 2 nodes of 2 is off, a checksum, and what left the node."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    found = {}
+    mean = sum(torch.randn(4096, generator=torch.Generator().manual_seed(r)) for r in range(4)) / 4
+    for name, flat_too in product(("int8", "fp8", "qsgd"), (True, False)):
+        flat = torch.randn(4096, generator=torch.Generator().manual_seed(rank))
+        hook = make_hook(name, {"hierarchical": flat_too}, dist.group.WORLD)
+        with Leaving(rank) as leaving:
+            out = hook(Bucket(flat)).wait()
+        found[name, flat_too] = (
+            float((out - mean).norm() / mean.norm()),
+            float(out.double().sum()),
+            leaving.sent,
+        )
+    return found
+
+
+class Leaving:
+    """Counts the bytes that a rank's all-to-alls send to ranks of the other node (ranks 0-1 and 2-3)."""
+
+    def __init__(self, rank):
+        self.node, self.sent = rank // 2, 0
+
+    def __enter__(self):
+        self.original = dist.all_to_all_single
+        dist.all_to_all_single = self.call
+        return self
+
+    def __exit__(self, *_):
+        dist.all_to_all_single = self.original
+
+    def call(self, received, sent, group=None):
+        ranks = dist.get_process_group_ranks(group)
+        away = sum(rank // 2 != self.node for rank in ranks) / len(ranks)
+        self.sent += sent.numel() * sent.element_size() * away
+        return self.original(received, sent, group=group)
+
+
+def test_sums_are_made_inside_each_node_before_they_leave_it():
+    results = launch(partial(joined, average_in_two_levels), 4, timeout_s=100)
+
+    for (name, two_levels), (error, checksum, left) in results[0].items():
+        assert error < {"int8": 0.02, "fp8": 0.08, "qsgd": 0.04}[name], name
+        assert all(r[name, two_levels][1] == checksum for r in results), f"{name}: ranks disagree"
+        if two_levels:  # two ranks of a node send one sum of both
+            assert left == pytest.approx(results[0][name, False][2] / 2)
 
 
 def regression(seed, rank):

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from plansim.costs.compression.base import PROXY, Inflation, Traffic, Transfer
+from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
 from plansim.costs.compression.work import Work
+from plansim.costs.compression.zeropp import HIERARCHICAL
 
 
 class Fp8(TwoHop):
@@ -20,6 +22,8 @@ class Fp8(TwoHop):
     source: ClassVar[str] = (
         "torchao float8 with FSDP2; Feng et al., 'Enabling Float8 All-Gather in FSDP2', 2024"
     )
+
+    options: ClassVar[tuple[Option, ...]] = (HIERARCHICAL,)
 
     def payload_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
         """Return one byte per element."""

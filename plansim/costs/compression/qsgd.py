@@ -10,6 +10,7 @@ from plansim.costs.compression.base import PROXY, Inflation, Traffic
 from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
 from plansim.costs.compression.work import Work
+from plansim.costs.compression.zeropp import HIERARCHICAL
 
 KERNELS = {
     "eager": (
@@ -40,6 +41,7 @@ class Qsgd(TwoHop):
     options: ClassVar[tuple[Option, ...]] = (
         Option(name="levels", kind=int, default=127, low=1, high=127, help="levels on each side of zero"),
         Option(name="block", kind=int, default=256, low=16, high=65536, help="elements that share one scale"),
+        HIERARCHICAL,
     )
 
     def payload_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:

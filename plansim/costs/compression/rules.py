@@ -49,7 +49,7 @@ def _message(case: Case, edge: str, method: Method) -> str | None:
             f"use one of {', '.join(fitting)}"
         )
     for option, its_edge in (("secondary", "parameters"), ("hierarchical", "gradients")):
-        if options.get(option) and edge != its_edge:
+        if method.options.get(option) and edge != its_edge:
             return f"{option} is an option of compression.{its_edge}; leave it out here"
     if edge == "outer" and case.plan.compression.gradients.method != "none":
         return (

@@ -126,6 +126,8 @@ def _compressed_s(
 ) -> EdgeTime:
     method, given = find_method(name), dict(options)
     resolved = method.resolve(given)
+    if operation not in ("all_reduce", "reduce_scatter") and "hierarchical" in resolved:
+        resolved["hierarchical"] = False  # nothing is added on the way
     group = network.group
     wire_s = sum(
         collective_s(

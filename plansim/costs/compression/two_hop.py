@@ -56,7 +56,7 @@ class TwoHop(CompressionMethod):
     def wire_on(
         self, operation: str, traffic: Traffic, group: GroupShape, options: Mapping[str, Any] | None = None
     ) -> tuple[Transfer, ...]:
-        """Return the hops; asked for, the sum is made inside each node first."""
+        """Return the hops; the sum is made inside each node first, unless that is switched off."""
         flat = super().wire_on(operation, traffic, group, options)
         if not self.resolve(options).get("hierarchical"):
             return flat

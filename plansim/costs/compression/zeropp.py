@@ -6,15 +6,13 @@ Three parts (Wang et al. 2023, arXiv 2306.10209), each for itself:
 - hpZ: a second, 16-bit copy of the weights shared out inside each node, from which the backward pass gathers:
   option ``secondary`` of a method on parameters;
 - qgZ: the reduce-scatter of gradients in int4 or int8 in two hops, inside the node first, so that only sums
-  leave it: option ``hierarchical`` of a method on gradients.
+  leave it: option ``hierarchical`` of a method on gradients, on unless switched off.
 
 With M the bytes of 16-bit weights, a step of ZeRO-3 sends 3 M over the links between nodes (two gathers, one
 reduce-scatter); with all three parts it is M/2 + 0 + M/4.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from plansim.costs.compression.base import Traffic, Transfer
 from plansim.costs.compression.options import Option
@@ -23,8 +21,8 @@ from plansim.hardware.fabric import GroupShape
 HIERARCHICAL = Option(
     name="hierarchical",
     kind=bool,
-    default=False,
-    help="reduce inside each node first, so that sums alone leave it (qgZ of ZeRO++; simulated only)",
+    default=True,
+    help="where nodes hold several ranks, add inside each first, so that sums alone leave it (qgZ of ZeRO++)",
 )
 SECONDARY = Option(
     name="secondary",
@@ -88,8 +86,10 @@ def secondary_bytes(traffic: Traffic, inside: int) -> float:
 
 
 def with_hops(transfers: tuple[Transfer, ...], payload: float, group: GroupShape) -> tuple[Transfer, ...]:
-    """Return transfers with the first all-to-all in two levels, where nodes hold several ranks each."""
-    flat = group.counts[0] == 1 or nodes_of(group) == 1
-    if flat or transfers[0].collective != "all_to_all":
+    """Return transfers with the all-to-all in two levels, where nodes hold several ranks each."""
+    if group.counts[0] == 1 or nodes_of(group) == 1:
         return transfers
-    return (*two_level_hops(payload, group), *(replace(t) for t in transfers[1:]))
+    made: list[Transfer] = []
+    for transfer in transfers:
+        made += two_level_hops(payload, group) if transfer.collective == "all_to_all" else (transfer,)
+    return tuple(made)

@@ -50,7 +50,10 @@ def _code_messages(module: FSDPModule, plan: Plan) -> None:
         module.set_custom_all_gather(CodedAllGather(sharded_codec(weights.method, weights.options)))
     if gradients.method in SHARDED_METHODS:
         module.set_custom_reduce_scatter(
-            CodedReduceScatter(sharded_codec(gradients.method, gradients.options))
+            CodedReduceScatter(
+                sharded_codec(gradients.method, gradients.options),
+                hierarchical=bool(gradients.options.get("hierarchical", True)),
+            )
         )
 
 
