@@ -84,7 +84,7 @@ def plan(
 
     Notes
     -----
-    Compressed gradients and parameters enter the space when compressing speeds up the best plan without.
+    Compressed gradients and parameters are searched like every other choice, by the time to the same loss.
 
     Raises
     ------

@@ -17,7 +17,6 @@ from plansim.planner.question import Question
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found, search
 from plansim.planner.space import widened
-from plansim.planner.verdict import compressed
 from plansim.workload.model import ATTENTION_FAMILIES
 
 Progress = Callable[[int, float], None]
@@ -145,8 +144,6 @@ def helpful(solved: Solved) -> list[str]:
     for name, other in _variants(solved.question, best):
         if _beats(solved, other, score * (1.0 - WORTH)):
             names.append(name)
-    if _compression_helps(solved, score, best):
-        names += ["compression.gradients", "compression.parameters"]
     return list(dict.fromkeys(names))
 
 
@@ -171,38 +168,3 @@ def _variants(question: Question, best: Plan) -> Iterator[tuple[str, Plan]]:
             elif best.parallel.dp * best.parallel.cp > 1:
                 field = name.partition(".")[2]
                 yield name, replace(best, overlap=replace(best.overlap, **{field: value}))
-
-
-def _compression_helps(solved: Solved, score: float, best: Plan) -> bool:
-    """Whether compressed plans were left out and compressing speeds up the best plan."""
-    space = solved.question.space
-    if not space.cut("compression.gradients") or space.of("compression.gradients") != ("none",):
-        return False
-    allowed = widened(space, ["compression.gradients"]).of("compression.gradients")
-    methods = tuple(m for m in allowed if m != "none")
-    for probe in _with_more_replicas(best):
-        if probe.parallel.dp * probe.parallel.cp == 1:
-            continue
-        for _, other in compressed(probe, solved.evaluator.apart, methods):
-            if _beats(solved, other, score):
-                return True
-    return False
-
-
-def _with_more_replicas(best: Plan) -> Iterator[Plan]:
-    """Yield the plan, it without overlap, and with its pipeline, tensor groups or both turned into replicas.
-
-    Compression pays most where gradients are most of the traffic, and there the best plan may not be.
-    """
-    p = best.parallel
-    yield best
-    yield replace(best, overlap=replace(best.overlap, gradients=False))
-    for folds in (("pp",), ("tp",), ("tp", "pp")):
-        if any(getattr(p, axis) == 1 for axis in folds):
-            continue
-        flat = p
-        if "pp" in folds:
-            flat = replace(flat, dp=flat.dp * p.pp, pp=1, schedule="1f1b", virtual_stages=1)
-        if "tp" in folds:
-            flat = replace(flat, dp=flat.dp * p.tp, tp=1, sequence_parallel=False)
-        yield replace(best, parallel=flat)

@@ -72,8 +72,6 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "aggregation": ("all_reduce",),
     "overlap.gradients": (True,),
     "overlap.parameters": (True,),
-    "compression.gradients": ("none",),
-    "compression.parameters": ("none",),
 }
 """What is searched by default of the choices that have a value which seldom or never wins."""
 
@@ -83,8 +81,8 @@ LEFT_OUT = (
     "parameter servers, sharding within nodes below ZeRO-3, "
     "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
     "divide a rank's layers, and context parallelism below 1,024 tokens a rank; offload, recomputation and "
-    "ZeRO-2 where the same plan fits well without (10 % of memory to spare); unfused attention, overlap "
-    "switched off and compression unless they speed up the best plan"
+    "ZeRO-2 where the same plan fits well without (10 % of memory to spare); unfused attention and "
+    "overlap switched off unless they speed up the best plan"
 )
 """The cut, in words."""
 
