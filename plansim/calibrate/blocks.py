@@ -1,14 +1,17 @@
-"""Time a model's own blocks on one rank, each as a rank of a plan holds it, forward and backward.
+"""Time a model's own blocks, each as a rank of a plan holds it, forward and backward.
 
 A block measured alone and composed into a step predicts CPU training within a few percent, where a roofline
 is tens of percent off: dispatch, layouts and small kernels are in it. Only single-rank blocks run here,
-never a plan.
+never a plan. Every core times all of them at the same time, each by itself: cores differ, and a step has all
+of them at work.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +26,7 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from plansim.calibrate.pace import Pace, Reading, pace_of
 from plansim.calibrate.timing import clock_s
 from plansim.costs.hostdata import NUMBERED_FAMILIES, splits_backward
 from plansim.execute import system
@@ -39,9 +43,9 @@ from plansim.plan.model import Compression, Method, Parallel, Plan
 from plansim.plan.reshape import reshaped
 from plansim.workload.model import Model
 
-ROUNDS, TRIES = 5, 3
-"""Rounds over all blocks, and tries of each in a round: a machine drifts over seconds, and blocks
-timed one after the other would each have another machine."""
+ROUNDS, TRIES = 4, 3
+"""Rounds of every core over all blocks, and tries of each in a round: a machine drifts over seconds, and
+blocks timed one after the other would each have another machine."""
 
 CHAIN = 2
 """Copies of a layer run one after the other: weights and activations leave the caches in between."""
@@ -111,6 +115,13 @@ def measure_blocks(
 
     With `pace_s` the times are those of a machine at this pace (see `plansim.execute.pace`).
     """
+    return blocks_and_pace(cases, pace_s=pace_s, timeout_s=timeout_s)[0]
+
+
+def blocks_and_pace(
+    cases: Iterable[tuple[Model, Plan]], *, pace_s: float | None = None, timeout_s: float = 600.0
+) -> tuple[list[BlockSample], Pace | None]:
+    """Return timed blocks as `measure_blocks`, and the machine's pace meanwhile (None without `pace_s`)."""
     todo: dict[tuple[object, ...], tuple[Model, _Case, Plan]] = {}
     for model, plan in cases:
         p = plan.parallel
@@ -128,27 +139,35 @@ def measure_blocks(
             todo.setdefault(key, (model, case, plan))
             if plan.job.phase == "train" and method.method == "distill":
                 todo.setdefault((*key[:-2], "infer", Method()), (model, case, _teacher(plan)))
-    return launch(partial(_measure, list(todo.values()), pace_s), 1, timeout_s=timeout_s)[0] if todo else []
+    if not todo:
+        return [], None
+    cores = os.cpu_count() or 1
+    found = launch(partial(_measure, list(todo.values()), pace_s), cores, timeout_s=timeout_s)
+    rounds = [samples for rank, _ in found for samples in rank]
+    blocks = [_median(samples) for samples in zip(*rounds, strict=True)]
+    return blocks, None if pace_s is None else pace_of([readings for _, readings in found])
 
 
 def _measure(
     cases: list[tuple[Model, _Case, Plan]], pace_s: float | None, meet: Rendezvous
-) -> list[BlockSample]:
+) -> tuple[list[list[BlockSample]], list[Reading]]:
+    """Return the blocks of every round on one core, and its pace between them."""
     torch.set_num_threads(1)
     system.steady_allocation()
     system.shield()
-    system.pin(0)
+    system.pin(meet.rank)
     grid = Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, 1, 1))
-    with process_mesh(grid, meet, device=torch.device("cpu"), timeout_s=60.0):
+    alone, relative = replace(meet, rank=0, world_size=1, port=0, listen_fd=None), Relative(pace_s)
+    with process_mesh(grid, alone, device=torch.device("cpu"), timeout_s=60.0):
         rounds = [
             [
                 s
                 for model, case, plan in cases
-                for s in _case(model, case, plan, Relative(pace_s), memory=number == 0)
+                for s in _case(model, case, plan, relative, memory=number == 0 and meet.rank == 0)
             ]
             for number in range(ROUNDS)
         ]
-    return [_median(samples) for samples in zip(*rounds, strict=True)]
+    return rounds, relative.readings
 
 
 def _median(samples: Sequence[BlockSample]) -> BlockSample:
@@ -173,10 +192,14 @@ class Relative:
 
     def __init__(self, pace_s: float | None) -> None:
         self._pace_s, self._compute = pace_s, Computing()
+        self.readings: list[Reading] = []
 
     def factor(self) -> float:
         """Return the pace that is meant over that of now."""
-        return 1.0 if self._pace_s is None else self._pace_s / self._compute.pace_s()
+        if self._pace_s is None:
+            return 1.0
+        self.readings.append((time.time(), self._compute.pace_s()))
+        return self._pace_s / self.readings[-1][1]
 
 
 def _case(model: Model, case: _Case, plan: Plan, relative: Relative, *, memory: bool) -> list[BlockSample]:
@@ -207,11 +230,12 @@ def _case(model: Model, case: _Case, plan: Plan, relative: Relative, *, memory: 
                         x,
                         targets if last else None,
                         print_,
+                        first=index == 0,
                         cut=cut,
                         split=case.split,
                         relative=relative,
                     ),
-                    _memory(blocks[0], x, targets if last else None, print_, cut=cut)
+                    _memory(blocks[0], x, targets if last else None, print_, first=index == 0, cut=cut)
                     if memory
                     else (0.0, 0.0, 0.0),
                 )
@@ -285,14 +309,18 @@ def _timed(
     targets: torch.Tensor | None,
     print_: Blueprint,
     *,
+    first: bool,
     cut: bool,
     split: bool,
     relative: Relative,
 ) -> tuple[float, float, float, float]:
-    """Return forward, first backward, what accumulating adds, and a split backward's weights, per block."""
+    """Return forward, first backward, what accumulating adds, and a split backward's weights, per block.
+
+    The first block of a model computes no gradient of its input: nobody asks for that of the data.
+    """
     read = clock_s(torch.device("cpu"))
     rows: list[tuple[float, ...]] = []
-    given = x.is_floating_point()
+    given = x.is_floating_point() and not first
     run = _backward_apart if split and given else _backward
     for number in range(TRIES + 1):
         before = relative.factor()
@@ -339,11 +367,17 @@ def _backward_apart(
 
 
 def _memory(
-    block: nn.Module, x: torch.Tensor, targets: torch.Tensor | None, print_: Blueprint, *, cut: bool
+    block: nn.Module,
+    x: torch.Tensor,
+    targets: torch.Tensor | None,
+    print_: Blueprint,
+    *,
+    first: bool,
+    cut: bool,
 ) -> tuple[float, float, float]:
     """Return bytes kept, and the peaks of both passes, from the allocator's own events."""
     block.zero_grad(set_to_none=True)
-    given = x.detach().requires_grad_(x.is_floating_point())
+    given = x.detach().requires_grad_(x.is_floating_point() and not first)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         with loss_parallel() if cut else nullcontext(), record_function("plansim::forward"):
             out = block(given)

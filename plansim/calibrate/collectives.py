@@ -54,6 +54,7 @@ def measure_collectives(
     sizes: tuple[int, ...] = SIZES,
     wrapped: bool = True,
     pace_s: float | None = None,
+    shared_pace: float = 1.0,
     timeout_s: float = 300.0,
     port: int = 0,
     place: Place | None = None,
@@ -61,13 +62,15 @@ def measure_collectives(
     """Return timed gloo collectives for every group size, over this machine's loopback or between hosts.
 
     With `wrapped` also those of torch's wrappers, and compressed ones. With `pace_s` the times are those of a
-    machine at this pace (see `plansim.execute.pace`).
+    machine at this pace (see `plansim.execute.pace`), whose own piece of computing takes `shared_pace` times
+    as long where ranks share a core.
     """
     found: list[CollectiveSample] = []
     for world in ranks:
         rows = launch(partial(_rank, sizes, wrapped), world, timeout_s=timeout_s, port=port, place=place)
+        usual = None if pace_s is None else pace_s * (shared_pace if world > (os.cpu_count() or 1) else 1.0)
         for i, (collective, nbytes, *_) in enumerate(rows[0]):
-            scale = 1.0 if pace_s is None else pace_s / statistics.fmean(row[i][4] for row in rows)
+            scale = 1.0 if usual is None else usual / statistics.fmean(row[i][4] for row in rows)
             found.append(
                 CollectiveSample(
                     collective=collective,

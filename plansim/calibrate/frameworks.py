@@ -1,6 +1,6 @@
 """What wrappers cost beyond compute and traffic: DDP per block, a pipeline per action, flat copies.
 
-Measured on models so small that nothing else is left, CPU time of one rank.
+Measured on models so small that little else is left, CPU time of one rank.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +35,7 @@ MICROBATCHES = 8
 def measure_frameworks(*, timeout_s: float = 120.0) -> dict[str, float]:
     """Return overheads in seconds: per DDP block, flat byte, pipeline action, optimizer tensor and step."""
     found = launch(_wrappers, 1, timeout_s=timeout_s)[0]
-    found["pipeline_action_s"] = _pipeline_action_s(timeout_s)
+    found["pipeline_action_s"], found["step_s"] = _pipeline_action_and_step_s(timeout_s)
     return {name: float(f"{max(0.0, value):.4g}") for name, value in found.items()}
 
 
@@ -62,8 +63,23 @@ def _wrappers(meet: Rendezvous) -> dict[str, float]:
             "flat_s_per_byte": _flat_s_per_byte(device),
             "optimizer_tensor_s": _optimizer_tensor_s(device, cut=False),
             "optimizer_cut_tensor_s": _optimizer_tensor_s(device, cut=True),
-            "step_s": 0.0,
+            "ddp_s_per_byte": _ddp_s_per_byte(),
         }
+
+
+def _ddp_s_per_byte(width: int = 512, layers: int = 16) -> float:
+    """Return what DDP adds to a backward pass: every gradient is scaled and copied into its bucket."""
+    plain = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+    x, held = torch.randn(1, width), list(plain.parameters())
+
+    def step(module: nn.Module, _: int) -> None:
+        module(x).sum().backward()
+        for parameter in held:
+            parameter.grad = None
+
+    alone = median_s(partial(step, plain), x.device)
+    wrapped = DistributedDataParallel(plain, gradient_as_bucket_view=True, init_sync=False)
+    return (median_s(partial(step, wrapped), x.device) - alone) / (4.0 * width * width * layers)
 
 
 def _flat_s_per_byte(device: torch.device, tensors: int = 16, size: int = 2**18) -> float:
@@ -95,8 +111,12 @@ def _optimizer_tensor_s(device: torch.device, *, cut: bool, tensors: int = 64) -
     return median_s(work, device) / tensors
 
 
-def _pipeline_action_s(timeout_s: float) -> float:
-    """Return what one pipeline action costs: tiny work on two stages against one process."""
+def _pipeline_action_and_step_s(timeout_s: float) -> tuple[float, float]:
+    """Return what one pipeline action costs, and a step beside its passes and its optimizer.
+
+    The former is tiny work on two stages against one process; the latter is making a batch, placing it and
+    reading its loss.
+    """
     plan = Plan(
         model=TINY.name, profile="", job=Job(global_batch=MICROBATCHES, seq_len=4, dtype="fp32",
         optimizer="sgd"), parallel=Parallel(pp=1),
@@ -105,4 +125,7 @@ def _pipeline_action_s(timeout_s: float) -> float:
     alone = run_plan(plan, TINY, steps=12, options=options)
     piped = run_plan(replace(plan, parallel=Parallel(pp=2)), TINY, steps=12, options=options)
     busy = statistics.fmean(statistics.median(r.cpu_times_s) for r in piped.ranks)
-    return (busy - statistics.median(alone.ranks[0].cpu_times_s) / 2) / (2 * MICROBATCHES)
+    action_s = (busy - statistics.median(alone.ranks[0].cpu_times_s) / 2) / (2 * MICROBATCHES)
+    whole = replace(plan, parallel=Parallel(microbatch=MICROBATCHES))
+    once = run_plan(whole, TINY, steps=12, options=options)
+    return action_s, once.ranks[0].phases_s["communication"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,24 @@ from plansim.calibrate.collectives import fitted_lines, measure_collectives
 from plansim.calibrate.compute import ComputeSamples, measure_compute
 from plansim.calibrate.contention import measure_contention
 from plansim.calibrate.frameworks import measure_frameworks
+from plansim.calibrate.pace import PIECE_S, joined, watch_pace
 from plansim.calibrate.within import restart_costs
 from plansim.costs.compute.fit import fit_attention_curve, fit_matmul_curve, fit_memory_curve
 from plansim.errors import ExecutionError
 from plansim.execute import system
 from plansim.execute.launch import Rendezvous, launch
-from plansim.execute.pace import Computing
 from plansim.hardware.curves import MemoryCurve
 from plansim.hardware.device import Device
 from plansim.hardware.fabric import FabricLevel
 from plansim.hardware.profile import Economics, Host, NodeGroup, Profile, Reliability
 
 Say = Callable[[str], None]
-PACES = 100
-"""Readings of the machine's pace before the first measurement and after it."""
-
 SLOTS_PER_CORE = 2
 """Ranks a core may host: a profile of two cores can run, and predict, four ranks."""
 
 
 def calibrate(name: str = "local-cpu", *, device: str = "cpu", say: Say = lambda _: None) -> Profile:
-    """Return a profile of this machine, measured in about three minutes.
+    """Return a profile of this machine, measured in about four minutes.
 
     Parameters
     ----------
@@ -52,25 +49,17 @@ def calibrate(name: str = "local-cpu", *, device: str = "cpu", say: Say = lambda
     if device == "cuda" and not torch.cuda.is_available():
         raise ExecutionError("no CUDA device is available here; calibrate with --device cpu")
     say("matrix products, memory-bound kernels, attention, optimizer")
-    samples, paces = launch(partial(_compute, device), 1, timeout_s=300.0, fork=device == "cpu")[0]
-    return _cpu_profile(name, samples, paces, say) if device == "cpu" else _cuda_profile(name, samples)
+    samples = launch(partial(_compute, device), 1, timeout_s=300.0, fork=device == "cpu")[0]
+    return _cpu_profile(name, samples, say) if device == "cpu" else _cuda_profile(name, samples)
 
 
-def _compute(device: str, meet: Rendezvous) -> tuple[ComputeSamples, list[float]]:
+def _compute(device: str, meet: Rendezvous) -> ComputeSamples:
     if device == "cpu":
         torch.set_num_threads(1)
         system.steady_allocation()
         system.shield()
         system.pin(meet.rank)
-        before = _paces()
-    samples = measure_compute(device)
-    return samples, [*before, *_paces()] if device == "cpu" else []
-
-
-def _paces() -> list[float]:
-    """Return the pace of the machine over a while, seconds."""
-    compute = Computing()
-    return [compute.pace_s() for _ in range(PACES)]
+    return measure_compute(device)
 
 
 def _coding(meet: Rendezvous) -> tuple[dict[str, Any], list[list[float]]]:
@@ -81,18 +70,27 @@ def _coding(meet: Rendezvous) -> tuple[dict[str, Any], list[list[float]]]:
     return measure_coding(torch.device("cpu")), restart_costs()
 
 
-def _cpu_profile(name: str, samples: ComputeSamples, paces: list[float], say: Say) -> Profile:
+def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
     cores = os.cpu_count() or 1
     groups = tuple(n for n in (2, 4) if n <= SLOTS_PER_CORE * cores)
-    say("gloo collectives, plain and compressed")
-    pace_s = float(f"{statistics.median(paces):.4g}")
-    lines = fitted_lines(measure_collectives(groups, pace_s=pace_s))
+    paces = [watch_pace(cores)]
+    say("cores shared by ranks")
+    sharing = measure_contention(cores)
+    paces.append(watch_pace(cores))
     say("coding of compressed messages")
     coding, restart = launch(_coding, 1, timeout_s=120.0)[0]
+    paces.append(watch_pace(cores))
     say("framework overheads")
     frameworks = measure_frameworks()
-    say("cores shared by ranks")
-    contention = measure_contention(cores)
+    paces.append(watch_pace(cores))
+    relative = []  # times in passes of the pace, which is known at the end
+    for ranks in groups:
+        say(f"gloo collectives of {ranks} ranks, plain and compressed")
+        relative += measure_collectives((ranks,), pace_s=1.0, shared_pace=sharing.pace)
+        paces.append(watch_pace(cores, seconds=2 * PIECE_S))
+    pace = joined(paces)
+    pace_s = float(f"{pace.pass_s:.4g}")
+    lines = fitted_lines([replace(s, wall_s=s.wall_s * pace_s, cpu_s=s.cpu_s * pace_s) for s in relative])
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     slots = SLOTS_PER_CORE * cores
     fitted = _fitted_device(_bare_cpu(samples, memory / slots), samples)
@@ -112,9 +110,12 @@ def _cpu_profile(name: str, samples: ComputeSamples, paces: list[float], say: Sa
         calibration={
             **_stamp(samples),
             "pace_s": pace_s,
+            "pace_watched_s": pace.watched_s,
+            "slowest_core": float(f"{pace.slowest:.4g}"),
             "collectives": lines,
             "frameworks": frameworks,
-            "contention": contention,
+            "contention": sharing.work,
+            "contention_pace": sharing.pace,
             "coding": coding,
             "restart": restart,
         },
@@ -140,8 +141,6 @@ def _bare_cpu(samples: ComputeSamples, memory_bytes: float) -> Device:
 
 
 def _fitted_device(bare: Device, samples: ComputeSamples) -> Device:
-    from dataclasses import replace
-
     matmul = {d: fit_matmul_curve(bare, d, rows, short_s=0.0) for d, rows in samples.products.items()}
     memory: MemoryCurve = fit_memory_curve(bare, samples.streams)
     with_products = replace(bare, matmul=matmul, memory=memory)
@@ -152,8 +151,6 @@ def _fitted_device(bare: Device, samples: ComputeSamples) -> Device:
 
 
 def _cuda_profile(name: str, samples: ComputeSamples) -> Profile:
-    from dataclasses import replace
-
     from plansim.errors import UnknownNameError
     from plansim.hardware.catalog import find_device
 

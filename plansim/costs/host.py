@@ -193,7 +193,7 @@ class HostStep:
         parameters = float(sum(b.parameters + b.expert_parameters for b in blocks))
         return replace(
             modelled,
-            reductions=tuple(self._reduction(parameters)) if p.zero_stage <= 1 else (),
+            reductions=tuple(self._reduction(parameters, self._apart_s(stage))) if p.zero_stage <= 1 else (),
             gathers=tuple(self._gather(stage, parameters)) if p.zero_stage in (1, 2) else (),
             optimizer_s=self._optimizer_s(stage, parameters) or modelled.optimizer_s,
             host_s=self._framework_s(parameters, len(blocks)),
@@ -223,8 +223,24 @@ class HostStep:
         table = self.layout.model.vocab / self.layout.plan.parallel.tp * self.layout.model.hidden * 4.0
         return self._links.collective_s("all_reduce", table, 2, "pp")
 
-    def _reduction(self, parameters: float) -> list[Bucket]:
-        """Return the gradient traffic of one rank: an all-reduce, compressed or not, or through servers."""
+    def _apart_s(self, stage: int) -> float:
+        """Return how long replicas compute before their gradients meet, 0 where they meet more often."""
+        p = self.layout.plan.parallel
+        if p.world_size > p.dp or p.ep > 1:
+            return 0.0
+        passes = [self._block_seconds(c) for c in self.layout.chunks_of_stage[stage]]
+        return self.layout.plan.num_microbatches * sum(passes)
+
+    def _block_seconds(self, chunk: int) -> float:
+        """Return the seconds that a chunk computes for one microbatch."""
+        blocks = zip(self.layout.chunks[chunk], self.layout.recompute_modes[chunk], strict=True)
+        return sum(part.compute_s for block, mode in blocks for part in self._block(block, mode))
+
+    def _reduction(self, parameters: float, apart_s: float) -> list[Bucket]:
+        """Return the gradient traffic of one rank: an all-reduce, compressed or not, or through servers.
+
+        It waits for the slowest replica, after `apart_s` seconds in which each computed for itself.
+        """
         plan, ranks = self.layout.plan, self.layout.plan.parallel.dp * self.layout.plan.parallel.cp
         if ranks == 1:
             return []
@@ -233,6 +249,8 @@ class HostStep:
             seconds = 2 * self._links.collective_s("broadcast", nbytes, ranks, "dp_cp")
         else:
             seconds = self._links.coded_s("all_reduce", nbytes, ranks, "dp_cp", plan.compression.gradients)
+        if self.clock != "wire":
+            seconds += self.host.straggling_s(apart_s)
         return [Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=1.0, chunk=0, what="all_reduce")]
 
     def _gather(self, stage: int, parameters: float) -> list[Bucket]:
@@ -254,13 +272,10 @@ class HostStep:
         if p.dp * p.cp == 1:
             return given.get("step_s", 0.0)
         flat = p.pp > 1 or p.cp > 1 or p.ep > 1 or not self.layout.plan.overlap.gradients
-        copies = (
-            4.0
-            * parameters
-            * (given.get("flat_s_per_byte", 0.0) if flat else given.get("ddp_s_per_byte", 0.0))
-        )
-        wrapper = given.get("ddp_block_s", 0.0) * num_blocks if not flat and p.zero_stage <= 1 else 0.0
-        return given.get("step_s", 0.0) + copies + wrapper
+        wrapped = not flat and p.zero_stage <= 1
+        each = given.get("flat_s_per_byte" if flat else "ddp_s_per_byte", 0.0) if flat or wrapped else 0.0
+        wrapper = given.get("ddp_block_s", 0.0) * num_blocks if wrapped else 0.0
+        return given.get("step_s", 0.0) + 4.0 * parameters * each + wrapper
 
 
 def host_step_costs(

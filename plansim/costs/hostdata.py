@@ -61,6 +61,7 @@ class HostCalibration:
         self.data = data
         self.frameworks: Mapping[str, float] = data.get("frameworks", {})
         self.contention = float(data.get("contention", 1.0))
+        self.slowest_core = float(data.get("slowest_core", 1.0))
         self.shared_cores: int | None = data.get("shared_cores")
         self.link_burst_bytes = float(data.get("link_burst_bytes", 0.0))
 
@@ -75,6 +76,14 @@ class HostCalibration:
             return float(points[-1][1])
         (x0, y0), (x1, y1) = next(pair for pair in pairwise(points) if pause_s <= pair[1][0])
         return float(y0 + (y1 - y0) * (pause_s - x0) / (x1 - x0))
+
+    def straggling_s(self, compute_s: float) -> float:
+        """Return how long ranks that each computed for `compute_s` wait for the slowest of them, seconds.
+
+        A core beside guests that nobody sees is faster now and slower then, each for itself. Collectives are
+        measured between four passes of the pace's own computing, and so long a wait is already in them.
+        """
+        return (self.slowest_core - 1.0) * max(0.0, compute_s - 4 * float(self.data.get("pace_s", 0.0)))
 
     def collective_s(self, collective: str, nbytes: float, ranks: int, *, cpu: bool = False) -> float | None:
         """Return the seconds of one collective (`cpu`: CPU time of one rank), None if never measured."""

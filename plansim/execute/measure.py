@@ -1,13 +1,11 @@
-"""Clocks and memory of one rank: every step kept, allocator peaks, and the spans of a traced step."""
+"""Clocks of one rank: every step kept, and the spans of a traced step."""
 
 from __future__ import annotations
 
 import re
 import time
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,84 +23,6 @@ ACTION = re.compile(r"([FBIW])(\d+) of chunk (\d+)")
 
 AFTER = {"gradients": ("synchronise", "dp_exposed"), "optimizer": ("optimizer", "optimizer")}
 """Recorded regions after the last backward pass: the simulator's name and category."""
-
-
-@dataclass
-class MemoryPeak:
-    """The largest number of bytes the tensor allocator held at once while it was watched."""
-
-    nbytes: float = 0.0
-
-
-@contextmanager
-def watching_memory(device: torch.device) -> Iterator[MemoryPeak]:
-    """Watch the allocator; start before anything is allocated, for what is freed must have been seen.
-
-    On CUDA this is `torch.cuda.max_memory_allocated`. On the CPU the profiler reports every allocation, and
-    the largest running sum is the same quantity.
-    """
-    peak = MemoryPeak()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield peak
-        peak.nbytes = float(torch.cuda.max_memory_allocated(device))
-        return
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        yield peak
-    peak.nbytes = peak_bytes(_allocations(prof.profiler.kineto_results.experimental_event_tree()))
-
-
-def _allocations(events: Any) -> list[tuple[int, int]]:
-    """Return (address, bytes) of every allocation in order of time, bytes negative where it was freed."""
-    found: list[tuple[int, int, int]] = []
-    waiting = list(events)
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        if event.tag.name == "Allocation":
-            fields = event.extra_fields
-            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
-    return [(address, nbytes) for _, address, nbytes in sorted(found, key=lambda f: f[0])]
-
-
-def peak_bytes(changes: Iterable[tuple[int, int]]) -> float:
-    """Return the most bytes that were allocated at once.
-
-    The profiler sees what the rank's own thread does. A communication thread may be the one that frees a
-    buffer, unseen; it is known to be gone at the latest when its address is given out again.
-
-    Parameters
-    ----------
-    changes : iterable of (int, int)
-        Address and bytes in order of time, negative for what was freed.
-
-    Examples
-    --------
-    >>> peak_bytes([(0, 100), (200, 50), (0, -100), (0, 80)])
-    150.0
-    >>> peak_bytes([(0, 100), (200, 50), (20, 30)])
-    150.0
-    """
-    starts: list[int] = []
-    sizes: dict[int, int] = {}
-    level = peak = 0
-    for address, nbytes in changes:
-        if nbytes <= 0:
-            if address in sizes:
-                starts.pop(bisect_left(starts, address))
-                level -= sizes.pop(address)
-            continue
-        first = max(0, bisect_left(starts, address) - 1)
-        if starts and starts[first] + sizes[starts[first]] <= address:
-            first += 1
-        last = bisect_left(starts, address + nbytes)
-        for gone in starts[first:last]:
-            level -= sizes.pop(gone)
-        starts[first:last] = [address]
-        sizes[address] = nbytes
-        level += nbytes
-        peak = max(peak, level)
-    return float(peak)
 
 
 @dataclass(frozen=True, slots=True)

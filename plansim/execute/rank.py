@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.profiler import record_function
 
 from plansim.errors import ExecutionError
 from plansim.execute import system
@@ -18,7 +19,8 @@ from plansim.execute.checkpoint import Checkpoints, Progress
 from plansim.execute.comm_hooks import EXACT
 from plansim.execute.data import Batches, make_batches
 from plansim.execute.launch import Rendezvous
-from plansim.execute.measure import Timed, timed_steps, traced_step, watching_memory
+from plansim.execute.measure import Timed, timed_steps, traced_step
+from plansim.execute.memory import STEP, watching_memory
 from plansim.execute.mesh import Mesh, process_mesh
 from plansim.execute.model_compression import held_bytes
 from plansim.execute.models import blueprint
@@ -37,6 +39,9 @@ from plansim.workload.model import Model
 
 CHECK_STEPS = 3
 """Steps compared with a single process."""
+
+STEADY_STEPS = 3
+"""Watched steps that hold the same memory, beside the first of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +209,7 @@ class _Run:
         options, mesh = self.options, self.mesh
         if self.plan.job.phase == "infer":
             return self._first_inference(clock, expected)
-        with watching_memory(mesh.device) as peak:
+        with watching_memory(mesh.device, steady_from=self._steady_from()) as peak:
             trainer = Trainer(
                 self.print, self.plan, mesh, seed=options.seed, bucket_mb=options.bucket_mb, clock=clock
             )
@@ -273,16 +278,24 @@ class _Run:
     def _collected_step(self, trainer: Trainer, number: int) -> torch.Tensor | None:
         """Train one step from a clean heap: torch leaves cycles that hold tensors till Python collects."""
         gc.collect()
-        return self._step(trainer, number)
+        with record_function(STEP):
+            return self._step(trainer, number)
 
     def _first_steps(self) -> int:
-        """Return the steps that are checked and whose memory is watched.
+        """Return the steps that are checked and whose memory is watched."""
+        steady = self._steady_from()
+        return CHECK_STEPS if steady is None else max(CHECK_STEPS, steady + 1 + STEADY_STEPS)
 
-        A compression method that starts later, and what it keeps from step to step, must be among them.
+    def _steady_from(self) -> int | None:
+        """Return the number of the first step that holds what all later ones hold, None if there is none.
+
+        A compression method that starts later, and what it keeps from step to step, must be in it.
         """
+        if self.mesh.grid.world_size == 1 or self.plan.compression.outer.method != "none":
+            return None
         gradients = self.plan.compression.gradients
-        start = gradients.options.get("start_step", 10 if gradients.method == "powersgd" else 0)
-        return max(CHECK_STEPS, int(start) + 2)
+        start = gradients.options.get("start_step", 10 if gradients.method == "powersgd" else 1)
+        return int(start) + 1
 
     def _reference(self) -> list[float] | None:
         if not self.options.check or self.mesh.rank != 0:

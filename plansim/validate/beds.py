@@ -23,7 +23,7 @@ from plansim.simulate.predict import predict
 from plansim.units import parse
 from plansim.validate.folder import write_folder
 from plansim.validate.live import LivePlan, LiveResult, Say, plan_id, run_again, with_blocks
-from plansim.validate.pace import with_pace
+from plansim.validate.pace import usual_pace_s, with_pace
 from plansim.workload.model import Model
 
 UNSHAPED = "unshaped"
@@ -136,7 +136,8 @@ def validate_on_testbed(
         for i, row in enumerate(rows):
             say(f"run {number + 1} of {repeats}: {row.id}")
             with _place(row.plan, rates[row.link], ranks_per_host) as place:
-                rows[i] = run_again(row, options, steps, warmup, place)
+                usual_s = usual_pace_s(_cluster(row.plan, rates[row.link], ranks_per_host, known), row.plan)
+                rows[i] = run_again(row, options, steps, warmup, place, usual_s=usual_s)
         paced = tuple(
             with_pace(row, _cluster(row.plan, rates[row.link], ranks_per_host, known)) for row in rows
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from plansim.hardware.profile import Profile
+from plansim.plan.model import Plan
 from plansim.simulate.predict import predict
 from plansim.validate.metrics import quantile
 from plansim.validate.refit import scaled_profile
@@ -43,7 +44,7 @@ def with_pace(row: LivePlan, profile: Profile) -> LivePlan:
 
     The model is the one that was frozen; only the speed of the CPU is taken from the run.
     """
-    usual = profile.calibration.get("pace_s")
+    usual = usual_pace_s(profile, row.plan)
     known = [run.pace_s for run in row.runs if run.pace_s is not None]
     if not usual or not known or len(known) < len(row.runs):
         return row
@@ -52,12 +53,26 @@ def with_pace(row: LivePlan, profile: Profile) -> LivePlan:
     return replace(row, paces=paces, paced_s=tuple(paced))
 
 
+def usual_pace_s(profile: Profile, plan: Plan) -> float | None:
+    """Return what the pace's piece of computing takes beside a plan's ranks; None if that was not calibrated.
+
+    Where ranks share cores they push it out of the caches.
+    """
+    data = profile.calibration
+    if not data.get("pace_s"):
+        return None
+    cores = data.get("shared_cores") or profile.host.cores
+    shared = plan.parallel.world_size > cores
+    return float(data["pace_s"]) * (float(data.get("contention_pace", 1.0)) if shared else 1.0)
+
+
 def at_pace(profile: Profile, pace: float) -> Profile:
     """Return the profile of a machine whose CPU takes `pace` times as long for everything."""
     found = scaled_profile(profile, pace, pace)
     data = dict(found.calibration)
     data["frameworks"] = {name: pace * s for name, s in data.get("frameworks", {}).items()}
     data["restart"] = [[pause, pace * s] for pause, s in data.get("restart", ())]
-    if "optimizer_s_per_parameter" in data:
-        data["optimizer_s_per_parameter"] *= pace
+    for name in ("optimizer_s_per_parameter", "pace_s"):
+        if name in data:
+            data[name] *= pace
     return replace(found, calibration=data)

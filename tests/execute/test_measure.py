@@ -3,7 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plansim.execute.measure import peak_bytes
+from plansim.execute.memory import levels, steady_peak_bytes
+
+
+def peak_bytes(changes):
+    return max(levels(changes))
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.randoms(use_true_random=False))
@@ -32,3 +36,18 @@ def test_a_block_freed_unseen_is_gone_when_its_place_is_given_out_again():
 
 def test_what_was_there_before_is_not_counted():
     assert peak_bytes([(5, -100), (0, 10), (5, -3)]) == 10
+
+
+def test_a_block_freed_unseen_in_one_step_is_not_in_the_peak():
+    """Steps that hold the same: 100 to stay and 50 for a while; in the first, the 50 are never seen to go."""
+    stays, first, second = [(0, 0, 100)], [(11, 200, 50)], [(21, 300, 50), (22, 300, -50)]
+    third = [(31, 200, 50), (32, 200, -50)]
+
+    assert steady_peak_bytes([*stays, *first, *second, *third], [10, 20, 30], 0) == 150
+    assert steady_peak_bytes([*stays, *first, *second, *third], [10, 20, 30], None) == 200
+
+
+def test_the_peak_before_the_steady_steps_counts():
+    changes = [(0, 0, 500), (1, 0, -500), (11, 0, 100), (12, 0, -100), (21, 0, 100)]
+
+    assert steady_peak_bytes(changes, [10, 20], 0) == 500
