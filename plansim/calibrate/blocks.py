@@ -70,6 +70,8 @@ class BlockSample:
     kept_bytes, forward_peak_bytes, backward_peak_bytes : float
         Allocated from forward to backward (output included); the most above the start of the forward pass;
         the most above the start of the backward pass, gradients of parameters included.
+    batch_bytes : float
+        Of a model's first block: samples and targets of a microbatch.
     """
 
     model: str
@@ -90,6 +92,7 @@ class BlockSample:
     forward_peak_bytes: float = 0.0
     backward_peak_bytes: float = 0.0
     output_bytes: float = 0.0
+    batch_bytes: float = 0.0
     weight_bytes: float = 0.0
     phase: str = "train"
     compression: str = "none"
@@ -249,6 +252,7 @@ def _case(model: Model, case: _Case, plan: Plan, relative: Relative, *, memory: 
                     tensors=len(list(blocks[0].parameters())), kept_bytes=kept,
                     forward_peak_bytes=forward_peak, backward_peak_bytes=backward_peak,
                     output_bytes=float(_local(out).nbytes), weight_bytes=held_bytes(blocks[0]),
+                    batch_bytes=float(x.nbytes + targets.nbytes) if index == 0 else 0.0,
                     phase=plan.job.phase, compression=plan.compression.model.words,
                     split=case.split, weight_s=times[3],
                 )
@@ -382,7 +386,9 @@ def _memory(
         with loss_parallel() if cut else nullcontext(), record_function("plansim::forward"):
             out = block(given)
             out = out if targets is None else print_.loss(out, targets)
-        grad = None if targets is not None else torch.ones_like(out)
+        if type(out) is torch.Tensor and targets is None:
+            out = _Next.apply(out)
+        grad = torch.ones_like(out)
         with loss_parallel() if cut else nullcontext(), record_function("plansim::backward"):
             out.backward(grad)
     block.zero_grad(set_to_none=True)
@@ -393,11 +399,29 @@ def _memory(
         for name in ("forward", "backward")
     )
 
-    def during(span: tuple[int, int]) -> list[int]:
-        return list(itertools.accumulate((n for t, n in changes if span[0] <= t <= span[1]), initial=0))
+    def during(first: int, last: int) -> list[int]:
+        return list(itertools.accumulate((n for t, n in changes if first <= t <= last), initial=0))
 
-    levels, later = during(forward), during(backward)
-    return float(levels[-1]), float(max(levels)), float(max(later))
+    # An output that the block did not keep goes with the next block's backward pass, before its own.
+    gone = during(forward[1], backward[0])[-1]
+    levels, later = during(*forward), during(*backward)
+    return float(levels[-1]), float(max(levels)), float(gone + max(later))
+
+
+class _Next(torch.autograd.Function):
+    """The block after one: hands back a gradient of its own making, and keeps nobody's output."""
+
+    @staticmethod
+    def forward(ctx: Any, out: torch.Tensor) -> torch.Tensor:
+        """Return a number that stands for the rest of the model."""
+        ctx.like = out.new_empty(0), out.shape
+        return out.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the output."""
+        some, shape = ctx.like
+        return some.new_ones(shape)
 
 
 def _local(parameter: Any) -> torch.Tensor:

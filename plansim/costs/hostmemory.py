@@ -61,6 +61,7 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
         optimizer=state,
         activations=activations,
         communication=_hook_bytes(layout, parameters) + buffers,
+        workspace=_batch_bytes(layout, host),
     )
 
 
@@ -168,6 +169,13 @@ def _walk(
             seen.add(chunk)
             level += left.get(chunk, 0.0)
     return peak, gradients
+
+
+def _batch_bytes(layout: Layout, host: HostCalibration) -> float:
+    """Return samples and targets of a step's global batch, which every rank has made for itself."""
+    first = host.block(layout, layout.chunks[0][0], layout.plan.recompute_of(0))
+    microbatches = layout.plan.job.global_batch / layout.plan.parallel.microbatch
+    return microbatches * float(first.get("batch_bytes", 0.0)) if first else 0.0
 
 
 def _flat_bytes(layout: Layout, parameters: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import statistics
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.profiler import record_function
 
 from plansim.errors import ExecutionError
 from plansim.execute import system
@@ -20,7 +18,7 @@ from plansim.execute.comm_hooks import EXACT
 from plansim.execute.data import Batches, make_batches
 from plansim.execute.launch import Rendezvous
 from plansim.execute.measure import Timed, timed_steps, traced_step
-from plansim.execute.memory import STEP, watching_memory
+from plansim.execute.memory import watching_memory
 from plansim.execute.mesh import Mesh, process_mesh
 from plansim.execute.model_compression import held_bytes
 from plansim.execute.models import blueprint
@@ -214,7 +212,10 @@ class _Run:
                 self.print, self.plan, mesh, seed=options.seed, bucket_mb=options.bucket_mb, clock=clock
             )
             done = self.checkpoints.resume(trainer) if self.checkpoints else Progress()
-            first = [self._collected_step(trainer, n) for n in range(0 if done.step else self._first_steps())]
+            first = []
+            for n in range(0 if done.step else self._first_steps()):
+                with peak.step():
+                    first.append(self._step(trainer, n))
         if done.step:
             self.notes.append(f"continued from a checkpoint after {done.step} steps")
             return trainer, done
@@ -274,12 +275,6 @@ class _Run:
 
     def _step(self, trainer: Trainer, number: int) -> torch.Tensor | None:
         return trainer.step(*self.batches.batch(number))
-
-    def _collected_step(self, trainer: Trainer, number: int) -> torch.Tensor | None:
-        """Train one step from a clean heap: torch leaves cycles that hold tensors till Python collects."""
-        gc.collect()
-        with record_function(STEP):
-            return self._step(trainer, number)
 
     def _first_steps(self) -> int:
         """Return the steps that are checked and whose memory is watched."""

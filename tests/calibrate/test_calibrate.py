@@ -9,6 +9,8 @@ from plansim.calibrate.compute import measure_compute
 from plansim.calibrate.logs import read_nccl_tests, with_nccl_tests, with_topology
 from plansim.errors import InputError
 from plansim.hardware.read import load_profile
+from plansim.plan.model import Job, Parallel, Plan
+from plansim.workload.model import Model
 
 NCCL_LOG = """\
 # nThread 1 nGpus 2 minBytes 1048576 maxBytes 4194304 step: 2(factor) warmup iters: 5 iters: 20
@@ -85,6 +87,20 @@ def test_blocks_are_timed_once_for_each_shape():
     assert all(r.forward_s > 0 and r.backward_s > 0 for r in rows)
     assert layers["plain"].kept_bytes > 16 * 2 * 16 * 32 * 4 / 2
     assert layers["dtensor"].parameters < 0.6 * layers["plain"].parameters
+
+
+@pytest.mark.distributed
+def test_nobody_asks_for_the_gradient_of_the_data():
+    """A first product of many features, few outputs: the gradient of its input would double its backward."""
+    wide = Model(name="wide", family="mlp", layers=1, hidden=64, options={"features": 4096, "classes": 8})
+    job = Job(global_batch=256, seq_len=1, dtype="fp32")
+
+    first, *_ = measure_blocks(
+        [(wide, Plan(model="wide", profile="", job=job, parallel=Parallel(microbatch=256)))]
+    )
+
+    assert first.batch_bytes == 256 * (4096 * 4 + 8)
+    assert first.backward_peak_bytes < 0.5 * 256 * 4096 * 4 + 4 * first.parameters
 
 
 def test_a_rank_of_tensor_parallelism_holds_its_heads():

@@ -12,8 +12,8 @@ from plansim.plan.read import plan_data
 from plansim.results import Measurement
 from plansim.results.measurement import RankMeasurement
 from plansim.simulate.predict import predict
-from plansim.validate.live import LivePlan, LiveResult
-from plansim.validate.pace import at_pace, with_pace
+from plansim.validate.live import MAX_PACE, LivePlan, LiveResult, disturbance
+from plansim.validate.pace import at_pace, usual_pace_s, with_pace
 from plansim.workload.read import load_model
 
 MODEL = load_model("gpt-mini")
@@ -94,3 +94,37 @@ def test_runs_without_a_pace_are_left_as_they_are():
     assert with_pace(row, calibrated()) is row
     assert row.paced_error is None
     assert "at_pace" not in LiveResult(profile="p", plans=(row,)).summary()
+
+
+def test_a_run_beside_unseen_guests_counts_as_disturbed():
+    steady, slowed = ran(1.0, 0.004), ran(1.0, 0.004 * (1 + 2 * MAX_PACE))
+
+    assert disturbance(steady, 0.004) == 0.0
+    assert disturbance(slowed, 0.004) == pytest.approx(2.0)
+    assert disturbance(slowed, None) == 0.0  # a profile that does not know the pace
+
+
+def test_ranks_that_share_a_core_have_a_pace_of_their_own():
+    known = calibrated()
+    known = replace(known, calibration={**known.calibration, "contention_pace": 1.25})
+
+    assert usual_pace_s(known, plan(dp=2, microbatch=4)) == 0.004
+    assert usual_pace_s(known, plan(dp=4, microbatch=2)) == pytest.approx(0.005)
+    assert usual_pace_s(replace(known, calibration={}), plan(dp=2, microbatch=4)) is None
+
+
+def test_replicas_wait_for_the_slowest_core():
+    """Cores of which the slowest takes 1.1 times the mean: a tenth of what replicas compute by themselves."""
+    known = calibrated()
+    data = {**known.calibration, "slowest_core": 1.1, "pace_s": 0.0}
+    pair, alone = plan(dp=2, microbatch=4), plan(microbatch=4)
+
+    def step_s(profile, which):
+        return predict(MODEL, profile, which).step_time_s
+
+    slowest = replace(known, calibration=data)
+    even = replace(known, calibration={**data, "slowest_core": 1.0})
+    blocks_s = 0.03 * (MODEL.layers + 2)
+
+    assert step_s(slowest, pair) - step_s(even, pair) == pytest.approx(0.1 * blocks_s, rel=1e-6)
+    assert step_s(slowest, alone) == step_s(even, alone)

@@ -42,6 +42,10 @@ class Cast(CompressionMethod):
             raise unknown_operation(self.name, operation)
         return (Transfer(collective=operation, nbytes=self.payload_bytes(traffic, options)),)
 
+    def staging_bytes(self, traffic: Traffic, options: Mapping[str, Any] | None = None) -> float:
+        """Return the narrow copy that the collective works on."""
+        return self.payload_bytes(traffic, options) if traffic.element_bytes > self.wire_bytes else 0.0
+
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return one pass: read wide, write narrow; nothing where the message is narrow already."""
         return self._pass(traffic, fresh_bytes=self.wire_bytes, operations=self.rounding_operations)
