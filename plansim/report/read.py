@@ -15,6 +15,7 @@ from plansim.capacity.store import merged
 from plansim.errors import InputError, PlansimError
 from plansim.files import read_text
 from plansim.hardware.read import load_profile
+from plansim.plan.model import Plan
 from plansim.plan.read import plan_from_data
 from plansim.report.option import Data, Option, mapping, number, option_of
 from plansim.simulate.predict import predict
@@ -178,11 +179,17 @@ def _read_plans(data: Data, source: str, results: Results) -> None:
                 prediction=mapping(entry, "prediction", source),
                 reality=reality,
                 cluster=facts,
-                changes={},
+                changes=dict(plan.get("overrides") or {}),
                 rank=int(entry.get("rank", 1)),
                 tied=bool(entry.get("tied")),
             )
         )
+
+
+def _changed(plan: Plan, file: str) -> dict[str, str]:
+    """Return what a plan keeps as changed in the file it names."""
+    below = f"{file}."
+    return {key.removeprefix(below): value for key, value in plan.overrides if key.startswith(below)}
 
 
 def _known(plan: Data, cluster: Data, problems: list[str]) -> tuple[Data, Data | None]:
@@ -190,10 +197,10 @@ def _known(plan: Data, cluster: Data, problems: list[str]) -> tuple[Data, Data |
     try:
         made = plan_from_data(plan)
         devices = round(number(cluster, "devices", "cluster"))
-        profile = load_profile(made.profile)
+        profile = load_profile(made.profile, _changed(made, "profile"))
         if profile.num_devices != devices:
             profile = with_devices(profile, devices)
-        model = load_model(made.model)
+        model = load_model(made.model, _changed(made, "model"))
         if isinstance(model, ModuleModel):
             return cluster_data(profile), None
         run = reality_of(predict(model, profile, made), made, model, profile)
@@ -233,10 +240,10 @@ def _against_prediction(data: Data, source: str, results: Results) -> list[str]:
     """Put a prediction of the measured plan beside it; say why when there is none."""
     try:
         plan = plan_from_data(mapping(data, "plan", source), source=source)
-        model = load_model(plan.model)
+        model = load_model(plan.model, _changed(plan, "model"))
         if isinstance(model, ModuleModel):
             return []
-        prediction = predict(model, load_profile(plan.profile), plan)
+        prediction = predict(model, load_profile(plan.profile, _changed(plan, "profile")), plan)
     except PlansimError as error:
         return [f"{source}: no prediction beside the measurement: {str(error).splitlines()[0]}"]
     results.pairs.append(

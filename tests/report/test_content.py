@@ -8,9 +8,13 @@ from small_planner import small_planner
 from plansim.capacity.size import parse_target, size_clusters
 from plansim.capacity.store import decode, encode
 from plansim.errors import InputError, MissingExtraError
+from plansim.hardware.read import load_profile
 from plansim.plan.model import Job
+from plansim.planner import plan
 from plansim.report import content_of, html, markdown, read_results
 from plansim.report.choose import front, usd_of, wall_of
+from plansim.report.sensitivity import rebuilt
+from plansim.workload.read import load_model
 
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&{{7*7}}"
 
@@ -26,6 +30,23 @@ def test_the_front_is_what_nothing_beats(content):
         beaten = any(usd_of(p) < usd_of(o) and wall_of(p) < wall_of(o) for p in options)
         assert not (beaten and o in front(options))
         assert beaten or any(usd_of(p) <= usd_of(o) and wall_of(p) <= wall_of(o) for p in front(options))
+
+
+def test_what_the_question_changed_is_kept(tmp_path):
+    """A plan asked for on another network is reported on that network."""
+    given = {"fabric.1.bandwidth_per_direction": "1 Gbit/s", "node.count": "2"}
+    model, profile = load_model("gpt3-125m"), load_profile("t4x4", given)
+    fix = {"pp": 1, "cp": 1, "tp": 1, "microbatch": 1}
+    found = plan(model, profile, Job(global_batch=16, seq_len=512, dtype="fp16"), top=1, fix=fix)
+    named = found.renamed(
+        model="gpt3-125m", profile="t4x4", overrides=tuple((f"profile.{k}", v) for k, v in given.items())
+    )
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps(named.to_json()))
+    results = read_results([path])
+
+    assert results.options[0].changes["profile.fabric.1.bandwidth_per_direction"] == "1 Gbit/s"
+    assert rebuilt(results.options[0])[1].fabric[-1].bandwidth_bytes_per_s == pytest.approx(125e6)
 
 
 def test_a_condition_is_not_chosen(content):
