@@ -12,7 +12,7 @@ from plansim.hardware.profile import Profile
 from plansim.hardware.write import profile_data
 from plansim.units import format_bytes, format_seconds
 from plansim.validate.links_report import over_links
-from plansim.validate.live import MAX_FOREIGN, MAX_PACE, phases
+from plansim.validate.live import MAX_DRIFT, MAX_FOREIGN, phases
 
 if TYPE_CHECKING:
     from plansim.validate.live import LivePlan, LiveResult
@@ -73,7 +73,8 @@ def findings(result: LiveResult) -> list[str]:
         f"peak memory: median error {s['memory_median_ape']:.1%}, largest {s['memory_max_ape']:.1%}",
         f"noise of the machine, run to run: median {s['noise_median']:.1%}, 90th percentile "
         f"{s['noise_p90']:.1%}; {s['discarded_runs']} runs discarded: other "
-        f"processes used more than {MAX_FOREIGN:.0%}, or the machine's pace was more than {MAX_PACE:.0%} off",
+        f"processes used more than {MAX_FOREIGN:.0%}, or the machine's pace alone would have moved the step by "
+        f"more than {MAX_DRIFT:.0%}",
         f"measured times inside the 80 % interval: {s['interval_coverage']:.0%}",
         *_ranking(s),
     ]

@@ -27,9 +27,10 @@ from plansim.workload.model import Model
 MAX_FOREIGN = 0.05
 """Share of the machine that other processes may use while a plan is timed; above it the run is done again."""
 
-MAX_PACE = 0.08
-"""How far the machine's pace during a run may be from the calibrated one; outside, guests that this system
-cannot see disturbed it, and it is done again. Read between steps, the pace knows nothing of their times."""
+MAX_DRIFT = 0.07
+"""How far the machine's pace during a run may move a step by the frozen prediction, as a share of it; beyond,
+guests that this system cannot see disturbed the run, and it is done again. Read between steps, the pace knows
+nothing of their times."""
 
 MAX_AGAIN = 4
 Say = Callable[[str], None]
@@ -330,21 +331,23 @@ def run_again(
             run = run_plan(row.plan, row.model, steps=steps, warmup=warmup, options=options, place=place)
         except ExecutionError as error:
             return replace(row, skipped=str(error))
-        if best is None or disturbance(run, usual_s) < disturbance(best, usual_s):
+        if best is None or disturbance(row, run, usual_s) < disturbance(row, best, usual_s):
             best = run
-        if disturbance(best, usual_s) <= 1.0:
+        if disturbance(row, best, usual_s) <= 1.0:
             break
         discarded += 1
     kept = best if best is not None else run
     return replace(row, runs=(*row.runs, replace(kept, spans=())), discarded=discarded)
 
 
-def disturbance(run: Measurement, usual_s: float | None) -> float:
+def disturbance(row: LivePlan, run: Measurement, usual_s: float | None) -> float:
     """Return how far others disturbed a run, in parts of what is allowed: processes here, unseen guests."""
     foreign = float(run.hardware.get("foreign_cpu_fraction", 0.0)) / MAX_FOREIGN
     if usual_s is None or run.pace_s is None:
         return foreign
-    return max(foreign, abs(run.pace_s / usual_s - 1.0) / MAX_PACE)
+    b = row.prediction.breakdown
+    computing = (b.compute_s + b.recompute_s + b.host_s + b.optimizer_s) / row.prediction.step_time_s
+    return max(foreign, computing * abs(run.pace_s / usual_s - 1.0) / MAX_DRIFT)
 
 
 def plan_id(model: Model, plan: Plan) -> str:

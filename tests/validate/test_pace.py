@@ -12,7 +12,7 @@ from plansim.plan.read import plan_data
 from plansim.results import Measurement
 from plansim.results.measurement import RankMeasurement
 from plansim.simulate.predict import predict
-from plansim.validate.live import MAX_PACE, LivePlan, LiveResult, disturbance
+from plansim.validate.live import MAX_DRIFT, LivePlan, LiveResult, disturbance
 from plansim.validate.pace import at_pace, usual_pace_s, with_pace
 from plansim.workload.read import load_model
 
@@ -97,11 +97,22 @@ def test_runs_without_a_pace_are_left_as_they_are():
 
 
 def test_a_run_beside_unseen_guests_counts_as_disturbed():
-    steady, slowed = ran(1.0, 0.004), ran(1.0, 0.004 * (1 + 2 * MAX_PACE))
+    alone = plan(microbatch=4)
+    row = LivePlan(id="p", model=MODEL, plan=alone, prediction=predict(MODEL, calibrated(), alone))
+    steady, slowed = ran(1.0, 0.004), ran(1.0, 0.004 * (1 + 2 * MAX_DRIFT))
 
-    assert disturbance(steady, 0.004) == 0.0
-    assert disturbance(slowed, 0.004) == pytest.approx(2.0)
-    assert disturbance(slowed, None) == 0.0  # a profile that does not know the pace
+    assert disturbance(row, steady, 0.004) == 0.0
+    assert disturbance(row, slowed, 0.004) == pytest.approx(2.0)
+    assert disturbance(row, slowed, None) == 0.0  # a profile that does not know the pace
+
+
+def test_a_step_that_waits_for_its_links_does_not_mind_the_pace():
+    links = replace(BASE.fabric[0], name="links", group=None, bandwidth_bytes_per_s=1e6)
+    hosts = replace(calibrated(), fabric=(links,), groups=(replace(BASE.groups[0], devices=1, count=2),))
+    pair = plan(dp=2, microbatch=4)
+    row = LivePlan(id="p", model=MODEL, plan=pair, prediction=predict(MODEL, hosts, pair))
+
+    assert disturbance(row, ran(1.0, 0.006), 0.004) < 0.1
 
 
 def test_ranks_that_share_a_core_have_a_pace_of_their_own():
