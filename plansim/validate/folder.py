@@ -73,8 +73,8 @@ def findings(result: LiveResult) -> list[str]:
         f"peak memory: median error {s['memory_median_ape']:.1%}, largest {s['memory_max_ape']:.1%}",
         f"noise of the machine, run to run: median {s['noise_median']:.1%}, 90th percentile "
         f"{s['noise_p90']:.1%}; {s['discarded_runs']} runs discarded: other "
-        f"processes used more than {MAX_FOREIGN:.0%}, or the machine's pace alone would have moved the step by "
-        f"more than {MAX_DRIFT:.0%}",
+        f"processes used more than {MAX_FOREIGN:.0%}, or the machine's pace alone would have moved the step "
+        f"by more than {MAX_DRIFT:.0%}",
         f"measured times inside the 80 % interval: {s['interval_coverage']:.0%}",
         *_ranking(s),
     ]

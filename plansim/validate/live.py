@@ -32,7 +32,7 @@ MAX_DRIFT = 0.07
 guests that this system cannot see disturbed the run, and it is done again. Read between steps, the pace knows
 nothing of their times."""
 
-MAX_AGAIN = 4
+MAX_AGAIN = 3
 Say = Callable[[str], None]
 
 
