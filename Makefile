@@ -56,8 +56,9 @@ accuracy: $(VENV)/.run ## Write reports/accuracy from a folder of published runs
 	@test -n "$(TABLES)" || { echo 'usage: make accuracy TABLES=folder (with published_training*.csv)' >&2; exit 2; }
 	$(BIN)/python tools/accuracy.py "$(TABLES)" reports/accuracy
 
-validate: $(VENV)/.run ## Run the plans of the report on this machine, each beside its prediction
-	$(BIN)/plansim validate --profile local-cpu --plans reports/local-cpu/plans
+validate: $(VENV)/.run ## Calibrate, then run the plans of the report on this machine, each beside its prediction (half an hour)
+	cd reports/local-cpu && $(abspath $(BIN))/plansim calibrate --out local-cpu.yaml
+	cd reports/local-cpu && $(abspath $(BIN))/plansim validate --profile local-cpu.yaml --plans plans --out .
 
 reports: $(VENV)/.run ## Make the example reports anew
 	$(BIN)/python tools/make_reports.py
