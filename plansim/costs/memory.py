@@ -24,15 +24,25 @@ from plansim.results import StageMemory
 from plansim.schedules import find_schedule
 from plansim.workload.operators import Block
 
+PEAKS = "peak memory by stage"
+"""Under which a layout remembers them."""
+
 
 def stage_memory(layout: Layout, stage: int) -> StageMemory:
-    """Return the peak of one stage, bytes.
+    """Return the peak of one stage, bytes; remembered.
 
     Weights, gradients and optimizer state follow ZeRO (Rajbhandari et al., arXiv 1910.02054); activations are
     those of every microbatch in flight under the schedule (Korthikanti et al., arXiv 2205.05198) plus what
     one block needs while it is recomputed or differentiated. On a CPU whose blocks were measured, the walk
     of `plansim.costs.hostmemory` replaces the sum.
     """
+    known: dict[int, StageMemory] = layout.memo.setdefault(PEAKS, {})
+    if stage not in known:
+        known[stage] = _stage_memory(layout, stage)
+    return known[stage]
+
+
+def _stage_memory(layout: Layout, stage: int) -> StageMemory:
     if layout.plan.job.phase == "infer":
         return host_inference_memory(layout, stage) or inference_memory(layout, stage)
     host = on_host(layout)

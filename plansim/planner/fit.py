@@ -104,6 +104,7 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
     """Return what every pipeline holds, at least."""
     size, modes = (len(columns), REPRESENTATIVES + 1), len(options.recompute)
     found = Held(np.zeros((size[0], modes, size[1])), *(np.zeros(size) for _ in range(5)))
+    largest = _Largest(shares)
     for stages, where in stage_groups(columns, options, bench):
         m, shard = columns.num_microbatches[where], row[where]
         flights = np.concatenate([stages.in_flight(m), stages.fewest_in_flight(m)[:, None]], axis=1)
@@ -115,21 +116,26 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
         found.limit[where] = [*bench.memory_limits[devices], bench.memory_limits.max()]
         found.rate[where] = [*bench.stream_rates[devices], bench.stream_rates.max()]
         found.gathered[where] = _gathered(shares.dense, work, bench.stack.gathered_layers)[shard]
+        kept, working = np.zeros((modes, len(shares.dense), *flights.shape[1:])), []
         for number, mode in enumerate(options.recompute):
             name, layers = parse_mode(RECOMPUTE[mode])
-            least, again = shares.kept[name], chunks
+            again = chunks
             if layers is not None:
                 again = _with_any(stages_in(options, columns, int(where[0]), bench, layers))
-            working = np.maximum(
-                _largest(shares.saved - least, again.sum(axis=1)), _largest(shares.loss, work)
-            )
+            working.append(np.maximum(largest(name, again.sum(axis=1)), largest("loss", work)))
             if layers is not None:  # which layers come first differs from rank to rank
                 again[-1] = np.minimum(chunks[-1], layers)
-            kept = np.einsum("sk,rvk->srv", least, again)
-            if layers is not None:
-                kept += np.einsum("sk,rvk->srv", shares.kept["none"], chunks - again)
-            found.activations[where, number] = (flights * kept[shard]).sum(axis=2) + working[shard]
+                kept[number] = _held_of(shares.kept["none"], chunks - again)
+            kept[number] += _held_of(shares.kept[name], again)
+        activations = (flights * kept[:, shard]).sum(axis=3) + np.array(working)[:, shard]
+        found.activations[where] = activations.transpose(1, 0, 2)
     found.activations[:] *= columns.microbatch[:, None, None] * (SLACK * (1.0 + bench.stack.fragmentation))
+    return found
+
+
+def _held_of(each: Array, chunks: Array) -> Array:
+    """Return what chunks hold of something that each kind of block has: (shards, ranks, virtual stages)."""
+    found: Array = (each @ chunks.reshape(-1, chunks.shape[-1]).T).reshape(len(each), *chunks.shape[:-1])
     return found
 
 
@@ -138,11 +144,21 @@ def _with_any(stages: Stages) -> Array:
     return np.concatenate([stages.chunks, stages.fewest[None]])
 
 
-def _largest(per_kind: Array, work: Array) -> Array:
-    """Return the largest value among the kinds each rank holds, (shards, ranks)."""
-    masked = np.where(work[None, :, :] > 0, per_kind[:, None, :], 0.0)
-    found: Array = masked.max(axis=2)
-    return found
+class _Largest:
+    """What a rank works on beside what it keeps: the most of any kind of block, remembered by the kinds."""
+
+    def __init__(self, shares: Shares) -> None:
+        self.of = {name: shares.saved - kept for name, kept in shares.kept.items()} | {"loss": shares.loss}
+        self._known: dict[tuple[str, bytes], Array] = {}
+
+    def __call__(self, name: str, work: Array) -> Array:
+        """Return the largest value among the kinds each rank holds, (shards, ranks)."""
+        there = work > 0
+        key = name, there.tobytes()
+        if key not in self._known:
+            masked = np.where(there[None, :, :], self.of[name][:, None, :], 0.0)
+            self._known[key] = masked.max(axis=2)
+        return self._known[key]
 
 
 def _gathered(dense: Array, work: Array, layers: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -30,8 +31,11 @@ from plansim.simulate.predict import interval_factor
 class Pool:
     """Hands out candidates in blocks, best bound first (`plansim.planner.search.Candidates`)."""
 
-    def __init__(self, question: Question, worlds: tuple[int, ...]) -> None:
+    def __init__(
+        self, question: Question, worlds: tuple[int, ...], layout: Callable[[Plan], Layout] | None = None
+    ) -> None:
         self.question = question
+        self.layout = layout or (lambda plan: Layout.of(question.model, question.profile, plan))
         self.sieve = Sieve(question)
         self.tally = self.sieve.tally
         self.parts = [p for world in worlds for p in self._parts(world)]
@@ -83,7 +87,7 @@ class Pool:
         if options.sizing == "each" or len(modes) == 1:
             return plan
         per_stage = options.per_stage and plan.parallel.pp > 1
-        return with_fastest_recompute(plan, q, modes, per_stage=per_stage)
+        return with_fastest_recompute(plan, modes, self.layout, q.memory_limit_bytes, per_stage=per_stage)
 
     def _factor(self, end: End, world: int, stack: Stack) -> float:
         """Return the score of one second of step time."""

@@ -8,7 +8,7 @@ links a longer action may by chance keep two of them apart; that is not searched
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -18,16 +18,18 @@ from plansim.costs.mixed import stage_limits_bytes
 from plansim.plan.model import Plan
 from plansim.plan.recompute import ENDS, parse_mode
 from plansim.planner.evaluate import step_seconds
-from plansim.planner.question import Question
 from plansim.simulate.replicas import paced_costs
 
 
-def with_fastest_recompute(plan: Plan, question: Question, modes: Sequence[str], *, per_stage: bool) -> Plan:
+def with_fastest_recompute(
+    plan: Plan, modes: Sequence[str], layout: Callable[[Plan], Layout], most_bytes: float, *, per_stage: bool
+) -> Plan:
     """Return the plan with the fastest of some modes that fit: on every stage its own, or one on all.
 
-    Where none fits a stage (or all of them) it has the one that holds least.
+    Where none fits a stage (or all of them) it has the one that holds least. `layout` lays a plan out;
+    `most_bytes` is a tighter limit than the devices'.
     """
-    search = _Search(plan, question, tuple(modes))
+    search = _Search(plan, tuple(modes), layout, most_bytes)
     stages = range(plan.parallel.pp)
     if per_stage:
         chosen = tuple(search.fastest((s,)) for s in stages)
@@ -38,8 +40,10 @@ def with_fastest_recompute(plan: Plan, question: Question, modes: Sequence[str],
 class _Search:
     """Looks for modes, with the layouts of the plan under each that was asked for."""
 
-    def __init__(self, plan: Plan, question: Question, modes: tuple[str, ...]) -> None:
-        self.plan, self.question, self.modes = plan, question, modes
+    def __init__(
+        self, plan: Plan, modes: tuple[str, ...], layout: Callable[[Plan], Layout], most_bytes: float
+    ) -> None:
+        self.plan, self.modes, self.lay_out, self.most_bytes = plan, modes, layout, most_bytes
         self._layouts: dict[str, Layout] = {}
 
     def fastest(self, stages: tuple[int, ...]) -> str:
@@ -67,13 +71,12 @@ class _Search:
 
     @cached_property
     def _limits(self) -> tuple[float, ...]:
-        most = self.question.memory_limit_bytes
-        return tuple(min(limit, most) for limit in stage_limits_bytes(self._layout(self.modes[0])))
+        limits = stage_limits_bytes(self._layout(self.modes[0]))
+        return tuple(min(limit, self.most_bytes) for limit in limits)
 
     def _layout(self, mode: str) -> Layout:
         if mode not in self._layouts:
-            q = self.question
-            self._layouts[mode] = Layout.of(q.model, q.profile, replace(self.plan, recompute=mode))
+            self._layouts[mode] = self.lay_out(replace(self.plan, recompute=mode))
         return self._layouts[mode]
 
     def _over(self, mode: str, stages: Sequence[int]) -> float:

@@ -79,7 +79,7 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
     first: Solved | None = None
     for world in (devices, *subsets(devices, question.profile.devices_per_node)):
         with uncollected():
-            pool = Pool(question, (world,))
+            pool = Pool(question, (world,), evaluator.layout)
             found = search(
                 pool,
                 evaluate.apart,
