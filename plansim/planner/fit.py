@@ -102,40 +102,54 @@ def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) 
 
 def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, row: Ints) -> Held:
     """Return what every pipeline holds, at least."""
-    size, modes = (len(columns), REPRESENTATIVES + 1), len(options.recompute)
-    found = Held(np.zeros((size[0], modes, size[1])), *(np.zeros(size) for _ in range(5)))
+    size, kinds, modes = (len(columns), REPRESENTATIVES + 1), shares.dense.shape[1], options.recompute
+    work, flown = np.zeros((2, *size, kinds))
+    found = Held(np.zeros((size[0], len(modes), size[1])), *(np.zeros(size) for _ in range(5)))
+    some = [(n, layers) for n, mode in enumerate(modes) if (layers := parse_mode(RECOMPUTE[mode])[1])]
+    again = np.zeros((len(some), *size, kinds))
     largest = _Largest(shares)
     for stages, where in stage_groups(columns, options, bench):
         m, shard = columns.num_microbatches[where], row[where]
         flights = np.concatenate([stages.in_flight(m), stages.fewest_in_flight(m)[:, None]], axis=1)
         chunks = _with_any(stages)
-        work = chunks.sum(axis=1)
-        found.dense[where] = (shares.dense @ work.T)[shard]
-        found.expert[where] = (shares.expert @ work.T)[shard]
+        work[where], flown[where] = chunks.sum(axis=1), np.einsum("nrv,rvk->nrk", flights, chunks)
         devices = list(stages.devices)
         found.limit[where] = [*bench.memory_limits[devices], bench.memory_limits.max()]
         found.rate[where] = [*bench.stream_rates[devices], bench.stream_rates.max()]
-        found.gathered[where] = _gathered(shares.dense, work, bench.stack.gathered_layers)[shard]
-        kept, working = np.zeros((modes, len(shares.dense), *flights.shape[1:])), []
-        for number, mode in enumerate(options.recompute):
-            name, layers = parse_mode(RECOMPUTE[mode])
-            again = chunks
-            if layers is not None:
-                again = _with_any(stages_in(options, columns, int(where[0]), bench, layers))
-            working.append(np.maximum(largest(name, again.sum(axis=1)), largest("loss", work)))
-            if layers is not None:  # which layers come first differs from rank to rank
-                again[-1] = np.minimum(chunks[-1], layers)
-                kept[number] = _held_of(shares.kept["none"], chunks - again)
-            kept[number] += _held_of(shares.kept[name], again)
-        activations = (flights * kept[:, shard]).sum(axis=3) + np.array(working)[:, shard]
-        found.activations[where] = activations.transpose(1, 0, 2)
+        if stages.pp == 1:  # in a pipeline all is gathered
+            most = bench.stack.gathered_layers
+            found.gathered[where] = _gathered(shares.dense, chunks.sum(axis=1), most)[shard]
+        for k, (number, layers) in enumerate(some):
+            first = _with_any(stages_in(options, columns, int(where[0]), bench, layers))
+            found.activations[where, number] = largest("full", first.sum(axis=1))[shard]
+            first[-1] = np.minimum(chunks[-1], layers)  # which layers come first differs from rank to rank
+            again[k, where] = np.einsum("nrv,rvk->nrk", flights, first)
+    found.dense[:], found.expert[:] = _of(shares.dense, row, work), _of(shares.expert, row, work)
+    loss = _most(shares.loss, row, work)
+    whole = _of(shares.kept["none"], row, flown)
+    saving = shares.kept["none"] - shares.kept["full"]
+    for number, mode in enumerate(modes):
+        name, layers = parse_mode(RECOMPUTE[mode])
+        mine = found.activations[:, number]
+        if layers is None:
+            np.maximum(_most(shares.saved - shares.kept[name], row, work), loss, out=mine)
+            mine += _of(shares.kept[name], row, flown)
+        else:
+            np.maximum(mine, loss, out=mine)
+            mine += whole - _of(saving, row, again[[n for n, _ in some].index(number)])
     found.activations[:] *= columns.microbatch[:, None, None] * (SLACK * (1.0 + bench.stack.fragmentation))
     return found
 
 
-def _held_of(each: Array, chunks: Array) -> Array:
-    """Return what chunks hold of something that each kind of block has: (shards, ranks, virtual stages)."""
-    found: Array = (each @ chunks.reshape(-1, chunks.shape[-1]).T).reshape(len(each), *chunks.shape[:-1])
+def _of(each: Array, row: Ints, counts: Array) -> Array:
+    """Return what counted blocks have of something in all, (entries, ranks); `each` is by shard and kind."""
+    found: Array = (counts @ each[row][:, :, None])[:, :, 0]
+    return found
+
+
+def _most(each: Array, row: Ints, counts: Array) -> Array:
+    """Return the most of something that any of the counted kinds has, (entries, ranks)."""
+    found: Array = np.where(counts > 0, each[row][:, None, :], 0.0).max(axis=2)
     return found
 
 

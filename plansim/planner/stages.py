@@ -127,20 +127,20 @@ def stages_of(
     chunks = pp * virtual_stages
     split = chunk_layers(len(body), chunks, layers)
     counts = chunk_counts(split, body, num_kinds, ends)
-    found = find_schedule(schedule)
-    owner = np.array([found.rank_of_chunk(c, pp, virtual_stages) for c in range(chunks)])
-    ranks = _representatives(counts, owner, pp, devices)
+    owner = _owners(schedule, pp, virtual_stages)
+    by_rank = np.argsort(owner, kind="stable").reshape(pp, virtual_stages)
+    ranks = _representatives(counts[by_rank].sum(axis=(1, 2)), devices)
     if leading is not None:
         counts = chunk_counts(split, body, num_kinds, (-1, -1), leading)
     if num_devices > 1:
         counts = _by_device(counts, owner, devices or (0,) * pp, num_devices)
         num_kinds *= num_devices
     passed = np.vstack([np.zeros(num_kinds), np.cumsum(counts, axis=0)])
-    first = [int(np.argmax(owner == r)) for r in ranks]
-    held = np.array([counts[owner == r] for r in ranks])
-    work = held.sum(axis=1)
-    whole = counts.sum(axis=0, keepdims=True)
+    mine = by_rank[list(ranks)]
+    held, first = counts[mine], mine[:, 0]
+    work, whole = held.sum(axis=1), counts.sum(axis=0, keepdims=True)
     parts = (work, passed[first], counts[first], held[:, :-1].sum(axis=1), held[:, -1], whole, counts[-1:])
+    crossed = np.concatenate([[False], owner[1:] != owner[:-1], [False]])
     return Stages(
         schedule=schedule,
         pp=pp,
@@ -148,14 +148,21 @@ def stages_of(
         ranks=ranks,
         work=work,
         chunks=held,
-        hops=np.array([float(np.sum(owner[1 : c + 1] != owner[:c])) for c in first]),
-        crossings=np.array([_crossings(owner, r) for r in ranks]),
-        splits_backward=found.splits_backward,
-        all_hops=float(np.sum(owner[1:] != owner[:-1])),
+        hops=np.cumsum(crossed)[first].astype(np.float64),
+        crossings=(crossed[mine].sum(axis=1) + crossed[mine + 1].sum(axis=1)).astype(np.float64),
+        splits_backward=find_schedule(schedule).splits_backward,
+        all_hops=float(crossed.sum()),
         devices=tuple(devices[r] if devices else 0 for r in ranks),
-        fewest=counts[np.argsort(owner, kind="stable")].reshape(pp, virtual_stages, -1).min(axis=0),
+        fewest=counts[by_rank].min(axis=0),
         rows=np.concatenate(parts),
     )
+
+
+@lru_cache(maxsize=1024)
+def _owners(schedule: str, pp: int, virtual_stages: int) -> NDArray[np.int64]:
+    """Return the rank of every chunk."""
+    found = find_schedule(schedule)
+    return np.array([found.rank_of_chunk(c, pp, virtual_stages) for c in range(pp * virtual_stages)])
 
 
 def chunk_counts(
@@ -166,15 +173,16 @@ def chunk_counts(
     leading: int | None = None,
 ) -> Array:
     """Return how many blocks of each kind every chunk holds, (chunks, kinds), or its `leading` layers do."""
-    counts = np.zeros((len(layers), num_kinds))
-    at = 0
-    for chunk, n in enumerate(layers):
-        shown = n if leading is None else min(n, leading)
-        counts[chunk] = np.bincount(np.asarray(body[at : at + shown], dtype=np.int64), minlength=num_kinds)
-        at += n
-    for chunk, kind in ((0, ends[0]), (len(layers) - 1, ends[1])):
+    sizes = np.array(layers)
+    chunk, starts = np.repeat(np.arange(len(layers)), sizes), np.cumsum(sizes) - sizes
+    place = chunk * num_kinds + np.array(body, dtype=np.int64)
+    if leading is not None:
+        place = place[np.arange(len(body)) - starts[chunk] < leading]
+    size = (len(layers), num_kinds)
+    counts: Array = np.bincount(place, minlength=size[0] * size[1]).reshape(size).astype(np.float64)
+    for outer, kind in ((0, ends[0]), (len(layers) - 1, ends[1])):
         if kind >= 0:
-            counts[chunk, kind] += 1
+            counts[outer, kind] += 1
     return counts
 
 
@@ -186,11 +194,12 @@ def _by_device(counts: Array, owner: NDArray[np.int64], devices: tuple[int, ...]
     return wide.reshape(chunks, num_devices * kinds)
 
 
-def _representatives(
-    counts: Array, owner: NDArray[np.int64], pp: int, devices: tuple[int, ...] | None
-) -> tuple[int, ...]:
-    """Return the ranks to look at; on unlike devices the fullest inner ones of the fastest and slowest."""
-    held = np.array([counts[owner == r].sum() for r in range(pp)])
+def _representatives(held: Array, devices: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the ranks to look at; on unlike devices the fullest inner ones of the fastest and slowest.
+
+    `held` are the blocks of every rank.
+    """
+    pp = len(held)
     inner = np.arange(1, pp - 1) if pp > 2 else np.arange(pp)
     fullest = inner[held[inner] == held[inner].max()]
     if devices is None:
@@ -198,10 +207,3 @@ def _representatives(
     kind = np.array(devices)[inner]
     fast, slow = inner[kind == kind.min()], inner[kind == kind.max()]
     return (0, int(fast[np.argmax(held[fast])]), int(slow[np.argmax(held[slow])]), pp - 1)
-
-
-def _crossings(owner: NDArray[np.int64], rank: int) -> float:
-    mine = np.flatnonzero(owner == rank)
-    forward = sum(c + 1 < len(owner) and owner[c + 1] != rank for c in mine)
-    backward = sum(c > 0 and owner[c - 1] != rank for c in mine)
-    return float(forward + backward)
