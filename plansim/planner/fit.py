@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,11 @@ from plansim.costs.compression import find_method
 from plansim.costs.layout import Layout
 from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import update_s
-from plansim.plan.recompute import parse_mode
 from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Ints, Options, distinct
 from plansim.planner.grid import shard_group
 from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
-from plansim.planner.tables import RECOMPUTE, Shares, Workbench
+from plansim.planner.tables import LAYERS, RECOMPUTE, Shares, Workbench
 
 Array = NDArray[np.float64]
 SLACK = 1.0 - 1e-6
@@ -32,7 +31,9 @@ class Held:
     Attributes
     ----------
     activations : array (entries, modes, ranks)
-        Bytes at the peak, with what the allocator loses, under every recompute mode of the space.
+        Bytes at the peak, with what the allocator loses, under recompute modes that treat all layers alike.
+    layered : Layered
+        The same under those that recompute some layers of a chunk, worked out where it is asked for.
     dense, expert : array
         Parameters of one rank.
     gathered : array
@@ -44,6 +45,7 @@ class Held:
     """
 
     activations: Array
+    layered: Layered
     dense: Array
     expert: Array
     gathered: Array
@@ -52,7 +54,77 @@ class Held:
 
     def take(self, index: Ints) -> Held:
         """Return some entries."""
-        return Held(*(getattr(self, f.name)[index] for f in fields(Held)))
+        arrays = {f.name: getattr(self, f.name)[index] for f in fields(Held) if f.name != "layered"}
+        return replace(self, layered=self.layered.take(index), **arrays)
+
+    def every(self, modes: Sequence[int]) -> Array:
+        """Return the bytes at the peak under all modes of the space, in their order."""
+        both = iter(np.moveaxis(self.activations, 1, 0)), iter(self.layered.activations(slice(None)))
+        return np.stack([next(both[LAYERS[mode] is not None]) for mode in modes], axis=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layered:
+    """What pipelines hold that recompute the first layers of every chunk whole.
+
+    Attributes
+    ----------
+    layers : tuple of int
+        How many layers, by mode.
+    flights : array (entries, ranks, virtual stages)
+        Microbatches in flight.
+    whole, loss : array (entries, ranks)
+        Bytes of a sequence kept without recomputation, and bytes that the loss works on.
+    saving, working : array (entries, kinds)
+        Bytes of a sequence that a recomputed block saves, and works on.
+    least : array (entries, ranks)
+        Bytes at the peak if all layers were recomputed and none worked on: no mode holds less.
+    scale : array (entries,)
+        Bytes at the peak for each byte of a sequence.
+    group : array (entries,)
+        Which of the pipeline structures: `starts`, `sizes` and `fewest` are theirs.
+    passed : array (layers + 1, kinds)
+        Blocks of each kind among the first layers of the model.
+    """
+
+    layers: tuple[int, ...]
+    flights: Array
+    whole: Array
+    loss: Array
+    saving: Array
+    working: Array
+    least: Array
+    scale: Array
+    group: Ints
+    starts: Ints
+    sizes: Ints
+    fewest: Array
+    passed: Array
+
+    def take(self, index: Ints) -> Layered:
+        """Return some entries."""
+        mine = ("flights", "whole", "loss", "saving", "working", "least", "scale", "group")
+        return replace(self, **{name: getattr(self, name)[index] for name in mine})
+
+    def activations(self, index: Ints | slice) -> Array:
+        """Return the bytes at the peak of some entries, (modes, entries, ranks)."""
+        flights, group = self.flights[index], self.group[index]
+        saving, working, loss = self.saving[index], self.working[index], self.loss[index]
+        found = np.zeros((len(self.layers), *loss.shape))
+        for number, layers in enumerate(self.layers):
+            first = self.passed[self.starts + np.minimum(self.sizes, layers)] - self.passed[self.starts]
+            first = np.concatenate([first, np.minimum(self.fewest, layers)[:, None]], axis=1)
+            there = first.sum(axis=2) > 0
+            there[:, -1] = False  # which layers come first differs from rank to rank
+            kept, most = self.whole[index].copy(), loss.copy()
+            for kind in np.flatnonzero(first.any(axis=(0, 1, 2))):
+                again = np.einsum("nrv,nrv->nr", flights, first[group, :, :, kind])
+                kept -= again * saving[:, kind][:, None]
+                mine = np.where(there[group, :, kind], working[:, kind][:, None], 0.0)
+                np.maximum(most, mine, out=most)
+            found[number] = kept + most
+        found *= self.scale[index][:, None]
+        return found
 
 
 def stage_groups(columns: Columns, options: Options, bench: Workbench) -> Iterator[tuple[Stages, Ints]]:
@@ -102,42 +174,74 @@ def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) 
 
 def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, row: Ints) -> Held:
     """Return what every pipeline holds, at least."""
-    size, kinds, modes = (len(columns), REPRESENTATIVES + 1), shares.dense.shape[1], options.recompute
+    size, kinds = (len(columns), REPRESENTATIVES + 1), shares.dense.shape[1]
+    chunks = max(s.virtual_stages for s in options.structures)
     work, flown = np.zeros((2, *size, kinds))
-    found = Held(np.zeros((size[0], len(modes), size[1])), *(np.zeros(size) for _ in range(5)))
-    some = [(n, layers) for n, mode in enumerate(modes) if (layers := parse_mode(RECOMPUTE[mode])[1])]
-    again = np.zeros((len(some), *size, kinds))
-    largest = _Largest(shares)
+    flights, group = np.zeros((*size, chunks)), np.zeros(size[0], dtype=np.int64)
+    limit, rate, gathered = np.zeros((3, *size))
+    each: list[Stages] = []
     for stages, where in stage_groups(columns, options, bench):
-        m, shard = columns.num_microbatches[where], row[where]
-        flights = np.concatenate([stages.in_flight(m), stages.fewest_in_flight(m)[:, None]], axis=1)
-        chunks = _with_any(stages)
-        work[where], flown[where] = chunks.sum(axis=1), np.einsum("nrv,rvk->nrk", flights, chunks)
+        m, v = columns.num_microbatches[where], stages.virtual_stages
+        mine = np.concatenate([stages.in_flight(m), stages.fewest_in_flight(m)[:, None]], axis=1)
+        held_blocks = np.concatenate([stages.chunks, stages.fewest[None]])
+        flights[where, :, :v], group[where] = mine, len(each)
+        work[where], flown[where] = held_blocks.sum(axis=1), np.einsum("nrv,rvk->nrk", mine, held_blocks)
         devices = list(stages.devices)
-        found.limit[where] = [*bench.memory_limits[devices], bench.memory_limits.max()]
-        found.rate[where] = [*bench.stream_rates[devices], bench.stream_rates.max()]
+        limit[where] = [*bench.memory_limits[devices], bench.memory_limits.max()]
+        rate[where] = [*bench.stream_rates[devices], bench.stream_rates.max()]
         if stages.pp == 1:  # in a pipeline all is gathered
             most = bench.stack.gathered_layers
-            found.gathered[where] = _gathered(shares.dense, chunks.sum(axis=1), most)[shard]
-        for k, (number, layers) in enumerate(some):
-            first = _with_any(stages_in(options, columns, int(where[0]), bench, layers))
-            found.activations[where, number] = largest("full", first.sum(axis=1))[shard]
-            first[-1] = np.minimum(chunks[-1], layers)  # which layers come first differs from rank to rank
-            again[k, where] = np.einsum("nrv,rvk->nrk", flights, first)
-    found.dense[:], found.expert[:] = _of(shares.dense, row, work), _of(shares.expert, row, work)
-    loss = _most(shares.loss, row, work)
-    whole = _of(shares.kept["none"], row, flown)
-    saving = shares.kept["none"] - shares.kept["full"]
-    for number, mode in enumerate(modes):
-        name, layers = parse_mode(RECOMPUTE[mode])
-        mine = found.activations[:, number]
-        if layers is None:
-            np.maximum(_most(shares.saved - shares.kept[name], row, work), loss, out=mine)
-            mine += _of(shares.kept[name], row, flown)
-        else:
-            np.maximum(mine, loss, out=mine)
-            mine += whole - _of(saving, row, again[[n for n, _ in some].index(number)])
-    found.activations[:] *= columns.microbatch[:, None, None] * (SLACK * (1.0 + bench.stack.fragmentation))
+            gathered[where] = _gathered(shares.dense, held_blocks.sum(axis=1), most)[row[where]]
+        each.append(stages)
+    loss, kept = _most(shares.loss, row, work), shares.kept
+    scale = columns.microbatch.astype(np.float64) * (SLACK * (1.0 + bench.stack.fragmentation))
+    names = [RECOMPUTE[mode] for mode in options.recompute if LAYERS[mode] is None]
+    whole = np.zeros((size[0], len(names), size[1]))
+    for number, name in enumerate(names):
+        working = np.maximum(_most(shares.saved - kept[name], row, work), loss)
+        whole[:, number] = (_of(kept[name], row, flown) + working) * scale[:, None]
+    narrow = len(bench.kinds)  # one kind of device: all have the same blocks
+    layered = Layered(
+        layers=tuple(layers for mode in options.recompute if (layers := LAYERS[mode])),
+        flights=flights,
+        whole=_of(kept["none"], row, flown),
+        loss=loss,
+        saving=(kept["none"] - kept["full"])[row, :narrow],
+        working=(shares.saved - kept["full"])[row, :narrow],
+        least=(_of(kept["full"], row, flown) + loss) * scale[:, None],
+        scale=scale,
+        group=group,
+        starts=_padded([s.starts for s in each], chunks),
+        sizes=_padded([s.sizes for s in each], chunks),
+        fewest=_fewest(each, chunks, narrow),
+        passed=_passed(bench.kinds.body, narrow),
+    )
+    dense, expert = _of(shares.dense, row, work), _of(shares.expert, row, work)
+    return Held(whole, layered, dense, expert, gathered, limit, rate)
+
+
+def _padded(each: Sequence[Ints], chunks: int) -> Ints:
+    """Return (groups, representatives, virtual stages) with zeros where a group has fewer stages."""
+    found = np.zeros((len(each), REPRESENTATIVES, chunks), dtype=np.int64)
+    for number, values in enumerate(each):
+        found[number, :, : values.shape[1]] = values
+    return found
+
+
+def _fewest(each: Sequence[Stages], chunks: int, kinds: int) -> Array:
+    """Return the fewest blocks of any rank by chunk, whatever its device: (groups, virtual stages, kinds)."""
+    found = np.zeros((len(each), chunks, kinds))
+    for number, stages in enumerate(each):
+        v = stages.virtual_stages
+        found[number, :v] = stages.fewest.reshape(v, -1, kinds).sum(axis=1)
+    return found
+
+
+def _passed(body: Sequence[int], kinds: int) -> Array:
+    """Return the blocks of each kind among the first layers, (layers + 1, kinds)."""
+    counts = np.zeros((len(body) + 1, kinds))
+    counts[np.arange(len(body)) + 1, list(body)] = 1.0
+    found: Array = counts.cumsum(axis=0)
     return found
 
 
@@ -151,28 +255,6 @@ def _most(each: Array, row: Ints, counts: Array) -> Array:
     """Return the most of something that any of the counted kinds has, (entries, ranks)."""
     found: Array = np.where(counts > 0, each[row][:, None, :], 0.0).max(axis=2)
     return found
-
-
-def _with_any(stages: Stages) -> Array:
-    """Return the blocks of every chunk of the representatives, and the fewest of any rank."""
-    return np.concatenate([stages.chunks, stages.fewest[None]])
-
-
-class _Largest:
-    """What a rank works on beside what it keeps: the most of any kind of block, remembered by the kinds."""
-
-    def __init__(self, shares: Shares) -> None:
-        self.of = {name: shares.saved - kept for name, kept in shares.kept.items()} | {"loss": shares.loss}
-        self._known: dict[tuple[str, bytes], Array] = {}
-
-    def __call__(self, name: str, work: Array) -> Array:
-        """Return the largest value among the kinds each rank holds, (shards, ranks)."""
-        there = work > 0
-        key = name, there.tobytes()
-        if key not in self._known:
-            masked = np.where(there[None, :, :], self.of[name][:, None, :], 0.0)
-            self._known[key] = masked.max(axis=2)
-        return self._known[key]
 
 
 def _gathered(dense: Array, work: Array, layers: int) -> Array:

@@ -7,15 +7,15 @@ what the rank recomputes. Where a rank need not recompute anything its set is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plansim.planner.stages import REPRESENTATIVES
-from plansim.planner.tables import RECOMPUTE
+from plansim.planner.tables import LAYERS, RECOMPUTE
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -90,20 +90,27 @@ class Fastest:
     Attributes
     ----------
     activations : array (entries, modes, representatives and any rank)
-        Bytes held at least under every mode of `modes`.
+        Bytes held at least under those of `modes` that treat all layers alike.
+    layered : callable
+        Entries to the same under those that recompute some layers of a chunk, (modes, entries, ranks).
     own : array (entries, modes)
         Which modes are choices of the entry.
     per_stage : array (entries,)
         Whether ranks may differ, as one choice more.
     least : array (entries, representatives)
-        The fewest bytes under any mode.
+        No more bytes than under any mode.
+    place, known : array (entries,), list
+        Where what `layered` gave for an entry is remembered, -1 where it was not asked.
     """
 
     activations: Array
+    layered: Callable[[Ints], Array]
     own: Mask
     per_stage: Mask
     modes: tuple[int, ...]
     least: Array
+    place: Ints
+    known: list[Array] = field(default_factory=list)
 
     def fitting(self, room: Array) -> tuple[Ints, Ints]:
         """Return the keys of what fits into `room` bytes on each rank, and how many choices that are."""
@@ -114,8 +121,7 @@ class Fastest:
             keys[easy], count[easy] = NOTHING_AGAIN, self.own[easy].sum(axis=1) + self.per_stage[easy]
             left &= ~easy
         rest = np.flatnonzero(left)
-        fits: Mask = self.activations[rest] <= room[rest][:, None, :]
-        fits &= self.own[rest][:, :, None]
+        fits = self._within(room[rest], rest)
         everywhere: Mask = np.all(fits[:, :, :ANYWHERE], axis=2)
         fits[:, :, ANYWHERE] |= fits.any(axis=2)
         apart = self.per_stage[rest][:, None, None]
@@ -124,6 +130,25 @@ class Fastest:
         keys[rest] = np.where(some, packed(fits, self.modes), 0)
         count[rest] = everywhere.sum(axis=1) + (self.per_stage[rest] & some)
         return keys, count
+
+    def _within(self, room: Array, rest: Ints) -> Mask:
+        """Return which modes are choices of some entries and fit, (entries, modes, ranks)."""
+        fits = np.zeros((len(rest), len(self.modes), ANYWHERE + 1), dtype=bool)
+        whole = np.array([LAYERS[mode] is None for mode in self.modes])
+        fits[:, whole] = self.activations[rest] <= room[:, None, :]
+        fits[:, ~whole] = self._layered(rest) <= room[:, None, :]
+        fits &= self.own[rest][:, :, None]
+        return fits
+
+    def _layered(self, rest: Ints) -> Array:
+        """Return what is held where some layers are recomputed, (entries, modes, ranks); remembered."""
+        new = rest[self.place[rest] < 0]
+        if len(new) or not self.known:
+            start = sum(len(k) for k in self.known)
+            self.place[new] = np.arange(start, start + len(new))
+            self.known.append(np.moveaxis(self.layered(new), 0, 1))
+            self.known[:] = [np.concatenate(self.known)]
+        return self.known[0][self.place[rest]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -73,14 +73,22 @@ class Left:
 def _to_choose(given: Pipelines, parts: Held, options: Options) -> tuple[Pipelines, Held, Fitting]:
     """Return pipelines with what tells which modes fit; where each mode is a candidate, once for each."""
     if options.sizing != "each":
-        masked = np.where(given.own[:, :, None], parts.activations[:, :, :ANYWHERE], np.inf)
         per_stage = options.per_stage & (given.columns.pp > 1)
-        least = masked.min(axis=1)
-        return given, parts, Fastest(parts.activations, given.own, per_stage, options.recompute, least)
+        whole = parts.activations[:, :, :ANYWHERE]
+        least = whole.min(axis=1) if whole.shape[1] else np.zeros((len(whole), ANYWHERE))
+        if parts.layered.layers:
+            least = np.minimum(least, parts.layered.least[:, :ANYWHERE])
+        modes = options.recompute
+        asked = parts.layered.activations
+        return (
+            given,
+            parts,
+            Fastest(parts.activations, asked, given.own, per_stage, modes, least, np.full(len(least), -1)),
+        )
     index, number = np.nonzero(given.own)
     alone = given.take(index, np.ones((len(index), 1), dtype=bool))
     of_mode = np.array([alike(mode) for mode in options.recompute], dtype=np.int64)
-    least = parts.activations[index, number, :ANYWHERE]
+    least = parts.every(options.recompute)[index, number, :ANYWHERE]
     return alone, parts.take(index), Each(least, of_mode[number])
 
 

@@ -13,6 +13,7 @@ from plansim.plan.layout import chunk_layers
 from plansim.schedules import find_schedule
 
 Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
 REPRESENTATIVES = 4
 """Pipeline ranks that a bound looks at: the first, the first and last of the fullest inner ones, the last."""
 
@@ -49,6 +50,8 @@ class Stages:
         The fewest blocks of each kind that any rank has in each of its chunks.
     rows : array (22, kinds)
         What is summed over blocks, one below the other (`WORK` to `LAST` say where).
+    starts, sizes : array (representatives, virtual_stages)
+        The first layer of every chunk and how many it has.
     """
 
     schedule: str
@@ -64,6 +67,8 @@ class Stages:
     devices: tuple[int, ...]
     fewest: Array
     rows: Array
+    starts: Ints
+    sizes: Ints
 
     def fewest_in_flight(self, num_microbatches: Array) -> Array:
         """Return what every rank has in flight at least, by chunk: (n, v)."""
@@ -126,6 +131,7 @@ def stages_of(
     """
     chunks = pp * virtual_stages
     split = chunk_layers(len(body), chunks, layers)
+    sizes = np.array(split, dtype=np.int64)
     counts = chunk_counts(split, body, num_kinds, ends)
     owner = _owners(schedule, pp, virtual_stages)
     by_rank = np.argsort(owner, kind="stable").reshape(pp, virtual_stages)
@@ -155,6 +161,8 @@ def stages_of(
         devices=tuple(devices[r] if devices else 0 for r in ranks),
         fewest=counts[by_rank].min(axis=0),
         rows=np.concatenate(parts),
+        starts=(np.cumsum(sizes) - sizes)[mine],
+        sizes=sizes[mine],
     )
 
 
