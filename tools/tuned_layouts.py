@@ -36,6 +36,7 @@ from plansim.simulate.predict import predict
 from plansim.validate.assume import case_of
 from plansim.validate.rows import Row
 from plansim.workload.model import Model
+from plansim.workload.read import load_model
 
 TABLE = "tuned_layouts_megatron_bridge.csv"
 NEAR, TARGET = 0.05, 0.85
@@ -70,7 +71,7 @@ READING = (
     "and *expert parallel* where tp > 1: these recipes spread experts over the tensor ranks too. *data",
     "parallel*: gradients of experts that fewer ranks share; recipes of gpt-oss-20b keep a small ep.",
 )
-_OPTIMA: dict[tuple[str, int | None, str, Job, int], Plan | None] = {}
+_OPTIMA: dict[tuple[str, int | None, str, Job, int, str | None], Plan | None] = {}
 INHERITED = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -250,6 +251,7 @@ def tuned_case(recipe: Mapping[str, str]) -> tuple[Model, Profile, Plan]:
     ep = count("expert_model_parallel_size")
     row = Row(
         model=name,
+        family=load_model(name).family,
         source="Megatron-Bridge 0.6.2 (NeMo 26.08)",
         seq=count("seq_length") or seq,
         gbs=count("global_batch_size"),
@@ -313,10 +315,11 @@ def optimum(model: Model, profile: Profile, plan: Plan) -> Plan | None:
     device.
     """
     zero = plan.parallel.zero_stage
-    key = (model.name, model.window, profile.name, plan.job, zero)
+    key = (model.name, model.window, profile.name, plan.job, zero, plan.stack)
     if key not in _OPTIMA:
         fixed = {"zero_stage": zero, "zero_group": None, "offload": False, "recompute": RECOMPUTE}
         question = ask(model, profile, plan.job, fix=fixed, backend="megatron")
+        question = replace(question, space=replace(question.space, stack=plan.stack))
         found = solve(question, Constraints()).found
         _OPTIMA[key] = found.best[0][2] if found.best else None
     return _OPTIMA[key]

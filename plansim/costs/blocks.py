@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from plansim.costs.operators import Arithmetic, OperatorTime, operator_s
+from plansim.costs.operators import Arithmetic, OperatorTime, launches_of, operator_s
 from plansim.costs.step import Parts
 from plansim.workload.operators import Attention, Block, Communication, Elementwise, Matmul, Operator
 
@@ -26,7 +26,7 @@ class BlockTime:
     recompute_all: Parts
     backward_input: Parts
     backward_weight: Parts
-    launches: int
+    launches: float
 
 
 def block_s(
@@ -60,7 +60,7 @@ def block_s(
             share = travels(op.axis, op.copies) if op.copies > 1 else 1.0
             _add_communication(tally, block.operators, times, i, how, comm_s, keeps, tp_overlap, share)
         else:
-            tally.add(op, time)
+            tally.add(op, time, launches_of(op, how.stack))
     tally.expose_experts()
     return tally.result(how.operator_host_s)
 
@@ -84,17 +84,16 @@ class _Tally:
 
     def __init__(self) -> None:
         self.sums: dict[tuple[str, str], float] = {}
-        self.launches = {"forward": 0, "core": 0, "elementwise": 0, "backward": 0}
+        self.launches = {"forward": 0.0, "core": 0.0, "elementwise": 0.0, "backward": 0.0}
         self.hidden_experts = {"forward": 0.0, "input": 0.0}
 
     def put(self, where: str, part: str, seconds: float) -> None:
         self.sums[where, part] = self.sums.get((where, part), 0.0) + seconds
 
-    def add(self, op: Operator, time: OperatorTime) -> None:
+    def add(self, op: Operator, time: OperatorTime, kernels: float) -> None:
         self.put("forward", "compute_s", time.forward_s)
         self.put("input", "compute_s", time.input_s)
         self.put("weight", "compute_s", time.weight_s)
-        kernels = op.launches if isinstance(op, Elementwise) else 1
         self.launches["forward"] += kernels
         self.launches["backward"] += 2 * kernels
         if op.core:
@@ -110,14 +109,14 @@ class _Tally:
             compute_s = sum(self.sums.get((name, "compute_s"), 0.0) for name in beside)
             self.put(where, "ep_s", max(0.0, self.hidden_experts[where] - compute_s))
 
-    def parts(self, where: str, kernels: int, launch_s: float) -> Parts:
+    def parts(self, where: str, kernels: float, launch_s: float) -> Parts:
         """Return the parts of one pass; what the device waits for launches is host time."""
         sums = {part: seconds for (place, part), seconds in self.sums.items() if place == where}
         return Parts(**sums, host_s=launch_wait_s(sum(sums.values()), kernels * launch_s))
 
     def result(self, launch_s: float) -> BlockTime:
         forward = self.parts("forward", self.launches["forward"], launch_s)
-        half = self.launches["backward"] // 2
+        half = self.launches["backward"] / 2
         return BlockTime(
             forward=forward,
             recompute_core=self.parts("core", self.launches["core"], launch_s),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from plansim.hardware.stack import Stack
 
 LOW_PRECISION = frozenset({"fp8", "fp4", "int8"})
-"""Types of weight products only; attention and the head stay in 16 bits (Micikevicius, arXiv 2209.05433)."""
+"""Types of weight products; the head and most attention stay in 16 bits (Micikevicius, arXiv 2209.05433)."""
 
 HEAD_PRODUCTS = frozenset({"lm_head", "router", "classifier"})
 """Products that low-precision recipes keep in 16 bits, with all of multi-token prediction (``mtp_``)."""
@@ -43,6 +43,15 @@ HEAD_PRODUCTS = frozenset({"lm_head", "router", "classifier"})
 
 ROUTING = frozenset({"permute", "unpermute"})
 """Operators that sort tokens to experts and back."""
+
+EXPERT_BIAS = "expert_bias"
+"""Counted kernel by kernel, so nothing of it is fused."""
+
+FUSED_INTO_EXPERTS = frozenset({"expert_activation", EXPERT_BIAS})
+"""What grouped products take into their own kernels where a stack fuses experts."""
+
+GROUPED_CALL = 0.05
+"""Host time of one library call in a loop of C++ over that of an operator of Python and autograd: assumed."""
 
 ROW_ALIGNMENT = 16
 """Rows that grouped kernels pad each expert's tokens to (tile and scale alignment)."""
@@ -82,9 +91,18 @@ class Arithmetic:
         return own * self.stack.attention_efficiency * self.device.sustained_fraction
 
     @property
+    def attention_product_speed(self) -> float:
+        """Speed of the products inside attention over those in 16 bits."""
+        if self.dtype not in LOW_PRECISION or not self.stack.narrow_attention:
+            return 1.0
+        peaks = self.device.peak_flop_per_s
+        return peaks.get("fp8", peaks[self.wide]) / peaks[self.wide]
+
+    @property
     def operator_host_s(self) -> float:
         """Host time of one operator, seconds."""
-        return 0.0 if self.replayed else self.stack.operator_host_s / self.device.host_speed
+        captured = self.replayed or self.stack.captured_step
+        return 0.0 if captured else self.stack.operator_host_s / self.device.host_speed
 
     @property
     def wide(self) -> str:
@@ -159,6 +177,7 @@ def _attention(op: Attention, how: Arithmetic) -> OperatorTime:
             causal=op.causal,
             window=op.window,
             dtype=how.wide,
+            product_speed=how.attention_product_speed,
             direction=direction,
         )
         return whole * share / how.attention_fraction
@@ -170,13 +189,26 @@ def passes_of(op: Elementwise, stack: Stack) -> float:
     """Return the bytes a memory-bound operator really moves over what perfect fusion would move."""
     if op.name == "loss":
         return stack.loss_passes
+    if stack.fused_experts and op.name in FUSED_INTO_EXPERTS:
+        return 0.0
+    if op.name == EXPERT_BIAS:
+        return 1.0
     return stack.routing_passes if op.name in ROUTING else stack.elementwise_passes
 
 
+def launches_of(op: Operator, stack: Stack) -> float:
+    """Return what an operator costs the host, in operators of the framework."""
+    if isinstance(op, Elementwise):
+        return op.launches if passes_of(op, stack) else 0
+    if isinstance(op, Matmul) and op.groups > 1 and stack.grouped_calls:
+        return 1 + GROUPED_CALL * op.groups
+    return 1
+
+
 def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
-    if not op.launches:
-        return OperatorTime(forward_s=0.0)
     passes = passes_of(op, how.stack)
+    if not (op.launches and passes):
+        return OperatorTime(forward_s=0.0)
     return OperatorTime(
         forward_s=memory_bound_s(how.device, passes * op.forward_bytes, launches=op.launches),
         input_s=memory_bound_s(how.device, passes * op.backward_bytes, launches=op.launches)

@@ -27,6 +27,8 @@ class Stack:
         The same for attention kernels.
     attention_kernel : str
         ``tuned`` for the device (cuDNN, FlashAttention-3, Pallas) or ``portable`` (FlashAttention-2).
+    narrow_attention : bool
+        In 8 and 4 bits, the products inside attention run in 8 bits too (the softmax does not).
     scan_efficiency : float
         The same for the scan of state-space layers.
     grouped_efficiency : float
@@ -53,6 +55,12 @@ class Stack:
     operator_host_s : float
         Host time per framework operator (Python, autograd and its few kernel launches), seconds; a pass is
         never faster.
+    captured_step : bool
+        The whole step is one captured graph (CUDA graphs): no operator waits for the host.
+    grouped_calls : bool
+        Grouped products are one library call per expert (Transformer Engine over cuBLAS), not one kernel.
+    fused_experts : bool
+        The activation of experts is part of their grouped products' kernels, forward and backward.
     step_host_s : float
         Fixed host time of a step (data, logging, loss scaling), seconds.
     weight_bytes, gradient_bytes, master_bytes, reduce_bytes, gather_bytes : float
@@ -111,6 +119,9 @@ class Stack:
     parameter_overlap: bool = True
     pipeline_overlap: bool = True
     operator_host_s: float = 0.0
+    captured_step: bool = False
+    grouped_calls: bool = False
+    fused_experts: bool = False
     step_host_s: float = 0.0
     weight_bytes: float = 2.0
     gradient_bytes: float = 4.0
@@ -126,6 +137,7 @@ class Stack:
     loss_copies: float = 1.0
     loss_passes: float = 1.3
     attention_kernel: str = "tuned"
+    narrow_attention: bool = False
     selective: str = "core"
     context_bytes: float = 1.5e9
     fragmentation: float = 0.05

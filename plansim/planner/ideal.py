@@ -16,16 +16,15 @@ from typing import NamedTuple
 
 from plansim.costs.blocks import LAUNCH_SHARPNESS
 from plansim.costs.compute.attention import (
-    BACKWARD_FLOP_RATIO,
-    REFERENCE_HEAD_DIM,
     SCORE_BYTES,
     attention_kernel,
+    seconds_per_key,
     visible_keys,
 )
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.compute.matmul import MISALIGNED_FRACTION, MatmulKernel, matmul_kernel
 from plansim.costs.compute.scan import kernels_of, scan_flop_per_s
-from plansim.costs.operators import HEAD_PRODUCTS, Arithmetic, passes_of, scan_shape
+from plansim.costs.operators import HEAD_PRODUCTS, Arithmetic, launches_of, passes_of, scan_shape
 from plansim.workload.operators import Attention, Block, Communication, Elementwise, Matmul, Operator, Scan
 
 SLACK = 0.999
@@ -80,16 +79,15 @@ class _Sums:
 
     def __init__(self) -> None:
         self.forward = self.core = self.inputs = self.weight = Line()
-        self.kernels = self.backward_kernels = self.core_kernels = 0
+        self.kernels = self.backward_kernels = self.core_kernels = 0.0
 
     def add(self, forward: Line, inputs: Line, weight: Line) -> None:
         self.forward, self.inputs = self.forward.plus(forward), self.inputs.plus(inputs)
         self.weight = self.weight.plus(weight)
 
-    def launch(self, op: Operator, forward: Line) -> None:
+    def launch(self, op: Operator, forward: Line, kernels: float) -> None:
         """Count an operator's launches; a collective counts once in a backward of two halves."""
         sent = isinstance(op, Communication)
-        kernels = op.launches if isinstance(op, Elementwise) else 1
         self.kernels += kernels
         self.backward_kernels += 1 if sent else 2 * kernels
         if op.core and not sent:
@@ -105,13 +103,13 @@ def ideal_s(block: Block, how: Arithmetic, collective: Collective | None = None)
     sums, lines = _Sums(), [_lines(op, how) for op in operators]
     for op, line in zip(operators, lines, strict=True):
         sums.add(*line)
-        sums.launch(op, line[0])
+        sums.launch(op, line[0], launches_of(op, how.stack))
     if collective is not None:
         for backward in (False, True):
             for exposed in _exposed(operators, lines, how, collective, backward=backward):
                 forward, inputs = (Line(), exposed) if backward else (exposed, Line())
                 sums.add(forward, inputs, Line())
-    half = sums.backward_kernels // 2
+    half = sums.backward_kernels / 2
     forward, core_s, inputs, weight = (
         joined(device, Line(kernels * how.operator_host_s), LAUNCH_SHARPNESS).times(SLACK)
         for device, kernels in (
@@ -259,12 +257,8 @@ def _attention(op: Attention, how: Arithmetic, direction: str) -> Line:
     mean, longest = visible_keys(seq_q, op.seq_kv, curve.block, op.causal, op.window)
     items = op.batch * op.heads * ceil(seq_q / curve.block)
     value_dim = op.head_dim if op.v_head_dim is None else op.v_head_dim
-    products = BACKWARD_FLOP_RATIO if backward else 1.0
-    extra, reference = 2 * curve.exponential_dim / products, 2 * REFERENCE_HEAD_DIM
-    dims = (op.head_dim + value_dim + extra) * reference / (reference + extra)
-    flop = products * 2 * curve.block * dims
     mean, longest = mean + curve.prologue_keys, longest + curve.prologue_keys
-    key_s = flop / kernel.unit_flop_per_s / (curve.backward_fraction if backward else 1.0)
+    key_s = seconds_per_key(kernel, op.head_dim + value_dim, direction, how.attention_product_speed)
     each = key_s * items * mean / kernel.units
     once = key_s * curve.tail_items * longest * (1 - 1 / items)
     rows = op.batch * SCORE_BYTES * (op.head_dim + value_dim) / 2
@@ -275,10 +269,10 @@ def _attention(op: Attention, how: Arithmetic, direction: str) -> Line:
 
 def _moved(op: Elementwise, nbytes: float, how: Arithmetic) -> Line:
     """Return a line of a memory-bound operator: what fits in the cache moves at the cache's rate."""
+    nbytes *= passes_of(op, how.stack)
     if not nbytes:
         return Line()
     curve, bandwidth = memory_curve_of(how.device), how.device.memory_bandwidth_bytes_per_s
-    nbytes *= passes_of(op, how.stack)
     cached = 0.0
     if curve.cache_bandwidth_fraction > 0:
         cached = min(nbytes, how.device.l2_bytes * op.launches)

@@ -41,6 +41,12 @@ FEW_DEVICES = 16
 BACKEND_STACKS = {"torchtitan": "torchtitan", "megatron": "megatron-core-26.06", "deepspeed": "deepspeed"}
 """The software stack whose costs a runtime has; the others follow from the plan."""
 
+EXPERT_STACKS = {"megatron": ("megatron-core-captured", "megatron-core-26.02")}
+"""The same for mixtures of experts: in block-scaled types whole steps are captured, else parts of layers."""
+
+BLOCK_SCALED = ("fp8", "fp4")
+"""Types that devices with 4-bit products scale block by block in hardware."""
+
 CHOICES: dict[str, tuple[Any, ...]] = {
     "zero_stage": (0, 1, 2, 3),
     "zero_group": (None, "node"),
@@ -182,7 +188,7 @@ def space_of(
         values = {name: _usual(name, listed, forbidden.get(name, ())) for name, listed in values.items()}
     values.update(fixed)
     values["schedule"] = tuple(schedule_key(str(name)) for name in values["schedule"])
-    stack = BACKEND_STACKS.get(backend or "")
+    stack = _stack(backend or "", model, profile, job)
     space = Space(
         values=values,
         forbidden=forbidden,
@@ -193,6 +199,14 @@ def space_of(
     )
     _check(space, fixed, profile)
     return space
+
+
+def _stack(backend: str, model: Model, profile: Profile, job: Job) -> str | None:
+    """Return the software stack that a runtime's usual recipe for a model is."""
+    if model.family == "moe" and backend in EXPERT_STACKS:
+        block_scaled = job.dtype in BLOCK_SCALED and "fp4" in profile.device.peak_flop_per_s
+        return EXPERT_STACKS[backend][not block_scaled]
+    return BACKEND_STACKS.get(backend)
 
 
 def widened(space: Space, names: Iterable[str]) -> Space:

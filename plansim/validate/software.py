@@ -41,6 +41,15 @@ NOTED = (
 )
 """Words in a row's notes that say of one run what its source does not: eager layers are not compiled."""
 
+EXPERT_STACKS = {"megatron-core-26.06": ("megatron-core-captured", "megatron-core-26.02")}
+"""Stacks whose recipes for mixtures of experts differ from the others: in block-scaled types, and else.
+
+From 26.06 on the former capture the whole step, the latter capture attention and routing as before; hybrids
+with state-space layers are as dense models (recipes of NVIDIA Megatron-Bridge 0.6.2).
+"""
+
+BLOCK_SCALED = frozenset({"mxfp8", "nvfp4"})
+
 SHARDED_STACKS = ("fsdp", "torchtitan", "jax", "jax-gpu", "paxml")
 """Stacks whose way of fitting a model is to shard it whole; the others divide it (tensor, pipeline)."""
 
@@ -61,6 +70,8 @@ def stack_of(row: Row, device: Device) -> tuple[str, str | None]:
             return stack, None
     for pattern, stack in PATTERNS:
         if re.search(pattern, text):
+            if row.family == "moe" and stack in EXPERT_STACKS:
+                stack = EXPERT_STACKS[stack][row.dtype.lower() not in BLOCK_SCALED]
             return ("jax-gpu" if stack == "jax" else stack), None
     if device.kind == "cpu":
         return "pytorch-cpu", "software not stated: plain PyTorch on CPU assumed"

@@ -229,7 +229,7 @@ READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "gemma2": lambda c: _decoder(c, tied=True),
     "gemma3_text": lambda c: _decoder(c, tied=True),
     "mixtral": lambda c: _experts(c, ffn="intermediate_size"),
-    "gpt_oss": lambda c: _experts(c, ffn="intermediate_size"),
+    "gpt_oss": lambda c: _experts(c, ffn="intermediate_size", bias=True),
     "olmoe": lambda c: _experts(c, ffn="intermediate_size"),
     "qwen2_moe": _experts,
     "qwen3_moe": _experts,

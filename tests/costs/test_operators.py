@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from layouts import EXPERTS, GPT
 
 from plansim.costs.blocks import block_s
+from plansim.costs.compute import attention_s
 from plansim.costs.operators import Arithmetic, operator_s, passes_of
 from plansim.hardware.catalog import find_device
 from plansim.hardware.stack import find_stack
@@ -170,3 +171,52 @@ def test_every_part_is_a_time():
     for name in PASSES:
         parts = getattr(found, name)
         assert all(getattr(parts, f.name) >= 0 for f in fields(parts))
+
+
+def test_a_captured_step_waits_for_no_host():
+    eager = block_s(block(), arithmetic(operator_host_s=1.0), free, alone)
+    captured = block_s(block(), arithmetic(operator_host_s=1.0, captured_step=True), free, alone)
+
+    assert eager.forward.host_s > 1.0
+    assert captured.forward.host_s == 0.0
+    assert captured.forward.compute_s == eager.forward.compute_s
+
+
+def test_fused_experts_take_activation_and_biases_into_their_products():
+    biased = find_family("moe").blocks(
+        replace(EXPERTS, bias=True), Shard(microbatch=1, seq_len=EXPERTS.seq_len)
+    )
+    layer = next(b for b in biased if b.kind == "moe_layer")
+    extra = [op for op in layer.operators if op.name in ("expert_activation", "expert_bias")]
+
+    assert len(extra) == 2
+    for op in extra:
+        assert operator_s(op, arithmetic(fused_experts=True)).forward_s == 0.0
+        assert operator_s(op, arithmetic()).forward_s > 0.0
+
+
+def test_biases_of_experts_move_64_bytes_an_element():
+    """Counted kernel by kernel as Megatron-Core adds them: 28 bytes forward, 36 backward."""
+    layers = find_family("moe").blocks(
+        replace(EXPERTS, bias=True), Shard(microbatch=2, seq_len=EXPERTS.seq_len)
+    )
+    layer = next(b for b in layers if b.kind == "moe_layer")
+    bias = next(op for op in layer.operators if op.name == "expert_bias")
+    elements = 2 * EXPERTS.seq_len * EXPERTS.moe.top_k * EXPERTS.hidden
+
+    assert bias.forward_bytes + bias.backward_bytes == pytest.approx(64 * elements)
+    assert passes_of(bias, find_stack("megatron-core-26.02")) == 1.0
+
+
+@pytest.mark.parametrize("name", ["b200-sxm-180gb", "b300-sxm-288gb", "gb300-288gb"])
+def test_8_bit_attention_halves_the_products_and_not_the_softmax(name):
+    device = find_device(name)
+    shape = {"batch": 8, "heads": 64, "kv_heads": 8, "seq_q": 8192, "seq_kv": 8192, "head_dim": 128}
+    wide = attention_s(device, **shape, dtype="bf16")
+    narrow = attention_s(device, **shape, dtype="bf16", product_speed=2.0)
+
+    assert 0.5 * wide < narrow < wide
+    how = Arithmetic(device=device, dtype="fp8", stack=find_stack("megatron-core-captured"))
+    assert how.attention_product_speed == 2.0
+    assert replace(how, dtype="bf16").attention_product_speed == 1.0
+    assert replace(how, stack=find_stack("megatron-core-26.02")).attention_product_speed == 1.0

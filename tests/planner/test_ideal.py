@@ -17,14 +17,21 @@ from plansim.planner.least_comm import LeastCollectives
 from plansim.workload.read import load_model
 
 SIZES = (1, 2, 3, 4, 6, 8, 16)
-CLUSTERS = {name: with_nodes(load_profile(name), 32) for name in ("a100x8", "h100x8", "v100x8", "t4x4")}
-MODELS = {n: load_model(n) for n in ("gpt3-1.3b", "llama-3.1-8b", "deepseek-v3", "mixtral-8x7b", "gpt2-xl")}
+CLUSTERS = {
+    name: with_nodes(load_profile(name), 32) for name in ("a100x8", "h100x8", "v100x8", "t4x4", "b200x8")
+}
+MODELS = {
+    name: load_model(name)
+    for name in ("gpt3-1.3b", "llama-3.1-8b", "deepseek-v3", "mixtral-8x7b", "gpt-oss-20b", "gpt2-xl")
+}
 PASSES = ("forward", "recompute_core", "recompute_all", "backward_input", "backward_weight")
 
 
 def laid_out(profile, model, stack, **changes):
     """Return a layout of a model, tensor communication overlapped where its stack can."""
-    dtype = "bf16" if "bf16" in profile.device.peak_flop_per_s else "fp16"
+    peaks = profile.device.peak_flop_per_s
+    dtype = "bf16" if "bf16" in peaks else "fp16"
+    dtype = "fp8" if stack.narrow_attention and "fp8" in peaks else dtype
     job = Job(global_batch=4096, seq_len=min(2048, model.seq_len), dtype=dtype)
     unfused = changes.pop("unfused", False)
     plan = Plan(model=model.name, profile=profile.name, job=job, parallel=Parallel(**changes))
@@ -42,7 +49,7 @@ def lines_of(small, block):
 @given(
     cluster=st.sampled_from(sorted(CLUSTERS)),
     name=st.sampled_from(sorted(MODELS)),
-    stack=st.sampled_from(["megatron-core", "fsdp", "torchtitan", "deepspeed"]),
+    stack=st.sampled_from(["megatron-core", "fsdp", "torchtitan", "deepspeed", "megatron-core-captured"]),
     tp=st.sampled_from([1, 2, 4, 8, 16]),
     cp=st.sampled_from([1, 2, 4]),
     ep=st.sampled_from([1, 2, 8]),

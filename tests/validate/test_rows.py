@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from plansim.errors import InputError
-from plansim.validate.rows import read_rows
+from plansim.hardware.catalog import find_device
+from plansim.validate.rows import Row, read_rows
+from plansim.validate.software import stack_of
 
 HEADER = "id,model,n_devices,device,gbs,tp,recompute,step_time_derived\n"
 
@@ -67,3 +69,19 @@ def test_rows_without_an_id_get_one(tmp_path):
     rows = read_rows(write(tmp_path, "model,n_devices,device,gbs\nm,8,a100,4\nm,8,a100,8\n"))
 
     assert [r.id for r in rows] == ["row-1", "row-2"]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "stack"),
+    [
+        ("moe", "mxfp8", "megatron-core-captured"),
+        ("moe", "nvfp4", "megatron-core-captured"),
+        ("moe", "bf16", "megatron-core-26.02"),
+        ("moe-hybrid", "mxfp8", "megatron-core-26.06"),
+        ("llama", "mxfp8", "megatron-core-26.06"),
+    ],
+)
+def test_recipes_that_capture_whole_steps_are_a_stack_of_their_own(family, dtype, stack):
+    row = Row(source="NVIDIA Megatron-Bridge docs (NeMo 26.06 container)", family=family, dtype=dtype)
+
+    assert stack_of(row, find_device("gb200-186gb")) == (stack, None)

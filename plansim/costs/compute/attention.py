@@ -96,7 +96,7 @@ def attention_s(
     device: Device, *, batch: float, heads: float, kv_heads: float, seq_q: float, seq_kv: float, head_dim:
     float,
     v_head_dim: float | None = None, causal: bool = True, window: float | None = None, dtype: str,
-    direction: str = "forward", kind: str = "flash",
+    direction: str = "forward", kind: str = "flash", product_speed: float = 1.0,
 ) -> float:  # fmt: skip
     """Return the time of attention over `batch` sequences, without its projections, seconds.
 
@@ -116,6 +116,8 @@ def attention_s(
         ``forward`` or ``backward``.
     kind : str
         ``flash`` or ``unfused``.
+    product_speed : float
+        Speed of fused products over those of `dtype`: 2 where they run in 8 bits and the softmax does not.
     """
     if direction not in ("forward", "backward"):
         raise UnknownNameError("attention direction", direction, ("forward", "backward"))
@@ -133,25 +135,22 @@ def attention_s(
         return 0.0
     kernel = attention_kernel(device, dtype)
     return fused_s(
-        kernel, batch, heads, kv_heads, seq_q, seq_kv, head_dim, value_dim, causal, window, direction
-    )
+        kernel, batch, heads, kv_heads, seq_q, seq_kv, head_dim, value_dim, causal, window, direction,
+        product_speed,
+    )  # fmt: skip
 
 
 def fused_s(
     kernel: AttentionKernel, batch: float, heads: float, kv_heads: float, seq_q: float, seq_kv: float,
     head_dim: float,
     value_dim: float, causal: bool = True, window: float | None = None, direction: str = "forward",
+    product_speed: float = 1.0,
 ) -> float:  # fmt: skip
     """Return the time of fused attention under a prepared kernel, seconds (see `attention_s`)."""
     curve = kernel.curve
     mean, longest = visible_keys(seq_q, seq_kv, curve.block, causal, window)
     items = batch * heads * math.ceil(seq_q / curve.block)
-    products = 1.0 if direction == "forward" else BACKWARD_FLOP_RATIO
-    extra = 2 * curve.exponential_dim / products
-    reference = (2 * REFERENCE_HEAD_DIM) / (2 * REFERENCE_HEAD_DIM + extra)
-    key_s = products * 2 * curve.block * (head_dim + value_dim + extra) * reference / kernel.unit_flop_per_s
-    if direction == "backward":
-        key_s /= curve.backward_fraction
+    key_s = seconds_per_key(kernel, head_dim + value_dim, direction, product_speed)
     mean, longest = mean + curve.prologue_keys, longest + curve.prologue_keys
     compute_s = key_s * max(
         longest, items * mean / kernel.units + curve.tail_items * longest * (1 - 1 / items)
@@ -161,6 +160,22 @@ def fused_s(
     nbytes = 2 * rows * (curve.query_passes * heads * seq_q + curve.key_passes * kv_heads * seq_kv)
     memory_s = nbytes / kernel.bytes_per_s
     return curve.launch_s + compute_s + memory_s * (2 if direction == "backward" else 1)
+
+
+def seconds_per_key(
+    kernel: AttentionKernel, dims: float, direction: str, product_speed: float = 1.0
+) -> float:
+    """Return the time of one block of queries against one key on one unit, seconds.
+
+    `dims` are the elements of a key and a value; the exponential of a score costs as much as
+    `exponential_dim` products of it, whatever their data type.
+    """
+    curve = kernel.curve
+    products = 1.0 if direction == "forward" else BACKWARD_FLOP_RATIO
+    exponential, reference = 2 * curve.exponential_dim / products, 2 * REFERENCE_HEAD_DIM
+    effective = (dims / product_speed + exponential) * reference / (reference + exponential)
+    key_s = products * 2 * curve.block * effective / kernel.unit_flop_per_s
+    return key_s if direction == "forward" else key_s / curve.backward_fraction
 
 
 def portable_fraction(device: Device) -> float:

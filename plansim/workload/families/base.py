@@ -29,7 +29,9 @@ class Family(Protocol):
 def block(kind: str, operators: tuple[Operator, ...], boundary_bytes: float) -> Block:
     """Return a block with its parameters counted from its operators."""
     experts = sum(
-        op.parameters for op in operators if isinstance(op, Matmul) and op.name.startswith("expert_")
+        op.parameters
+        for op in operators
+        if isinstance(op, Matmul | Elementwise) and op.name.startswith("expert_")
     )
     total = sum(getattr(op, "parameters", 0) for op in operators if not isinstance(op, Communication))
     return Block(

@@ -17,6 +17,13 @@ from plansim.workload.families.pieces import (
 from plansim.workload.model import Model, MoE
 from plansim.workload.operators import Communication, Elementwise, Matmul, Operator, Shard
 
+BIAS_FORWARD_BYTES, BIAS_BACKWARD_BYTES = 28, 36
+"""Bytes that biases of experts move per element of their output, as Megatron-Core adds them.
+
+Forward: bias times routing weight in fp32 (4), sum (10), concatenation of the experts (8), narrowing (6).
+Backward: widening (6), gradient of the product (6), of the bias and of the routing weight (12 each).
+"""
+
 
 def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     """Return router, dispatch, grouped products, combine and shared experts of a mixture-of-experts layer.
@@ -33,7 +40,7 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     factor = moe.top_k * (moe.capacity_factor or 1.0)
     sent = e * local * factor * h
     rows = max(1, round(shard.tokens * factor))
-    kept = shard.operand_bytes * rows * h
+    kept, groups = shard.operand_bytes * rows * h, max(1, moe.experts // shard.ep)
     dispatch, combine = (
         tuple(
             Communication(
@@ -68,9 +75,10 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
             rows,
             moe.ffn // shard.tp,
             kept,
-            groups=max(1, moe.experts // shard.ep),
+            groups=groups,
             prefix="expert",
         ),
+        *_biases(inside, shard, rows, groups),
         *leave_tp(inside, shard, "experts_leave"),
         *combine,
         Elementwise(
@@ -79,6 +87,22 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
         *up,
         *shared,
         residual(model, shard, "residual_2"),
+    )
+
+
+def _biases(model: Model, shard: Shard, rows: int, groups: int) -> tuple[Operator, ...]:
+    """Return the biases of the experts' second products, which kernels of their own weigh and add."""
+    if not model.bias:
+        return ()
+    elements = rows * model.hidden
+    return (
+        Elementwise(
+            name="expert_bias",
+            forward_bytes=BIAS_FORWARD_BYTES * elements,
+            backward_bytes=BIAS_BACKWARD_BYTES * elements,
+            launches=groups + 2,
+            parameters=groups * model.hidden,
+        ),
     )
 
 

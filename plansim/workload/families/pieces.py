@@ -272,7 +272,7 @@ def feed_forward(
     """Return the products of an MLP (or of grouped experts) and the activation between them."""
     halves = 2 if model.gated else 1
     inner, outer = (shard.element_bytes * rows * width * n for n in (halves, 1))
-    bias = width * halves if model.bias else 0
+    bias = groups * width * halves if model.bias else 0
     return (
         Matmul(
             name=f"{prefix}_up", m=rows, n=width * halves, k=model.hidden, groups=groups, saved_bytes=kept
