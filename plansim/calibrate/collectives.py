@@ -1,4 +1,4 @@
-"""What this machine's collectives cost by size and ranks: wall time of the slowest rank, CPU time of each."""
+"""What this machine's collectives cost a step, by size and ranks: wall time, and CPU time of each rank."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from plansim.execute.pace import Computing
 
 SIZES = (2**12, 2**15, 2**17, 2**19, 2**20, 2**21, 2**22, 2**24)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
+ROOTED = ("broadcast", "send_recv")
+"""Collectives in which ranks do different things."""
+
 COMPRESSED = tuple(HOOKS)
 COMPRESSED_SIZES = (2**20, 2**22, 2**24)
 
@@ -37,8 +40,10 @@ class CollectiveSample:
         The whole array, as everywhere in the collective costs: what a rank holds before an all-reduce or
         reduce-scatter, after an all-gather; the message of a send.
     wall_s, cpu_s : float
-        Wall time of the slowest rank, and CPU time of one rank (mean over the ranks), seconds: of the call
-        and of what it does to the computing after it (see `plansim.calibrate.within`).
+        Wall time and CPU time of one rank, seconds: of the call and of what it does to the computing after it
+        (see `plansim.calibrate.within`). The mean over the ranks: who computes faster waits longer, and a
+        step is the mean of computing and the mean of waiting. Of calls with a root, the slowest rank's wall
+        time.
     """
 
     collective: str
@@ -76,11 +81,30 @@ def measure_collectives(
                     collective=collective,
                     ranks=world,
                     nbytes=float(nbytes),
-                    wall_s=scale * max(row[i][2] for row in rows),
+                    wall_s=scale * _wall_s(collective, [row[i][2] for row in rows]),
                     cpu_s=scale * statistics.fmean(row[i][3] for row in rows),
                 )
             )
     return found
+
+
+def _wall_s(collective: str, seconds: Sequence[float]) -> float:
+    return max(seconds) if collective in ROOTED else statistics.fmean(seconds)
+
+
+def averaged(samples: Sequence[CollectiveSample]) -> list[CollectiveSample]:
+    """Return one sample of each collective, size and group: the mean of those of several rounds."""
+    groups: dict[tuple[str, int, float], list[CollectiveSample]] = {}
+    for s in samples:
+        groups.setdefault((s.collective, s.ranks, s.nbytes), []).append(s)
+    return [
+        replace(
+            same[0],
+            wall_s=statistics.fmean(s.wall_s for s in same),
+            cpu_s=statistics.fmean(s.cpu_s for s in same),
+        )
+        for same in groups.values()
+    ]
 
 
 def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[Row]:

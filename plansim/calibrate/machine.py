@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from plansim.calibrate.coding import measure_coding
-from plansim.calibrate.collectives import fitted_lines, measure_collectives
+from plansim.calibrate.collectives import averaged, fitted_lines, measure_collectives
 from plansim.calibrate.compute import ComputeSamples, measure_compute
 from plansim.calibrate.contention import measure_contention
 from plansim.calibrate.frameworks import measure_frameworks
@@ -35,7 +35,7 @@ SLOTS_PER_CORE = 2
 
 
 def calibrate(name: str = "local-cpu", *, device: str = "cpu", say: Say = lambda _: None) -> Profile:
-    """Return a profile of this machine, measured in about four minutes.
+    """Return a profile of this machine, measured in about five minutes.
 
     Parameters
     ----------
@@ -84,13 +84,15 @@ def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
     frameworks = measure_frameworks()
     paces.append(watch_pace(cores))
     relative = []  # times in passes of the pace, which is known at the end
-    for ranks in groups:
+    for ranks in sorted([*groups, *(n for n in groups if n <= cores)]):  # wall times drift: measured twice
         say(f"gloo collectives of {ranks} ranks, plain and compressed")
         relative += measure_collectives((ranks,), pace_s=1.0, shared_pace=sharing.pace)
         paces.append(watch_pace(cores, seconds=2 * PIECE_S))
     pace = joined(paces)
     pace_s = float(f"{pace.pass_s:.4g}")
-    lines = fitted_lines([replace(s, wall_s=s.wall_s * pace_s, cpu_s=s.cpu_s * pace_s) for s in relative])
+    lines = fitted_lines(
+        [replace(s, wall_s=s.wall_s * pace_s, cpu_s=s.cpu_s * pace_s) for s in averaged(relative)]
+    )
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     slots = SLOTS_PER_CORE * cores
     fitted = _fitted_device(_bare_cpu(samples, memory / slots), samples)

@@ -17,7 +17,7 @@ from typing import Any
 
 from plansim.execute.pace import Computing
 
-TRIES, TRIES_OF_LARGE, LARGE_BYTES = 24, 8, 2**22
+TRIES, TRIES_OF_LARGE, LARGE_BYTES = 16, 8, 2**22
 PAUSES_S = (0.001, 0.005, 0.02)
 MIDDLE = 0.8
 """Share of the tries that is averaged: a call may wait for a tick of the scheduler or for none, and a step

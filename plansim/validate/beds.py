@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from plansim.calibrate.collectives import fitted_lines, measure_collectives
+from plansim.calibrate.collectives import averaged, fitted_lines, measure_collectives
 from plansim.errors import InfeasibleError, InputError
 from plansim.execute import RunOptions, check_plan_runs
 from plansim.execute.launch import Place
@@ -27,6 +27,7 @@ from plansim.validate.pace import usual_pace_s, with_pace
 from plansim.workload.model import Model
 
 UNSHAPED = "unshaped"
+LINK_ROUNDS = 2
 PLAIN: dict[str, object] = {"cp": 1, "zero_stage": 0, "compression.gradients": "none"}
 
 
@@ -161,8 +162,11 @@ def with_links(
     samples = []
     for world in sorted({2} | worlds):
         with temporary_testbed(TestbedSpec.even(world)) as place:
-            samples += measure_collectives((world,), pace_s=profile.calibration.get("pace_s"), place=place)
-    lines = fitted_lines(samples)
+            for _ in range(LINK_ROUNDS):
+                samples += measure_collectives(
+                    (world,), pace_s=profile.calibration.get("pace_s"), place=place
+                )
+    lines = fitted_lines(averaged(samples))
     link = next(line for line in lines if line["collective"] == "send_recv" and line["ranks"] == 2)
     inner = replace(profile.fabric[0], bandwidth_bytes_per_s=1.0 / max(link["s_per_byte"], 1e-12))
     return replace(

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from plansim.calibrate.collectives import CollectiveSample, rising
+from plansim.calibrate.collectives import CollectiveSample, averaged, rising
 from plansim.calibrate.within import TRIES, call_cost
 
 
@@ -52,3 +52,12 @@ def test_larger_messages_never_take_less():
         (2.0, pytest.approx(2.0)),
         (4.0, pytest.approx(4.0)),
     ]
+
+
+def test_rounds_of_one_collective_are_averaged():
+    def sample(nbytes, wall_s):
+        return CollectiveSample(collective="c", ranks=2, nbytes=nbytes, wall_s=wall_s, cpu_s=2 * wall_s)
+
+    found = averaged([sample(1.0, 1.0), sample(2.0, 5.0), sample(1.0, 3.0)])
+
+    assert [(s.nbytes, s.wall_s, s.cpu_s) for s in found] == [(1.0, 2.0, 4.0), (2.0, 5.0, 10.0)]
