@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from plansim.workload.model import Model
 
 BAR_WIDTH = 40
+WRITTEN_CHUNKS = 16
+"""Chunks whose layers are written one by one."""
 
 
 def headline(plan: Plan, model: Model, profile: Profile) -> Text:
@@ -72,11 +74,22 @@ def plan_words(plan: Plan) -> str:
         chunks = f" x {p.virtual_stages} chunks" if p.virtual_stages > 1 else ""
         words.append(p.schedule + chunks)
         if p.stage_layers:
-            words.append("layers " + "-".join(map(str, p.stage_layers)))
+            words.append("layers " + _stage_layers(p.stage_layers))
     if p.batch_shares:
         words.append("shares of " + _shares(p.batch_shares) + " microbatches")
     words += _switches(plan)
     return ", ".join(words)
+
+
+def _stage_layers(layers: tuple[int, ...]) -> str:
+    """Return the layers of every chunk in words; long lists as runs.
+
+    Examples
+    --------
+    >>> _stage_layers((1, 2, 2, 1)), _stage_layers((3,) * 31 + (1,))
+    ('1-2-2-1', '31 x 3, 1')
+    """
+    return "-".join(map(str, layers)) if len(layers) <= WRITTEN_CHUNKS else _shares(layers)
 
 
 def _shares(shares: tuple[int, ...]) -> str:

@@ -45,13 +45,23 @@ def answer(found: PlanningResult, model: Model, profile: Profile) -> list[Render
     return parts
 
 
+SCORED = {
+    "throughput": "step time",
+    "cost": "$ a step",
+    "energy": "energy a step",
+    "memory": "peak memory",
+    "time-to-target": "step time",
+}
+"""Objective -> what its column lists; steps count as the progress they make."""
+
+
 def plans(found: PlanningResult) -> RenderableType:
     """Return the ranking."""
     made = table(
         "\nBest plans",
         rank=">",
         plan="plan~",
-        score=f"{found.objective}{', at worst' if found.robust else ''}>",
+        score=f"{SCORED[found.objective]}{', at worst' if found.robust else ''}>",
         mfu="MFU>",
         memory="memory>",
         behind="behind>",
@@ -104,7 +114,7 @@ def sensitivity(found: PlanningResult) -> RenderableType:
     made = table(
         "\nWhat a change would buy (planned again under each)",
         change="change",
-        score=f"{found.objective}>",
+        score=f"{SCORED[found.objective]}>",
         difference="difference>",
         moved="the best plan then has~",
     )

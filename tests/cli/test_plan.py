@@ -16,7 +16,7 @@ def test_the_front_and_what_changes_buy_are_shown_and_written(run):
 
     assert done.code == 0
     for words in (
-        "throughput, at worst",
+        "step time, at worst",
         "Front: each is the fastest plan under its limit",
         "devices 4",
         "$/10^9 tokens",
