@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from plansim.costs.buckets import held_parameters
+from plansim.costs.compression import find_method
 from plansim.costs.hostdata import HostCalibration, on_host
 from plansim.costs.hostlinks import HostLinks
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
@@ -45,8 +47,24 @@ class HostStep:
         stages = tuple(self._stage(s, end) for s, end in enumerate(modelled.stages))
         return replace(
             modelled, chunks=chunks, stages=stages, overlap_gradients=False, overlap_parameters=False,
-            comm_slowdown=1.0, compute_slowdown=1.0,
+            comm_slowdown=1.0, compute_slowdown=1.0, outer_s=self._outer_s(),
         )  # fmt: skip
+
+    def _outer_s(self) -> float:
+        """Return what replicas that step alone exchange, seconds of a step on average."""
+        layout, method = self.layout, self.layout.plan.compression.outer
+        ranks = layout.group("dp_cp").size
+        if method.method == "none" or ranks == 1:
+            return 0.0
+        nbytes = 4.0 * max(sum(held_parameters(layout, chunks)) for chunks in layout.chunks_of_stage)
+        whole, period = (
+            self._links.coded_s("all_reduce", nbytes, ranks, "dp_cp", method),
+            find_method(method.method).period(method.options),
+        )
+        if self.clock != "wire":  # the exchange waits for the slowest replica
+            apart_s = max(self._apart_s(stage) for stage in range(layout.plan.parallel.pp))
+            whole += self.host.straggling_s(period * apart_s)
+        return whole / period
 
     @property
     def _links(self) -> HostLinks:
@@ -242,7 +260,7 @@ class HostStep:
         It waits for the slowest replica, after `apart_s` seconds in which each computed for itself.
         """
         plan, ranks = self.layout.plan, self.layout.plan.parallel.dp * self.layout.plan.parallel.cp
-        if ranks == 1:
+        if ranks == 1 or plan.compression.outer.method != "none":
             return []
         nbytes = 4.0 * parameters
         if plan.aggregation == "parameter_server":
@@ -271,6 +289,8 @@ class HostStep:
         p, given = self.layout.plan.parallel, self.host.frameworks
         if p.dp * p.cp == 1:
             return given.get("step_s", 0.0)
+        if self.layout.plan.compression.outer.method != "none":
+            return given.get("step_s", 0.0)  # nothing wraps a model whose replicas step alone
         flat = p.pp > 1 or p.cp > 1 or p.ep > 1 or not self.layout.plan.overlap.gradients
         wrapped = not flat and p.zero_stage <= 1
         each = given.get("flat_s_per_byte" if flat else "ddp_s_per_byte", 0.0) if flat or wrapped else 0.0

@@ -120,3 +120,22 @@ def test_a_wrapper_costs_what_was_measured_of_it_or_what_lies_nearest():
     assert {b.comm_s for b in sharded.reductions_per_pass} == {3.0}
     assert costs(known, dp=2, microbatch=4).stages[0].reductions[0].comm_s == 1.0
     assert costs(known, tp=2, microbatch=8).chunks[0].forward.tp_s % 2.0 == 0.0
+
+
+def test_replicas_that_step_alone_exchange_weights_and_no_gradients():
+    """Local SGD every H steps costs the H-th part of one exchange, and nothing wraps the model."""
+
+    def step(every):
+        outer = Method(method="local_sgd", options={"every": every})
+        plan = Plan(
+            model="gpt-mini", profile="local-cpu", job=Job(global_batch=8, seq_len=128, dtype="fp32"),
+            parallel=Parallel(dp=2), compression=Compression(outer=outer),
+        )  # fmt: skip
+        return step_costs(Layout.of(MODEL, hosts(12.5e6), plan))
+
+    often, seldom = step(2), step(8)
+    (bucket,) = costs(hosts(12.5e6), dp=2).stages[0].reductions
+
+    assert not often.stages[0].reductions
+    assert often.outer_s == pytest.approx(4 * seldom.outer_s, rel=0.05)
+    assert 2 * often.outer_s == pytest.approx(bucket.comm_s, rel=0.1)

@@ -43,6 +43,16 @@ def measurement(*times, peaks=None):
     return Measurement(plan={}, ranks=ranks, warmup_steps=1, tokens_per_step=100.0, samples_per_step=10.0)
 
 
+def test_steps_of_two_kinds_are_averaged():
+    """Where some steps exchange weights and others do not, a median would see one kind alone."""
+    ranks = (RankMeasurement(rank=0, step_times_s=(1.0, 1.0, 1.0, 2.0), peak_memory_bytes=1.0),)
+    given = {"ranks": ranks, "warmup_steps": 0, "tokens_per_step": 1.0, "samples_per_step": 1.0}
+    outer = {"compression": {"outer": {"method": "local_sgd", "every": 4}}}
+
+    assert Measurement(plan={}, **given).step_time_s == 1.0
+    assert Measurement(plan=outer, **given).step_time_s == 1.25
+
+
 def test_a_prediction_has_the_names_of_the_contract():
     data = json.loads(json.dumps(prediction().to_json()))
 
