@@ -252,3 +252,11 @@ def test_groups_match_the_grid():
     for rank in range(grid.world_size):
         for axis in ("tp", "dp", "pp"):
             assert groups.of(axis, rank) == grid.group(rank, axis)
+
+
+def test_recipes_that_capture_the_step_are_named_beside_the_prediction():
+    plan, model, profile = case("mixtral-8x7b", "b200x8", 8, parallel={"dp": 8, "ep": 8, "zero_stage": 1})
+    captured = replace(plan, stack="megatron-core-captured")
+
+    assert "one CUDA graph" in emit(captured, model, profile, "megatron")["NOTES.md"]
+    assert "one CUDA graph" not in emit(plan, model, profile, "megatron")["NOTES.md"]

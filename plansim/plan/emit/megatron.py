@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from plansim.hardware.profile import Profile
+from plansim.hardware.stack import find_stack
 from plansim.plan.emit.base import (
     Emission,
     Emitter,
@@ -244,6 +245,12 @@ def _warnings(plan: Plan, model: Model) -> list[str]:
         )
     if plan.attention == "flash" and model.mla:
         warnings.append("latent attention may need --attention-backend fused on devices before Hopper")
+    if plan.stack and find_stack(plan.stack).captured_step:
+        warnings.append(
+            "the prediction is of recipes that capture the whole step in one CUDA graph, dispatch tokens by "
+            "HybridEP, fuse experts with their activation and run attention in 8 bits, as Megatron-Bridge's do; "
+            "without their switches the step takes longer (stack megatron-core-26.02 says how much)"
+        )
     return warnings
 
 
