@@ -248,7 +248,7 @@ def _warnings(plan: Plan, model: Model) -> list[str]:
     if plan.stack and find_stack(plan.stack).captured_step:
         warnings.append(
             "the prediction is of recipes that capture the whole step in one CUDA graph, dispatch tokens by "
-            "HybridEP, fuse experts with their activation and run attention in 8 bits, as Megatron-Bridge's do; "
+            "HybridEP, fuse experts with their activation and run attention in 8 bits (Megatron-Bridge); "
             "without their switches the step takes longer (stack megatron-core-26.02 says how much)"
         )
     return warnings
