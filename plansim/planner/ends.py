@@ -80,7 +80,8 @@ class End:
     @property
     def memory_class(self) -> tuple[Any, ...]:
         """What its memory depends on."""
-        return self.zero_stage, self.zero_group, self.offload, self.gradients
+        kept = self.gradients != "none" and find_method(self.gradients).error_feedback
+        return self.zero_stage, self.zero_group, self.offload, kept
 
 
 def ends_of(

@@ -74,11 +74,7 @@ def _to_choose(given: Pipelines, parts: Held, options: Options) -> tuple[Pipelin
     """Return pipelines with what tells which modes fit; where each mode is a candidate, once for each."""
     if options.sizing != "each":
         per_stage = options.per_stage & (given.columns.pp > 1)
-        whole = parts.activations[:, :, :ANYWHERE]
-        least = whole.min(axis=1) if whole.shape[1] else np.zeros((len(whole), ANYWHERE))
-        if parts.layered.layers:
-            least = np.minimum(least, parts.layered.least[:, :ANYWHERE])
-        modes = options.recompute
+        modes, least = options.recompute, _least(parts)
         asked = parts.layered.activations
         return (
             given,
@@ -90,6 +86,15 @@ def _to_choose(given: Pipelines, parts: Held, options: Options) -> tuple[Pipelin
     of_mode = np.array([alike(mode) for mode in options.recompute], dtype=np.int64)
     least = parts.every(options.recompute)[index, number, :ANYWHERE]
     return alone, parts.take(index), Each(least, of_mode[number])
+
+
+def _least(parts: Held) -> Array:
+    """Return bytes of activations that no mode of the space goes below, (pipelines, representatives)."""
+    each = list(np.moveaxis(parts.activations[:, :, :ANYWHERE], 1, 0))
+    if parts.layered.layers:
+        each.append(parts.layered.least[:, :ANYWHERE])
+    found: Array = np.minimum.reduce(each)
+    return found
 
 
 def _by_key(keys: Ints) -> tuple[Ints, Ints, Mask]:
@@ -183,6 +188,7 @@ class Sieve:
     def _fitting(self, given: Pipelines, options: Options, bench: Workbench, shares: Shares) -> Left:
         """Return what may fit: pipelines, once for every set of recompute modes that do with some end."""
         parts = held(bench, given.columns, options, shares, given.row)
+        given, parts = self._with_hope(given, parts, options, bench)
         given, parts, modes = _to_choose(given, parts, options)
         columns, by_memory = given.columns, self.question.objective.by_memory
         limit = np.minimum(parts.limit, self.question.memory_limit_bytes)
@@ -217,6 +223,28 @@ class Sieve:
         index, key, allowed = _by_key(keys)
         kept = replace(columns.take(index), recompute=key)
         return Left(kept, allowed, memory[index] if by_memory else memory, finish[index], given.row[index])
+
+    def _with_hope(
+        self, given: Pipelines, parts: Held, options: Options, bench: Workbench
+    ) -> tuple[Pipelines, Held]:
+        """Return the pipelines that may fit with the end that holds least; counts the others."""
+        stages = {end.zero_stage for end in options.ends}
+        if len(stages) > 1 and max(stages) == 3:
+            return given, parts  # in a pipeline ZeRO-3 may hold more than ZeRO-2
+        number = min(
+            range(len(options.ends)),
+            key=lambda i: (-(e := options.ends[i]).zero_stage, e.zero_group is not None, not e.offload, i),
+        )
+        end, probe = options.ends[number], bench.layout(Parallel())
+        lasting = lasting_bytes(bench, given.columns, parts, end, probe, self.node)
+        limit = np.minimum(parts.limit, self.question.memory_limit_bytes)
+        over = (_least(parts) + (lasting - limit)[:, :ANYWHERE]).max(axis=1)
+        lost = (over > 0) & given.allowed[:, number]
+        plans = given.allowed.sum(axis=1) * given.leaves * given.choices(options)
+        self.tally.reject("memory", plans[lost].sum())
+        self._remember(given.columns, options, end, np.where(lost, over, np.inf))
+        kept = np.flatnonzero(~lost)
+        return given.take(kept, given.own[kept]), parts.take(kept)
 
     def _without_dominated(self, options: Options, keys: Ints, roomy: Ints, leaves: Ints) -> None:
         """Take out what saves memory at the cost of time where the same plan fits well without."""

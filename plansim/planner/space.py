@@ -73,7 +73,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 USUAL: dict[str, tuple[Any, ...]] = {
     "schedule": tuple(name for name in SCHEDULES if name not in ("gpipe", "zb-h2")),
-    "recompute": ("none", "selective", "full"),
     "attention": ("flash",),
     "aggregation": ("all_reduce",),
     "overlap.gradients": (True,),
@@ -82,13 +81,13 @@ USUAL: dict[str, tuple[Any, ...]] = {
 """What is searched by default of the choices that have a value which seldom or never wins."""
 
 LEFT_OUT = (
-    "recomputation of some layers of a chunk (full:K), gpipe (1f1b takes as long and holds less), "
+    "gpipe (1f1b takes as long and holds less), "
     "zb-h2 (zb-h1 or zbv hold half as much), "
     "parameter servers, sharding within nodes below ZeRO-3, "
     "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
-    "divide a rank's layers, and context parallelism below 1,024 tokens a rank; offload, recomputation and "
-    "ZeRO-2 where the same plan fits well without (10 % of memory to spare); unfused attention and "
-    "overlap switched off unless they speed up the best plan"
+    "divide a rank's layers, and context parallelism below 1,024 tokens a rank; all recomputation but the "
+    "fastest that fits; offload and ZeRO-2 where the same plan fits well without (10 % of memory to spare); "
+    "unfused attention and overlap switched off unless they speed up the best plan"
 )
 """The cut, in words."""
 

@@ -124,7 +124,9 @@ def test_early_stages_recompute_more_and_the_step_is_shorter(model, cluster):
 
 
 def test_every_choice_of_modes_is_accounted_for(model, cluster):
-    found, alike = best_of(model, cluster), best_of(model, cluster, recompute_per_stage=False)
+    three = {"recompute": ("none", "selective", "full")}
+    found = best_of(model, cluster, **three)
+    alike = best_of(model, cluster, recompute_per_stage=False, **three)
 
     for stats in (found.search, alike.search):
         rejected = sum(stats.infeasible_by_rule.values())
