@@ -12,6 +12,7 @@ from plansim.costs.memory import stage_memory, tightest_stage
 from plansim.costs.step import StepCosts
 from plansim.errors import PlanError
 from plansim.hardware.profile import Profile
+from plansim.plan.backends.base import Backend
 from plansim.plan.model import Job, Plan
 from plansim.plan.rules import Rejected, check_plan
 from plansim.planner.objective import Constraints, Figures
@@ -113,12 +114,15 @@ class Bounded:
     ----------
     robust : bool
         Whether the figures' pessimistic ends are held against the constraints.
+    backend : Backend or None
+        The runtime whose rules plans keep; what was chosen last (recomputation) is held against them here.
     """
 
     evaluate: Evaluator
     limits: Constraints
     job: Job
     robust: bool = False
+    backend: Backend | None = None
 
     def __call__(self, plan: Plan) -> Figures | Rejected:
         """Return the figures of a plan, or why it cannot be."""
@@ -136,6 +140,9 @@ class Bounded:
         """Refuse what breaks a constraint."""
         if isinstance(outcome, Rejected):
             return outcome
+        refused = self.backend.check(plan, self.evaluate.model) if self.backend else []
+        if self.backend and refused:
+            return Rejected(plan=plan, rule=f"{self.backend.name}: recompute", detail=refused[0])
         broken = self.limits.broken(outcome.at_worst() if self.robust else outcome, self.job)
         return outcome if broken is None else Rejected(plan=plan, rule=broken[0], detail=broken[1])
 

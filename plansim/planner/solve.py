@@ -74,7 +74,7 @@ def uncollected() -> Iterator[None]:
 def best_first(question: Question, limits: Constraints, top: int, progress: Progress | None = None) -> Solved:
     """Search the space on all devices allowed; on fewer where all of them cannot be used."""
     evaluator = evaluator_of(question)
-    evaluate = Bounded(evaluator, limits, question.job, question.robust)
+    evaluate = Bounded(evaluator, limits, question.job, question.robust, question.space.backend)
     devices = min(question.profile.num_devices, limits.devices or question.profile.num_devices)
     first: Solved | None = None
     for world in (devices, *subsets(devices, question.profile.devices_per_node)):

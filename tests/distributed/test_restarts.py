@@ -78,7 +78,7 @@ def test_a_killed_rank_costs_nothing_but_time(name, tmp_path):
     assert "rank 1 of 2 failed: the process was killed by SIGKILL" in said[0]
     assert any(note.startswith("continued from a checkpoint after") for note in restarted.notes)
     assert restarted.ranks[0].losses == pytest.approx(undisturbed.ranks[0].losses, rel=1e-5)
-    assert len(restarted.ranks[0].losses) == 18
+    assert len(restarted.ranks[0].losses) == 21
     assert len(restarted.step_times_s) >= 8
 
 
@@ -101,8 +101,8 @@ def test_a_run_that_was_ended_is_continued_by_hand(tmp_path):
     rest = run_plan(given, MLP, steps=20, warmup=0, options=options)
 
     assert rest.ranks[0].losses == pytest.approx(whole.ranks[0].losses, rel=1e-5)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000016", "step-00000020"]
-    with pytest.raises(ExecutionError, match="already holds 20 of 15 steps; ask for more --steps"):
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000024"]
+    with pytest.raises(ExecutionError, match="already holds 24 of 18 steps; ask for more --steps"):
         run_plan(given, MLP, steps=12, warmup=0, options=options)
     with pytest.raises(ExecutionError, match="is a checkpoint of another plan"):
         run_plan(replace(given, recompute="full"), MLP, steps=30, warmup=0, options=options)

@@ -19,7 +19,7 @@ PLAN = Plan(
     job=Job(global_batch=64, seq_len=2048),
     parallel=Parallel(dp=4, tp=2, pp=2, zero_stage=1, microbatch=2, sequence_parallel=True),
     recompute="full",
-    stack="megatron-core-26.06",
+    stack="megatron-lm",
 )
 PLANS = {
     "pipeline": PLAN,

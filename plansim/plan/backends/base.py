@@ -22,9 +22,9 @@ Degrees = Mapping[str, Any]
 """Integers of a plan by name, each a number or an array of one shape.
 
 Of the plan: ``dp tp pp cp ep zero_stage zero_group microbatch virtual_stages num_microbatches seq_len`` and
-the booleans ``sequence_parallel uneven``. Of the model, a plain value each: ``heads kv_heads layers experts``
-and ``tied``. `zero_group` is ``dp * cp`` where the plan leaves it out; `heads` and `experts` are 0 where
-there are none.
+the booleans ``sequence_parallel uneven full_recompute``. Of the model, a plain value each: ``heads kv_heads
+layers experts`` and ``tied``. `zero_group` is ``dp * cp`` where the plan leaves it out; `heads` and `experts`
+are 0 where there are none.
 """
 
 FEATURES: dict[str, Callable[[Degrees], Mask]] = {
@@ -35,6 +35,7 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
     "ep": lambda d: d["ep"] > 1,
     "zero 0": lambda d: d["zero_stage"] == 0,
     "zero 1": lambda d: d["zero_stage"] == 1,
+    "zero 1 over replicas": lambda d: (d["zero_stage"] == 1) & (d["dp"] * d["cp"] > 1),
     "zero 2": lambda d: d["zero_stage"] == 2,
     "zero 3": lambda d: d["zero_stage"] == 3,
     "hybrid shard": lambda d: (d["zero_stage"] > 0) & (d["zero_group"] != d["dp"] * d["cp"]),
@@ -42,6 +43,7 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
     "uneven stages": lambda d: d["uneven"],
     "sequence parallel": lambda d: d["sequence_parallel"],
     "tied embeddings": lambda d: d["tied"],
+    "full recompute": lambda d: d["full_recompute"],
 }
 """What a pair may name, by its test on `Degrees` (element-wise on arrays)."""
 
@@ -281,6 +283,7 @@ def degrees_of(plan: Plan, model: Model) -> dict[str, Any]:
         "num_microbatches": max(1, plan.job.global_batch // share),
         "sequence_parallel": p.sequence_parallel,
         "uneven": p.stage_layers is not None and len(set(p.stage_layers)) > 1,
+        "full_recompute": "full" in (plan.recompute_of(stage) for stage in range(p.pp)),
         "seq_len": plan.job.seq_len,
         "heads": model.heads if attention else 0,
         "kv_heads": model.kv_heads if attention else 0,
