@@ -77,7 +77,8 @@ def sized(total: int, kinds: Sequence[int], seconds: Callable[[int, int], float]
     while True:
         last = max(count, key=lambda k: seconds(k, level(k)))
         most, lower = seconds(last, level(last)), count[last] * (level(last) - 1)
-        room = {k: _room(k, level(k), total, most, seconds) * n - of_kind[k] for k, n in count.items() if k != last}
+        others = {k: n for k, n in count.items() if k != last}
+        room = {k: _room(k, level(k), total, most, seconds) * n - of_kind[k] for k, n in others.items()}
         surplus = of_kind[last] - lower
         if lower < count[last] or sum(room.values()) < surplus:
             break
@@ -90,7 +91,7 @@ def sized(total: int, kinds: Sequence[int], seconds: Callable[[int, int], float]
 
 
 def _room(kind: int, at: int, total: int, below: float, seconds: Callable[[int, int], float]) -> int:
-    """Return the most microbatches, `at` to `total`, that a replica of a kind has done earlier than `below`."""
+    """Return the most microbatches, `at` to `total`, that a replica has done earlier than `below`."""
     while at < total and seconds(kind, at + 1) < below:
         at += 1
     return at
