@@ -65,7 +65,7 @@ DEVICES = {
 PRECISIONS = {"bf16": "bf16", "fp8cs": "fp8", "fp8sc": "fp8", "fp8mx": "mxfp8", "nvfp4": "nvfp4"}
 READING = (
     "The term is the one that costs the tuned layout most beside our optimum. *host*: launches that outlast",
-    "their kernels; small microbatches pay them in our model, not where kernels are captured in CUDA graphs.",
+    "their kernels; small microbatches pay them, but not experts in MXFP8 and NVFP4 (steps captured whole).",
     "*recompute*: our memory model wants more recomputation than the recipe has; recomputing named modules",
     "and offloading activations (FSDP recipes move 20 to 40 layers to the host) are not in it. *rule 'ep'*,",
     "and *expert parallel* where tp > 1: these recipes spread experts over the tensor ranks too. *data",
