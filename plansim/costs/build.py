@@ -319,9 +319,12 @@ def _stage_end(layout: Layout, stage: int) -> StageEnd:
 
 
 def _tied_embedding_s(layout: Layout, stage: int) -> float:
-    """Return the all-reduce of a tied embedding between the first and the last stage (Megatron)."""
+    """Return the all-reduce of a tied embedding between the first and the last stage (Megatron).
+
+    Of two ranks each sends half a table to reduce and half to gather: one table each way.
+    """
     p = layout.plan.parallel
     if p.pp == 1 or not layout.model.tied_embeddings or stage not in (0, p.pp - 1):
         return 0.0
     table = layout.model.vocab / p.tp * layout.model.hidden * reduce_bytes(layout)
-    return 2 * comm_s(layout, "pp", "send_recv", table)
+    return comm_s(layout, "pp", "send_recv", table)

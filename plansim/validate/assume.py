@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, replace
 
 from plansim.costs.compute import arithmetic_class
 from plansim.errors import PlansimError, UnknownNameError
-from plansim.hardware.catalog import find_device
 from plansim.hardware.device import Device
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack, find_stack
 from plansim.plan.model import Job, Overlap, Parallel, Plan
-from plansim.validate.links import cluster
+from plansim.validate.mixture import clusters, device_kinds
 from plansim.validate.rows import Row, Unpredictable
 from plansim.validate.shapes import model_of
 from plansim.validate.software import BEFORE_FLASH, SHARDED_STACKS, stack_of
@@ -77,16 +77,15 @@ def _case(row: Row) -> Case:
     notes = list(row.inferred)
     if not row.device or not row.n_devices:
         raise Unpredictable("device and n_devices are needed")
-    if "heterogeneous" in row.device or " + " in row.device:
-        raise Unpredictable(f"a mixed cluster ('{row.device}') does not fit one row")
-    device = find_device(row.device)
+    kinds = device_kinds(row.device)
+    device = kinds[0][0]
     name, note = stack_of(row, device)
     notes += [note] if note else []
     stack = find_stack(name)
     model, model_notes = model_of(row, stack)
     notes += model_notes
-    profile, link_notes = cluster(device, row.n_devices, row.devices_per_node, row.intra_link, row.inter_link)
-    notes += link_notes
+    profile, link_notes = clusters(kinds, row.n_devices, row.devices_per_node, row.intra_link, row.inter_link)
+    device, notes = profile.device, [*notes, *link_notes]
     if not row.gbs and row.step_time_derived is None and row.peak_mem_gib:
         share = (row.mbs or 1) * max(1, row.pp or 1)
         row = replace(
@@ -151,6 +150,7 @@ def _plan(
             dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, dp * cp, usual, notes),
             zero_stage=zero, sequence_parallel=sp, microbatch=mbs,
             schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
+            stage_layers=_stage_layers(row, model, pp, vp, notes),
         ),
         recompute=row.recompute if row.recompute in ("none", "selective", "full") else "none",
         overlap=Overlap(
@@ -257,6 +257,24 @@ def _virtual(row: Row, model: Model, stack: Stack, pp: int, notes: list[str]) ->
     if pp * vp > model.layers + 2:
         raise Unpredictable(f"{model.layers} layers do not fill pp {pp} x vp {vp} chunks")
     return vp
+
+
+def _stage_layers(row: Row, model: Model, pp: int, vp: int, notes: list[str]) -> tuple[int, ...] | None:
+    """Return the layers of every stage where a row's notes tell its boundaries.
+
+    Boundaries count units: layers, and as many steps of embedding before them as of the head after them.
+    """
+    found = re.search(r"stage boundaries \[([\d, ]+)\] of (\d+)", row.notes)
+    if found is None or pp == 1 or vp > 1:
+        return None
+    ends, units = [int(n) for n in found[1].split(",")], int(found[2])
+    before = (units - model.layers) // 2
+    inside = [min(max(end - before, 0), model.layers) for end in ends]
+    layers = tuple(last - first for first, last in itertools.pairwise(inside))
+    if len(layers) != pp or sum(layers) != model.layers or 0 in layers[1:-1]:
+        notes.append(f"stage boundaries {ends} do not split {model.layers} layers: even stages assumed")
+        return None
+    return layers
 
 
 def _experts(row: Row, model: Model, stack: Stack, ranks: int, usual: int, notes: list[str]) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from layouts import EXPERTS, layout, layouts
 
-from plansim.costs.buckets import MAX_BUCKETS, gather_bytes, reduce_bytes
+from plansim.costs.buckets import MAX_BUCKETS, comm_s, gather_bytes, reduce_bytes
 from plansim.costs.build import (
     kept_bytes,
     once_per_unit,
@@ -205,6 +205,14 @@ def test_tied_embeddings_meet_at_the_ends_of_a_pipeline():
     assert tails[0] == tails[3] > 0
     assert tails[1] == tails[2] == 0.0
     assert all(s.tail_s == 0.0 for s in step_costs(layout(EXPERTS, pp=4)).stages)
+
+
+def test_an_exchange_of_two_sends_every_byte_once():
+    """All-reduce of n ranks: 2 (n - 1) / n of the bytes leave each, which is all of them for two."""
+    made = layout(pp=4)
+    table = made.model.vocab * made.model.hidden * reduce_bytes(made)
+
+    assert step_costs(made).stages[0].tail_s == comm_s(made, "pp", "send_recv", table)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 8])

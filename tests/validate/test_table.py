@@ -53,7 +53,7 @@ def test_a_published_step_is_predicted(tmp_path):
         ({"layers": 0}, "layers"),
         ({"n_devices": ""}, "n_devices"),
         ({"family": "hybrid-mamba"}, "the pattern of state-space layers"),
-        ({"device": "t4-16g + v100-16g (heterogeneous)"}, "mixed cluster"),
+        ({"device": "3x t4 + 4x v100"}, "do not make up 8"),
         ({"dtype": "posit16"}, "unknown data type"),
         ({"pp": 64, "tp": 1, "n_devices": 64}, "layers do not fill"),
     ],

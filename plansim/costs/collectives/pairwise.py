@@ -53,7 +53,11 @@ class Pairwise:
 
 @dataclass(frozen=True, slots=True)
 class PointToPoint:
-    r"""One rank sends S to one other over the outermost level between them: :math:`T = L + h + S/B`."""
+    r"""A rank sends S to its neighbour over the outermost level between them: :math:`T = L + h + S/B`.
+
+    Of the members of one unit only the last has its neighbour outside, so NICs are shared with concurrent
+    groups alone; one message takes one NIC.
+    """
 
     collectives: frozenset[str] = frozenset({"send_recv"})
     in_network: bool = False
@@ -62,6 +66,11 @@ class PointToPoint:
         """Return one curve per protocol."""
         span = layout.spans[-1]
         single = span.bandwidth_bytes_per_s / span.members
+        if span.level.rails:
+            single = min(
+                span.bandwidth_bytes_per_s,
+                max(single, span.level.bandwidth_bytes_per_s / span.level.oversubscription),
+            )
         curves = []
         for protocol in span.transport.exchange or span.transport.protocols:
             curves.append(

@@ -189,6 +189,17 @@ def test_gloo_reduce_scatter_is_an_all_reduce_inside():
     assert len(both) == 1
 
 
+@pytest.mark.parametrize(
+    ("counts", "concurrent", "share"), [((4, 4), 1, 1.0), ((1, 4), 4, 0.25), ((2, 4), 2, 0.5)]
+)
+def test_a_pipeline_shares_the_nic_of_a_node_with_its_replicas_alone(counts, concurrent, share):
+    """Of the stages in one node the last alone sends out; one NIC for four devices."""
+    fabric = Fabric(levels=(switch(group=4, bandwidth=16e9), network(1e9, rails=1)), devices_per_node=4)
+    group = GroupShape(counts=counts, concurrent=(1, concurrent))
+
+    assert ideal_s("send_recv", group, fabric, "point_to_point") == pytest.approx(ALPHA + S / (share * 1e9))
+
+
 # collective, ranks, measured seconds of 64 MiB over loopback (fits of nine sizes)
 LOOPBACK = [
     ("all_reduce", 2, 191e-6 + 2**26 / 0.941e9),
