@@ -25,7 +25,8 @@ GPT2 = {
 def row(**cells):
     """Return a row of AMP's mixed cluster (arXiv 2210.07297): T4 and V100, four a node."""
     given = {
-        "source": "AMP, real DeepSpeed trials", "device": "t4-16g + v100-16g", "n_devices": 16, "devices_per_node": 4,
+        "source": "AMP, real DeepSpeed trials", "device": "t4-16g + v100-16g", "n_devices": 16,
+        "devices_per_node": 4,
         "intra_link": "PCIe (T4) / nvlink2 (V100)", "inter_link": "50 Gb/s (g4dn) / 10 Gb/s (p3) Ethernet",
         "gbs": 32, "mbs": 1, "dtype": "fp16", "tp": 1, "pp": 1,
     }  # fmt: skip
