@@ -67,8 +67,7 @@ READING = (
     "The term is the one that costs the tuned layout most beside our optimum. *host*: launches that outlast",
     "their kernels; small microbatches pay them, but not experts in MXFP8 and NVFP4 (steps captured whole).",
     "*recompute*: our memory model wants more recomputation than the recipe has; recomputing named modules",
-    "and offloading activations (FSDP recipes move 20 to 40 layers to the host) are not in it. *rule 'ep'*,",
-    "and *expert parallel* where tp > 1: these recipes spread experts over the tensor ranks too. *data",
+    "and offloading activations (FSDP recipes move 20 to 40 layers to the host) are not in it. *data",
     "parallel*: gradients of experts that fewer ranks share; recipes of gpt-oss-20b keep a small ep.",
 )
 _OPTIMA: dict[tuple[str, int | None, str, Job, int, str | None], Plan | None] = {}
@@ -78,6 +77,7 @@ INHERITED = (
     "context_parallel_size",
     "virtual_pipeline_model_parallel_size",
     "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
     "micro_batch_size",
     "global_batch_size",
     "seq_length",
@@ -266,6 +266,7 @@ def tuned_case(recipe: Mapping[str, str]) -> tuple[Model, Profile, Plan]:
         vp=count("virtual_pipeline_model_parallel_size") or 1,
         cp=count("context_parallel_size") or 1,
         ep=ep,
+        etp=count("expert_tensor_parallel_size"),
         zero_stage=3 if recipe["use_megatron_fsdp"] == "True" else 1,
         sp=int(recipe["sequence_parallel"] == "True" or (not recipe["sequence_parallel"] and tp > 1)),
         recompute="full" if recipe["recompute_granularity"] == "full" else "none",

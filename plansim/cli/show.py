@@ -59,9 +59,8 @@ def parameters_text(count: float) -> str:
 def plan_words(plan: Plan) -> str:
     """Return the choices of a plan in one line; what is off or 1 is left out."""
     p = plan.parallel
-    words = [
-        f"{name} {degree}" for name in ("dp", "tp", "pp", "cp", "ep") if (degree := getattr(p, name)) > 1
-    ]
+    words = [f"{name} {degree}" for name in ("dp", "tp", "pp", "cp") if (degree := getattr(p, name)) > 1]
+    words += p.expert_degrees
     words = words or ["one device"]
     if p.zero_stage:
         words.append(f"ZeRO-{p.zero_stage}" + (f" in groups of {p.zero_group}" if p.zero_group else ""))
@@ -128,7 +127,8 @@ def plan_short(plan: Plan) -> str:
     'dp4 tp2 zero1 sp mb2'
     """
     p = plan.parallel
-    words = [f"{name}{degree}" for name in ("dp", "tp", "pp", "cp", "ep") if (degree := getattr(p, name)) > 1]
+    words = [f"{name}{degree}" for name in ("dp", "tp", "pp", "cp") if (degree := getattr(p, name)) > 1]
+    words += [degree.replace(" ", "") for degree in p.expert_degrees]
     words += [f"zero{p.zero_stage}" + (f"/{p.zero_group}" if p.zero_group else "")] if p.zero_stage else []
     words += ["sp"] if p.sequence_parallel and p.tp > 1 else []
     words += [f"mb{p.microbatch}"]

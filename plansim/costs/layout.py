@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 from plansim.costs.compression.model import compressed_blocks
@@ -93,6 +93,7 @@ class Layout:
             tp=p.tp,
             cp=p.cp,
             ep=p.ep,
+            etp=p.etp,
             sequence_parallel=p.sequence_parallel,
             element_bytes=self.wide_bytes,
             operand_bytes=self.kept_operand_bytes,
@@ -184,7 +185,8 @@ class Layout:
         Beside ``tp cp dp pp`` there are ``dp_cp`` (gradients), ``ep`` (expert exchange), ``edp`` (gradients
         of experts) and, for hybrid sharding, ``shard`` and ``replica``.
         """
-        return _group(self.fabric, self._axes, axis, self.plan.parallel.ep, self.plan.parallel.zero_group)
+        p = self.plan.parallel
+        return _group(self.fabric, self._axes, axis, p.ep, p.zero_group, p.folds_experts)
 
 
 @lru_cache(maxsize=4096)
@@ -194,10 +196,15 @@ def _blocks(model: Model, shard: Shard) -> tuple[Block, ...]:
 
 @lru_cache(maxsize=65536)
 def _group(
-    fabric: Fabric, axes: tuple[tuple[str, int], ...], axis: str, ep: int, zero_group: int | None
+    fabric: Fabric,
+    axes: tuple[tuple[str, int], ...],
+    axis: str,
+    ep: int,
+    zero_group: int | None,
+    folded: bool,
 ) -> GroupShape:
     world = prod(n for _, n in axes)
-    return strided_shape(fabric, world, strides_of(axes, axis, ep, zero_group))
+    return strided_shape(fabric, world, strides_of(axes, axis, ep, zero_group, folded=folded))
 
 
 JOINED = ("dp_cp", "ep", "edp", "shard", "replica")
@@ -205,12 +212,18 @@ JOINED = ("dp_cp", "ep", "edp", "shard", "replica")
 
 
 def strides_of(
-    axes: tuple[tuple[str, int], ...], axis: str, ep: int = 1, zero_group: int | None = None
+    axes: tuple[tuple[str, int], ...],
+    axis: str,
+    ep: int = 1,
+    zero_group: int | None = None,
+    *,
+    folded: bool = False,
 ) -> tuple[tuple[int, int], ...]:
     """Return (members, devices apart) along each axis that the groups of `axis` run along, innermost first.
 
     `axes` are the plan's with their sizes, innermost first. Groups of dp and cp together count along the
-    inner of the two first; other axes may lie between them.
+    inner of the two first; other axes may lie between them. With `folded` experts are dealt out over tp as
+    well: the groups of ``ep`` and ``edp`` run along all three.
 
     Examples
     --------
@@ -218,12 +231,15 @@ def strides_of(
     ((8, 8),)
     >>> strides_of((("cp", 2), ("tp", 4), ("dp", 8), ("pp", 1)), "dp_cp")
     ((2, 1), (8, 8))
+    >>> strides_of((("tp", 2), ("cp", 1), ("dp", 8), ("pp", 2)), "ep", ep=4, folded=True)
+    ((4, 1),)
     """
     stride, held = 1, list[tuple[int, int]]()
+    along = ("dp", "cp", "tp") if folded and axis in ("ep", "edp") else ("dp", "cp")
     for name, n in axes:
         if name == axis:
             return ((n, stride),)
-        if axis in JOINED and name in ("dp", "cp") and n > 1:
+        if axis in JOINED and name in along and n > 1:
             if held and held[-1][0] * held[-1][1] == stride:
                 held[-1] = (held[-1][0] * n, held[-1][1])
             else:
@@ -238,9 +254,9 @@ def _cut(held: list[tuple[int, int]], inside: int, *, inner: bool) -> tuple[tupl
     """Return the first `inside` members along some axes, or what steps over them."""
     found = []
     for n, stride in held:
-        here = min(n, inside)
-        inside = max(1, inside // here)
-        size, apart = (here, stride) if inner else (max(1, n // here), stride * here)
+        here = gcd(n, inside)
+        inside //= here
+        size, apart = (here, stride) if inner else (n // here, stride * here)
         if size > 1:
             found.append((size, apart))
     return tuple(found) or ((1, 1),)

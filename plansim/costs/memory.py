@@ -18,7 +18,7 @@ from plansim.costs.hostmemory import host_inference_memory, host_stage_memory
 from plansim.costs.inference import inference_memory
 from plansim.costs.layout import Layout
 from plansim.costs.mixed import stage_limits_bytes
-from plansim.costs.optimizer import shard_degree, state_bytes
+from plansim.costs.optimizer import expert_shard_degree, shard_degree, state_bytes
 from plansim.costs.student import with_teacher_weights
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
@@ -54,8 +54,7 @@ def _stage_memory(layout: Layout, stage: int) -> StageMemory:
     blocks = [b for c in chunks for b in layout.chunks[c]]
     dense, expert = sum(b.parameters for b in blocks), sum(b.expert_parameters for b in blocks)
     state, master, gradient, weight = state_bytes(layout)
-    shard = shard_degree(layout)
-    expert_shard = max(1, shard // p.ep)
+    shard, expert_shard = shard_degree(layout), expert_shard_degree(layout)
 
     def over(zero_stage: int, per_parameter: float) -> float:
         if p.zero_stage >= zero_stage:

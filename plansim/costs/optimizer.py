@@ -13,6 +13,12 @@ def shard_degree(layout: Layout) -> int:
     return (p.zero_group or p.dp * p.cp) if p.zero_stage >= 1 else 1
 
 
+def expert_shard_degree(layout: Layout) -> int:
+    """Return the same for experts, of which fewer ranks hold each."""
+    p = layout.plan.parallel
+    return p.expert_shard(shard_degree(layout)) if p.zero_stage >= 1 else 1
+
+
 def optimizer_s(layout: Layout, stage: int) -> float:
     """Return the optimizer step of one stage: gradient norm, then state, master weights and gradient.
 
@@ -63,9 +69,7 @@ def copy_s(layout: Layout, stage: int) -> float:
 def _owned(layout: Layout, stage: int) -> float:
     """Return the parameters that one rank of a stage steps on."""
     dense, expert = held_parameters(layout, layout.chunks_of_stage[stage])
-    p = layout.plan.parallel
-    expert_shard = max(1, shard_degree(layout) // p.ep) if p.zero_stage >= 1 else 1
-    return dense / shard_degree(layout) + expert / expert_shard
+    return dense / shard_degree(layout) + expert / expert_shard_degree(layout)
 
 
 def state_bytes(layout: Layout) -> tuple[float, float, float, float]:

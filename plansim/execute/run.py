@@ -120,6 +120,8 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
     )
     if reason:
         raise PlanError(f"schedule '{p.schedule}' cannot run: {reason}")
+    if p.folds_experts:
+        raise PlanError(f"etp {p.etp} cannot be run: experts are cut by tp here; leave etp out")
     if p.ep > 1 and (model.moe is None or model.moe.experts % p.ep or (p.dp * p.cp) % p.ep):
         raise PlanError(f"ep {p.ep} must divide the experts and dp x cp ({p.dp * p.cp})")
     if p.pp > 1 and p.zero_stage == 3 and find_schedule(p.schedule).splits_backward:

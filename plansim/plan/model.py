@@ -44,7 +44,11 @@ class Parallel:
     Attributes
     ----------
     dp, tp, pp, cp, ep : int
-        Data, tensor, pipeline, context and expert degrees; `ep` divides ``dp * cp``.
+        Data, tensor, pipeline, context and expert degrees; `ep` divides ``dp * cp``, with `etp` 1
+        ``dp * cp * tp``.
+    etp : int or None
+        Tensor ranks that cut one expert: None is `tp`, as every other matrix. With 1 the tensor ranks hold
+        whole, different experts, and tokens are exchanged over them as well.
     zero_stage : int
         0 plain data parallel, 1 sharded optimizer, 2 + gradients, 3 + parameters (FSDP).
     zero_group : int or None
@@ -70,6 +74,7 @@ class Parallel:
     pp: int = 1
     cp: int = 1
     ep: int = 1
+    etp: int | None = None
     zero_stage: int = 0
     zero_group: int | None = None
     sequence_parallel: bool = False
@@ -84,6 +89,38 @@ class Parallel:
     def world_size(self) -> int:
         """Ranks in the job."""
         return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def expert_tp(self) -> int:
+        """Tensor ranks that cut one expert."""
+        return self.tp if self.etp is None else self.etp
+
+    @property
+    def folds_experts(self) -> bool:
+        """Whether experts are dealt out over the tensor ranks too, in place of being cut by all of them."""
+        return self.expert_tp < self.tp
+
+    @property
+    def expert_degrees(self) -> tuple[str, ...]:
+        """Expert parallelism in words, what is usual left out.
+
+        Examples
+        --------
+        >>> Parallel(dp=4, tp=2, ep=8, etp=1).expert_degrees
+        ('ep 8', 'etp 1')
+        """
+        words = {"ep": self.ep if self.ep > 1 else 0, "etp": self.expert_tp if self.folds_experts else 0}
+        return tuple(f"{name} {n}" for name, n in words.items() if n)
+
+    def expert_shard(self, ranks: int) -> int:
+        """Return over how many ranks one expert is shared where `ranks` share each dense parameter.
+
+        Examples
+        --------
+        >>> Parallel(dp=8, tp=2, ep=4).expert_shard(8), Parallel(dp=8, tp=2, ep=4, etp=1).expert_shard(8)
+        (2, 4)
+        """
+        return max(1, ranks * self.tp // (self.expert_tp * self.ep))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

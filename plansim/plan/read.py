@@ -53,6 +53,7 @@ class ParallelSchema(Schema):
     pp: Count = 1
     cp: Count = 1
     ep: Count = 1
+    etp: Count | None = None
     zero_stage: Annotated[WholeNumber, Field(le=3)] = 0
     zero_group: Count | None = None
     sequence_parallel: bool = False
@@ -186,6 +187,8 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     stage_layers = plan.parallel.stage_layers
     data["parallel"]["stage_layers"] = None if stage_layers is None else list(stage_layers)
     shares = data["parallel"].pop("batch_shares")
+    if plan.parallel.etp is None:
+        del data["parallel"]["etp"]
     if shares is not None:
         data["parallel"]["batch_shares"] = list(shares)
     data["recompute"] = plan.recompute if isinstance(plan.recompute, str) else list(plan.recompute)

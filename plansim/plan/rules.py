@@ -15,7 +15,7 @@ from plansim.plan.grid import AXES
 from plansim.plan.model import Plan
 from plansim.plan.reshape import reshaped
 from plansim.schedules import find_schedule
-from plansim.workload.model import ATTENTION_FAMILIES, UNCUT_FAMILIES, Model
+from plansim.workload.model import ATTENTION_FAMILIES, EXPERT_WIDTH, UNCUT_FAMILIES, Model
 from plansim.workload.totals import pipeline_layers
 
 
@@ -89,14 +89,14 @@ def fits_the_cluster(case: Case) -> Broken | None:
 
 def tp_splits_the_layers(case: Case) -> Broken | None:
     """Tensor parallelism has something to divide evenly: heads, MLP width, experts' width."""
-    model, tp = case.model, case.plan.parallel.tp
+    model, tp, whole = case.model, case.plan.parallel.tp, case.plan.parallel.expert_tp == 1
     if tp == 1:
         return None
     if model.family in UNCUT_FAMILIES:
         return Broken(detail=f"tp {tp}: no tensor parallelism for family '{model.family}'", remedy="use tp 1")
     widths = model.tp_widths if case.attention else {"hidden": model.hidden}
     for name, width in widths.items():
-        if width % tp:
+        if width % tp and not (whole and name == EXPERT_WIDTH):
             return Broken(
                 detail=f"tp {tp} does not divide {name} {width}", remedy=f"use tp {divisors_text(width)}"
             )
@@ -272,7 +272,7 @@ def sequence_within_the_positions(case: Case) -> Broken | None:
 
 
 def ep_divides(case: Case) -> Broken | None:
-    """Expert parallelism has experts to deal out, to ranks that hold different samples."""
+    """Expert parallelism has experts to deal out, to ranks that bring different tokens."""
     p, moe = case.plan.parallel, case.model.moe
     if p.ep == 1:
         return None
@@ -283,10 +283,34 @@ def ep_divides(case: Case) -> Broken | None:
             detail=f"ep {p.ep} does not divide {moe.experts} experts",
             remedy=f"use ep {divisors_text(moe.experts)}",
         )
-    if (p.dp * p.cp) % p.ep:
+    ranks, words = p.dp * p.cp, f"dp {p.dp} x cp {p.cp}"
+    if p.folds_experts:
+        ranks, words = ranks * p.tp, f"{words} x tp {p.tp}"
+    if ranks % p.ep:
+        whole = not p.folds_experts and (ranks * p.tp) % p.ep == 0
+        also = ", or etp 1 (whole experts, over the tensor ranks too)" if whole else ""
         return Broken(
-            detail=f"ep {p.ep} does not divide dp {p.dp} x cp {p.cp}",
-            remedy=f"use ep {divisors_text(p.dp * p.cp)}",
+            detail=f"ep {p.ep} does not divide {words}", remedy=f"use ep {divisors_text(ranks)}{also}"
+        )
+    return None
+
+
+def experts_are_whole_or_cut_by_tp(case: Case) -> Broken | None:
+    """An expert is cut by all tensor ranks, or whole on a rank that works on tokens of its own."""
+    p = case.plan.parallel
+    if p.expert_tp == p.tp:
+        return None
+    if p.expert_tp != 1:
+        return Broken(
+            detail=f"etp {p.etp} is neither 1 nor tp {p.tp}",
+            remedy="use etp 1 (whole experts), or leave it out (experts cut by tp)",
+        )
+    if case.model.moe is None:
+        return Broken(detail=f"etp {p.etp}: {case.model.name} has no experts", remedy="leave etp out")
+    if not p.sequence_parallel:
+        return Broken(
+            detail=f"etp {p.etp} without sequence_parallel: all {p.tp} tensor ranks bring the same tokens",
+            remedy="switch sequence_parallel on, or leave etp out",
         )
     return None
 
@@ -368,6 +392,7 @@ RULES: Mapping[str, Rule] = {
     "sequence": sequence_splits,
     "positions": sequence_within_the_positions,
     "ep": ep_divides,
+    "etp": experts_are_whole_or_cut_by_tp,
     "zero group": zero_group_divides,
     "recompute": recompute_names_every_stage,
     "parameter server": parameter_server_is_plain,

@@ -94,6 +94,7 @@ class Cells:
             c.tp,
             c.cp,
             c.ep,
+            c.etp,
             c.microbatch,
             c.sequence_parallel,
             c.unfused,
@@ -126,20 +127,20 @@ class Cells:
         later = np.flatnonzero(c.placement > 0)
         if not len(later):
             return found
-        first, back = distinct(*(v[later] for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.placement)))
+        first, back = distinct(*(v[later] for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement)))
         same = [self._same_shapes(columns, int(i)) for i in later[first]]
         found[later] = np.array(same)[back]
         return found
 
     def _same_shapes(self, columns: Columns, i: int) -> bool:
         """Return whether every group of a pipeline has the shape it has under the first placement."""
-        c = columns
-        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.placement))
+        c, etp = columns, columns.expert_cut(i)
+        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement))
         if where not in self._same:
-            dp, tp, pp, cp, ep, placement = where
+            dp, tp, pp, cp, ep, _, placement = where
             group = max(1, self.bench.profile.devices_per_node // tp)
             node = group if (dp * cp) % group == 0 else None
-            parallel = Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, zero_stage=1, zero_group=node)
+            parallel = Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, etp=etp, zero_stage=1, zero_group=node)
             shapes = []
             for order in (self.options.placements[0], self.options.placements[placement]):
                 layout = self.bench.layout(parallel, placement=order)
@@ -151,14 +152,14 @@ class Cells:
     def _keys(self, columns: Columns, i: int) -> tuple[tuple[object, ...], tuple[object, ...]]:
         """Return what block times and sends depend on: sizes, and the shapes of their groups."""
         c = columns
-        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.placement))
+        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement))
         if where not in self._shape:
             layout = _layout(self.bench, columns, self.options, i)
             tp, cp, ep, pp = (layout.group(axis) for axis in ("tp", "cp", "ep", "pp"))
             self._shape[where] = (tp, cp, ep), (tp, pp)
         inside, across = self._shape[where]
         size = (where[1], where[3], int(c.microbatch[i]), int(c.sequence_parallel[i]))
-        switches = (where[4], int(c.unfused[i]), int(c.tp_overlap[i]))
+        switches = (where[4], where[5], int(c.unfused[i]), int(c.tp_overlap[i]))
         return (*size, *switches, *inside), (*size, *across)
 
 
@@ -354,6 +355,7 @@ def _layout(bench: Workbench, columns: Columns, options: Options, i: int) -> Lay
             pp=int(columns.pp[i]),
             cp=int(columns.cp[i]),
             ep=int(columns.ep[i]),
+            etp=columns.expert_cut(i),
             sequence_parallel=bool(columns.sequence_parallel[i]),
             microbatch=int(columns.microbatch[i]),
         ),

@@ -94,13 +94,15 @@ def with_layers(
     at, size, structure = rows
     taken, sp, unfused = [], [], []
     tp = grid["tp"][at]
+    folded = grid["etp"][at] < tp
     bad_seq = job.seq_len % (grid["cp"][at] * tp) != 0
     for s in dict.fromkeys((*options.sequence_parallel, 0)):
         if s in options.sequence_parallel:
-            here = np.flatnonzero((tp > 1) & ~(bad_seq & bool(s)))
-            if s:
-                broken = at[(tp > 1) & bad_seq]
-                tally.reject("sequence", (counts.layers[broken] * counts.below_layers[broken]).sum())
+            wrong = bad_seq if s else folded
+            here = np.flatnonzero((tp > 1) & ~wrong)
+            broken = at[(tp > 1) & wrong]
+            rejected = (counts.layers[broken] * counts.below_layers[broken]).sum()
+            tally.reject("sequence" if s else "etp", rejected)
         else:
             here = np.zeros(0, dtype=np.int64)
         if s == 0:
@@ -121,6 +123,7 @@ def with_layers(
         pp=grid["pp"][where],
         cp=grid["cp"][where],
         ep=grid["ep"][where],
+        etp=grid["etp"][where],
         microbatch=microbatch,
         num_microbatches=job.global_batch / (grid["dp"][where] * microbatch),
         structure=structure,
@@ -160,6 +163,7 @@ def backend_degrees(
         "pp": columns.pp,
         "cp": columns.cp,
         "ep": columns.ep,
+        "etp": columns.etp,
         "zero_stage": np.full(len(columns), end.zero_stage),
         "microbatch": columns.microbatch,
         "zero_group": np.maximum(group, 1),

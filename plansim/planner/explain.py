@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from plansim.costs.buckets import gather_bytes, reduce_bytes
-from plansim.costs.build import step_inflation
+from plansim.costs.build import BLOCK_AXES, step_inflation
 from plansim.costs.collectives import collective_terms
 from plansim.costs.compression import MODEL_METHODS, find_method
 from plansim.costs.layout import Layout
@@ -104,7 +104,7 @@ def explain(model: Model, profile: Profile, plan: Plan) -> Explanation:
     slowest = max(range(len(costs.chunks)), key=lambda c: _pass_s(costs, c))
     terms = [
         *_step_terms(costs, prediction),
-        *_chunk_terms(costs, slowest),
+        *_chunk_terms(layout, costs, slowest),
         *_communication_terms(layout, costs),
         *_end_terms(layout, costs),
         *recompute_terms(layout, costs),
@@ -166,7 +166,7 @@ def _breakdown_terms(prediction: Prediction, inputs: Mapping[str, Any]) -> list[
     return found
 
 
-def _chunk_terms(costs: StepCosts, chunk: int) -> list[Term]:
+def _chunk_terms(layout: Layout, costs: StepCosts, chunk: int) -> list[Term]:
     c = costs.chunks[chunk]
     found = []
     for name, parts in (
@@ -175,11 +175,13 @@ def _chunk_terms(costs: StepCosts, chunk: int) -> list[Term]:
         ("backward input", c.backward_input),
         ("backward weight", c.backward_weight),
     ):
-        found += _part_terms(f"chunk {chunk}", name, parts)
+        found += _part_terms(layout, f"chunk {chunk}", name, parts)
     return found
 
 
-def _part_terms(group: str, name: str, parts: Parts) -> list[Term]:
+def _part_terms(layout: Layout, group: str, name: str, parts: Parts) -> list[Term]:
+    shapes = {f"{axis}_s": layout.group(axis) for axis in BLOCK_AXES}
+    ranks = {part: {"ranks": shape.size, "counts": shape.counts} for part, shape in shapes.items()}
     return [
         Term(
             group=group,
@@ -187,7 +189,7 @@ def _part_terms(group: str, name: str, parts: Parts) -> list[Term]:
             value=getattr(parts, part),
             unit="s",
             formula=formula,
-            inputs={"per": "microbatch", "task_s": parts.total_s},
+            inputs={"per": "microbatch", "task_s": parts.total_s, **ranks.get(part, {})},
             source=source,
         )
         for part, (formula, source) in PART_SOURCES.items()
@@ -198,12 +200,11 @@ def _part_terms(group: str, name: str, parts: Parts) -> list[Term]:
 def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
     """Return every distinct collective beside compute, by its algorithm's own formula."""
     found = []
-    p = layout.plan.parallel
     buckets = [b for s in costs.stages for b in (*s.reductions, *s.gathers)]
     buckets += [b for c in costs.chunks for b in (*c.gathers_per_pass, *c.reductions_per_pass)]
     seen = {(b.what, round(b.nbytes), b.comm_s): b for b in buckets if b.comm_s > 0}
-    axis = "shard" if p.zero_stage else "dp_cp"
     for (what, nbytes, seconds), bucket in sorted(seen.items(), key=lambda item: -item[0][2])[:8]:
+        axis = bucket.axis
         count = sum(b.what == what and round(b.nbytes) == nbytes for b in buckets)
         terms = collective_terms(
             what, bucket.nbytes, layout.group(axis), layout.fabric, backend=layout.profile.backend
@@ -225,7 +226,7 @@ def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
         found.append(
             Term(
                 group="data parallel",
-                name=f"{what} bucket",
+                name=f"{what} bucket" + (" of experts" if axis == "edp" else ""),
                 value=seconds,
                 unit="s",
                 formula=terms.formula,
@@ -233,7 +234,7 @@ def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
                 source=terms.source,
             )
         )
-    if p.pp > 1:
+    if layout.plan.parallel.pp > 1:
         send = max(c.send_forward_s for c in costs.chunks)
         found.append(
             Term(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,14 +155,16 @@ def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) 
     """Return the shares of every distinct cut, and which one each entry has."""
     from plansim.plan.model import Parallel
 
-    first, row = distinct(columns.tp, columns.cp, columns.ep, columns.sequence_parallel, columns.unfused)
+    c = columns
+    first, row = distinct(c.tp, c.cp, c.ep, c.etp, c.sequence_parallel, c.unfused)
     layouts = [
         bench.layout(
             Parallel(
-                dp=int(columns.ep[i]),
+                dp=_fewest_replicas(columns, int(i)),
                 tp=int(columns.tp[i]),
                 cp=int(columns.cp[i]),
                 ep=int(columns.ep[i]),
+                etp=columns.expert_cut(i),
                 sequence_parallel=bool(columns.sequence_parallel[i]),
             ),
             attention="unfused" if columns.unfused[i] else "flash",
@@ -170,6 +173,12 @@ def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) 
     ]
     world = int(columns.dp[0] * columns.tp[0] * columns.pp[0] * columns.cp[0]) if len(columns) else 1
     return bench.shares(layouts, microbatches, world), row
+
+
+def _fewest_replicas(columns: Columns, i: int) -> int:
+    """Return the data-parallel degree that the groups of experts of one entry take at least."""
+    tp, cp, ep, etp = (int(v[i]) for v in (columns.tp, columns.cp, columns.ep, columns.etp))
+    return ep // gcd(ep, cp * tp // etp)
 
 
 def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, row: Ints) -> Held:
@@ -300,7 +309,7 @@ def owned(columns: Columns, parts: Held, end: End, node: int) -> Array:
         replicas if end.zero_group is None else np.maximum(1, shard_group(end, columns.tp, columns.cp, node))
     )
     shard = group.astype(np.float64)[:, None]
-    expert_shard = np.maximum(1, group // columns.ep)[:, None]
+    expert_shard = np.maximum(1, group * (columns.tp // columns.etp) // columns.ep)[:, None]
     found: Array = parts.dense / shard + parts.expert / expert_shard
     return found
 

@@ -46,6 +46,7 @@ class Columns:
     pp: Ints
     cp: Ints
     ep: Ints
+    etp: Ints
     microbatch: Ints
     num_microbatches: Array
     structure: Ints
@@ -62,6 +63,10 @@ class Columns:
     def take(self, index: NDArray[np.int64] | Mask) -> Columns:
         """Return some entries."""
         return Columns(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def expert_cut(self, i: int) -> int | None:
+        """Return the `etp` of one entry as a plan has it: None where experts are cut by tp."""
+        return None if self.etp[i] == self.tp[i] else int(self.etp[i])
 
 
 class Structure(NamedTuple):

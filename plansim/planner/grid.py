@@ -10,7 +10,7 @@ from plansim.plan.model import Job
 from plansim.planner.ends import End
 from plansim.planner.frames import Ints, Mask, Options
 from plansim.planner.space import FEW_DEVICES, SHORTEST_PIECE, Space
-from plansim.workload.model import ATTENTION_FAMILIES, UNCUT_FAMILIES, Model
+from plansim.workload.model import ATTENTION_FAMILIES, EXPERT_WIDTH, UNCUT_FAMILIES, Model
 from plansim.workload.totals import pipeline_layers
 
 Grid = Mapping[str, Ints]
@@ -18,7 +18,7 @@ Grid = Mapping[str, Ints]
 
 
 def degree_grid(world: int, space: Space, model: Model, job: Job) -> dict[str, Ints]:
-    """Return every (dp, tp, pp, cp, ep) whose product is the number of devices, in a fixed order."""
+    """Return every (dp, tp, pp, cp, ep, etp) that fills the number of devices, in a fixed order."""
     divisors = [d for d in range(1, int(world**0.5) + 1) if world % d == 0]
     divisors = sorted({*divisors, *(world // d for d in divisors)})
     experts = model.moe.experts if model.moe else 1
@@ -34,9 +34,30 @@ def degree_grid(world: int, space: Space, model: Model, job: Job) -> dict[str, I
             rest = world // (tp * pp)
             for cp in (d for d in divisors if rest % d == 0 and d in allowed["cp"]):
                 if rest // cp in allowed["dp"]:
-                    rows += [(rest // cp, tp, pp, cp, ep) for ep in eps]
-    array = np.array(rows, dtype=np.int64).reshape(-1, 5)
-    return {name: array[:, i].copy() for i, name in enumerate(("dp", "tp", "pp", "cp", "ep"))}
+                    splits = job.seq_len % (tp * cp) == 0
+                    rows += [
+                        (rest // cp, tp, pp, cp, ep, etp)
+                        for ep in eps
+                        for etp in expert_cuts(space, experts, tp, ep, splits=splits)
+                    ]
+    array = np.array(rows, dtype=np.int64).reshape(-1, 6)
+    return {name: array[:, i].copy() for i, name in enumerate(("dp", "tp", "pp", "cp", "ep", "etp"))}
+
+
+def expert_cuts(space: Space, experts: int, tp: int, ep: int, *, splits: bool) -> tuple[int, ...]:
+    """Return over how many tensor ranks an expert may be cut.
+
+    Copies of all experts on each are left out unless asked for. So are cut ones beside `ep` where ``ep * tp``
+    ranks may hold whole ones: those take as much memory and as many bytes between nodes, run larger products
+    and nothing over tp. `splits`: the sequence divides over tp, as whole experts need it to.
+    """
+    if tp == 1:
+        return (1,)
+    choices = space.of("etp")
+    whole = 1 in choices and (ep > 1 or "etp" in space.given)
+    shared = splits and True in space.of("sequence_parallel") and ep > 1 and experts % (ep * tp) == 0
+    cut = "tp" in choices and not (whole and shared and space.cut("etp"))
+    return (tp,) * cut + (1,) * whole
 
 
 class Counts:
@@ -115,15 +136,15 @@ def shard_group(end: End, tp: Ints, cp: Ints, node: int) -> Ints:
 
 def rule_masks(grid: Mapping[str, Ints], model: Model, job: Job) -> Iterator[tuple[str, Mask]]:
     """Yield (rule, which grids break it): the rules of `plansim.plan.rules` that degrees alone decide."""
-    tp, pp, cp, ep, dp = (grid[n] for n in ("tp", "pp", "cp", "ep", "dp"))
+    tp, pp, cp, ep, etp, dp = (grid[n] for n in ("tp", "pp", "cp", "ep", "etp", "dp"))
     attention = model.family in ATTENTION_FAMILIES
     if model.family in UNCUT_FAMILIES:
         yield "tp", tp > 1
     else:
-        widths = list(model.tp_widths.values()) if attention else [model.hidden]
+        widths = model.tp_widths if attention else {"hidden": model.hidden}
         broken = np.zeros(len(tp), dtype=bool)
-        for width in widths:
-            broken |= (tp > 1) & (width % tp != 0)
+        for name, width in widths.items():
+            broken |= width % (etp if name == EXPERT_WIDTH else tp) != 0
         yield "tp", broken
     if attention:
         yield "kv heads", (model.kv_heads % tp != 0) & (tp % model.kv_heads != 0)
@@ -133,7 +154,8 @@ def rule_masks(grid: Mapping[str, Ints], model: Model, job: Job) -> Iterator[tup
         yield "sequence", cp > 1
     yield "pipeline depth", too_deep(pp, model)
     experts = model.moe.experts if model.moe else 1
-    yield "ep", (ep > 1) & ((experts % ep != 0) | ((dp * cp) % ep != 0))
+    yield "ep", (ep > 1) & ((experts % ep != 0) | ((dp * cp * (tp // etp)) % ep != 0))
+    yield "etp", (etp < tp) & (model.moe is None)
 
 
 def too_deep(chunks: Ints, model: Model) -> Mask:

@@ -74,6 +74,7 @@ def plan_of(
         pp=pp,
         cp=int(columns.cp[i]),
         ep=int(columns.ep[i]),
+        etp=columns.expert_cut(i),
         zero_stage=end.zero_stage,
         zero_group=zero_group(end, tp, node),
         sequence_parallel=bool(columns.sequence_parallel[i]),

@@ -287,15 +287,20 @@ class Sieve:
     ) -> Mask:
         orders = backend.allows.get("placement")
         ok = np.ones_like(differ)
-        if orders is None:
+        if orders is None and not backend.order_relations:
             return ok
+        piped = (columns.pp > 1) & (columns.dp > 1)
+        degrees = {name: getattr(columns, name) for name in ("dp", "tp", "pp", "cp", "ep", "etp")}
         for p, placement in enumerate(options.placements):
             code = sum((getattr(columns, axis) > 1) * (1 << i) for i, axis in enumerate(placement))
             fine = np.zeros(16, dtype=bool)
             for bits in range(16):
                 order = tuple(axis for i, axis in enumerate(placement) if bits >> i & 1)
-                fine[bits] = len(order) < 2 or order in orders
+                fine[bits] = orders is None or len(order) < 2 or order in orders
             ok[:, p] = fine[code]
+            if placement.index("pp") < placement.index("dp"):
+                for relation in backend.order_relations:
+                    ok[:, p] &= ~(piped & relation.broken(degrees))
             refused = differ[:, p] & ~ok[:, p]
             overlaps = np.where(columns.tp > 1, len(options.tp_overlap), 1)
             self.tally.reject(f"{backend.name}: placement", (allowed.sum(axis=1) * overlaps)[refused].sum())

@@ -48,6 +48,7 @@ BLOCK_SCALED = ("fp8", "fp4")
 """Types that devices with 4-bit products scale block by block in hardware."""
 
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "etp": ("tp", 1),
     "zero_stage": (0, 1, 2, 3),
     "zero_group": (None, "node"),
     "sequence_parallel": (False, True),
@@ -83,7 +84,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
 LEFT_OUT = (
     "gpipe (1f1b takes as long and holds less), "
     "zb-h2 (zb-h1 or zbv hold half as much), "
-    "parameter servers, sharding within nodes below ZeRO-3, "
+    "parameter servers, sharding within nodes below ZeRO-3, whole experts (etp 1) without ep, "
+    "experts cut by tp where tp x ep ranks may hold whole ones, "
     "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
     "divide a rank's layers, and context parallelism below 1,024 tokens a rank; all recomputation but the "
     "fastest that fits; offload and ZeRO-2 where the same plan fits well without (10 % of memory to spare); "
@@ -101,7 +103,7 @@ SHORT = {
 }
 """Other names people use."""
 
-NUMBERS = (*DEGREES, "microbatch", "virtual_stages", "zero_stage", "zero_group", "servers")
+NUMBERS = (*DEGREES, "etp", "microbatch", "virtual_stages", "zero_stage", "zero_group", "servers")
 NAMES = (*DEGREES, "microbatch", "virtual_stages", *CHOICES)
 
 
@@ -292,6 +294,8 @@ def _sensible(name: str, listed: tuple[Any, ...], model: Model, profile: Profile
     """Return a list without what cannot apply to this model or cluster."""
     if name == "attention" and model.family not in ATTENTION_FAMILIES:
         return ("flash",)
+    if name == "etp" and model.moe is None:
+        return ("tp",)
     if name == "recompute" and model.family not in ATTENTION_FAMILIES:
         return ("none", "full")
     if name == "batch_shares" and not profile.mixed:
@@ -336,6 +340,7 @@ def _check_value(name: str, value: object) -> None:
         raise UnknownNameError("schedule", value, SCHEDULES)
     known = CHOICES.get(name)
     words = (
+        "etp",
         "recompute",
         "stage_layers",
         "batch_shares",
@@ -375,6 +380,8 @@ def _value(name: str, text: str) -> object:
         return tuple(text.replace("/", "-").split("-"))
     if name == "zero_group" and text.lower() in ("none", "null", "all"):
         return None
+    if name == "etp" and text.lower() == "tp":
+        return "tp"
     if name in NUMBERS and text != "node":
         try:
             return int(text)

@@ -284,13 +284,21 @@ class Workbench:
         """Return seconds that no block falls below, (layouts x microbatches, kinds)."""
         wait = straggler_factor(self.layout(Parallel(dp=world)))
         lines: list[list[tuple[Line, ...]]] = []
+        known: dict[object, tuple[Line, ...]] = {}
         for layout, row in zip(layouts, blocks, strict=True):
             comm = LeastCollectives(layout, microbatches)
-            teacher = self.taught(layout)
+            teacher, inside = self.taught(layout), (layout.group("tp"), layout.group("cp"))
+
+            def ideal(b: Block, device: int, how: Arithmetic) -> tuple[Line, ...]:
+                key = (b, device, inside, layout.group("ep") if b.expert_parameters else None)  # noqa: B023
+                if key not in known:
+                    known[key] = ideal_s(b, how, comm)  # noqa: B023
+                return known[key]
+
             lines.append(
                 [
-                    _after(ideal_s(b, how, comm), ideal_s(teacher[1][k], how)[0] if teacher else Line())
-                    for how in self._arithmetic
+                    _after(ideal(b, d, how), ideal_s(teacher[1][k], how)[0] if teacher else Line())
+                    for d, how in enumerate(self._arithmetic)
                     for k, b in enumerate(row)
                 ]
             )

@@ -181,7 +181,7 @@ def _optimizer_s(layout: Layout, stage: tuple[float, float]) -> float:
     p, plan = layout.plan.parallel, layout.plan
     state, master, gradient, weight = state_bytes(layout)
     shard = (p.zero_group or p.dp * p.cp) if p.zero_stage >= 1 else 1
-    expert_shard = max(1, shard // p.ep) if p.zero_stage >= 1 else 1
+    expert_shard = p.expert_shard(shard) if p.zero_stage >= 1 else 1
     owned = stage[0] / shard + stage[1] / expert_shard
     traffic = 2 * gradient + 2 * (state + master) + weight
     seconds = memory_bound_s(layout.profile.device, traffic * owned, launches=4)

@@ -35,10 +35,10 @@ class Tails:
     def arrays(self, columns: Columns, ends: Ints) -> tuple[dict[str, Array], Array]:
         """Return every field of `Tail` as (pairs, representatives), and the slow-downs as (2, pairs)."""
         c = columns
-        first, row = distinct(c.dp, c.tp, c.pp, c.cp, c.ep, c.structure, c.placement, c.devices, ends)
+        first, row = distinct(c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.structure, c.placement, c.devices, ends)
         known, slow = [], []
         for i in first:
-            degrees = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep))
+            degrees = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp))
             tails, factors = self._of(columns, int(i), degrees, int(ends[i]))
             known.append(tails)
             slow.append(factors)
@@ -56,7 +56,7 @@ class Tails:
             layout = layout_with_end(self.bench, self.options, end, degrees, placement, self.node)
             stages = stages_in(self.options, columns, i, self.bench)
             made: dict[tuple[Held, int], tuple[float, ...]] = {}
-            held = self._parameters(layout, (degrees[1:3], degrees[4], where[1], where[3]), stages)
+            held = self._parameters(layout, (degrees[1:3], degrees[4:], where[1], where[3]), stages)
             for one in held:
                 if one not in made:
                     made[one] = self._least(layout, *one)
@@ -102,10 +102,11 @@ def layout_with_end(
     bench: Workbench, options: Options, end: End, degrees: Sequence[int], placement: int, node: int
 ) -> Layout:
     """Return a layout that shows how the ranks of one grid lie under one end."""
-    dp, tp, pp, cp, ep = degrees
+    dp, tp, pp, cp, ep, etp = degrees
     parallel = Parallel(
-        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, zero_stage=end.zero_stage, zero_group=zero_group(end, tp, node)
-    )
+        dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, etp=None if etp == tp else etp,
+        zero_stage=end.zero_stage, zero_group=zero_group(end, tp, node),
+    )  # fmt: skip
     plan = replace(
         bench.base,
         parallel=parallel,

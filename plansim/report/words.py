@@ -125,6 +125,7 @@ def plan_words(plan: Plan) -> str:
     names = (("data", p.dp), ("tensor", p.tp), ("pipeline", p.pp), ("context", p.cp))
     words = [" × ".join(f"{name} {n}" for name, n in names if n > 1) or "one device"]
     words += [f"expert {p.ep}"] if p.ep > 1 else []
+    words += ["whole experts over tensor ranks"] if p.folds_experts else []
     words += [f"ZeRO-{p.zero_stage}"] if p.zero_stage else []
     words += [f"microbatch {p.microbatch}"]
     if p.pp > 1:

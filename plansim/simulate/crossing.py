@@ -135,4 +135,4 @@ def period_of(fabric: Fabric, axes: Axes) -> int | None:
     if last is not None and last < axes.world:
         return None
     stride = axes.stride("dp")
-    return lcm(largest // gcd(stride, largest), max(1, axes.ep), max(1, axes.zero_group))
+    return lcm(largest // gcd(stride, largest), axes.locked, max(1, axes.zero_group))

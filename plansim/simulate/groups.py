@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,14 @@ class Axes:
         Innermost first.
     ep, zero_group : int
         What `ep` and `shard` cut out of dp and cp; 0 where they are whole.
+    folded : bool
+        `ep` is cut out of tp, dp and cp.
     """
 
     sizes: tuple[tuple[str, int], ...]
     ep: int = 1
     zero_group: int = 0
+    folded: bool = False
 
     @property
     def world(self) -> int:
@@ -43,7 +46,25 @@ class Axes:
 
     def along(self, axis: str) -> tuple[tuple[int, int], ...]:
         """Return (members, devices apart) along each axis that the groups of `axis` run along."""
-        return strides_of(self.sizes, axis, self.ep, self.zero_group or None)
+        return strides_of(self.sizes, axis, self.ep, self.zero_group or None, folded=self.folded)
+
+    @property
+    def locked(self) -> int:
+        """How many replicas next to each other along dp exchange experts, and so work in lock step.
+
+        Examples
+        --------
+        >>> sizes = (("tp", 2), ("cp", 2), ("dp", 8), ("pp", 1))
+        >>> Axes(sizes, ep=8).locked, Axes(sizes, ep=8, folded=True).locked
+        (4, 2)
+        """
+        inner = 1
+        for name, n in self.sizes:
+            if name == "dp":
+                span = self.ep // gcd(self.ep, inner)
+                return span if n % span == 0 else n
+            inner *= n if name == "cp" or (name == "tp" and self.folded) else 1
+        return 1
 
 
 Traffic = tuple[str, str, int, int]

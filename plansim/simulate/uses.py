@@ -68,7 +68,7 @@ def axes_of(layout: Layout) -> Axes:
     """Return the axes of a plan as its ranks lie on the devices."""
     p = layout.plan.parallel
     sizes = tuple((axis, getattr(p, axis)) for axis in layout.plan.placement)
-    return Axes(sizes=sizes, ep=p.ep, zero_group=p.zero_group or 0)
+    return Axes(sizes=sizes, ep=p.ep, zero_group=p.zero_group or 0, folded=p.folds_experts)
 
 
 def owners(costs: StepCosts) -> list[int]:

@@ -23,7 +23,7 @@ from plansim.simulate.fold import Folding, Spread, fold
 from plansim.simulate.pipelines import Pipelines
 from plansim.simulate.shares import Shares
 from plansim.simulate.step import simulate_step
-from plansim.simulate.uses import network_of
+from plansim.simulate.uses import axes_of, network_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,10 +127,7 @@ def simulate_world(
 
 def lock_step(layout: Layout) -> int:
     """Return how many replicas next to each other along dp work in lock step: those that exchange experts."""
-    p, order = layout.plan.parallel, layout.plan.placement
-    if p.ep <= 1:
-        return 1
-    return max(1, p.ep // p.cp) if order.index("cp") < order.index("dp") else min(p.ep, p.dp)
+    return axes_of(layout).locked
 
 
 def _interfering(costs: StepCosts) -> bool:

@@ -21,6 +21,9 @@ from plansim.workload.model import Model
 TUNED = frozenset({"megatron-core", "megatron-core-26.02", "megatron-core-26.06"})
 """Stacks whose published layouts their vendor tuned."""
 
+WHOLE_EXPERTS = frozenset({"megatron-core-26.02", "megatron-core-26.06", "megatron-core-captured"})
+"""Stacks whose recipes never cut experts over tensor ranks (NVIDIA Megatron-Bridge 0.6.2)."""
+
 MICROBATCH_EACH_STAGE = frozenset({"torchtitan"})
 """Stacks that cut a replica's batch in as many microbatches as there are stages, and interleave twofold."""
 
@@ -30,7 +33,7 @@ TP_OVERLAP_ON_REQUEST = frozenset({"torchtitan"})
 DTYPES = {"amp": "fp16", "nan": "bf16", "int8-aqt": "int8", "": "bf16"}
 COUNTS = (
     "layers", "hidden", "heads", "kv_heads", "seq", "gbs", "mbs", "n_devices", "devices_per_node",
-    "tp", "pp", "vp", "dp", "cp", "ep",
+    "tp", "pp", "vp", "dp", "cp", "ep", "etp",
 )  # fmt: skip
 """Columns that count something there is at least one of."""
 
@@ -138,6 +141,8 @@ def _plan(
     flash = _flash(row, stack, device, notes)
     vp = _virtual(row, model, stack, pp, notes)
     usual = dp * cp if zero == 3 else per_node
+    etp = _expert_tp(row, model, stack, tp, dp * cp, sp, notes)
+    ranks = dp * cp * (tp if etp == 1 else 1)
     dtype = DTYPES.get(row.dtype.lower(), row.dtype)
     if not row.dtype:
         dtype = _unstated_dtype(row, device)
@@ -147,7 +152,7 @@ def _plan(
         profile=row.device,
         job=Job(global_batch=batch, seq_len=row.seq or model.seq_len, dtype=arithmetic_class(dtype)),
         parallel=Parallel(
-            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, dp * cp, usual, notes),
+            dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, ranks, usual, notes), etp=etp,
             zero_stage=zero, sequence_parallel=sp, microbatch=mbs,
             schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
             stage_layers=_stage_layers(row, model, pp, vp, notes),
@@ -277,6 +282,34 @@ def _stage_layers(row: Row, model: Model, pp: int, vp: int, notes: list[str]) ->
     return layers
 
 
+def _expert_tp(
+    row: Row, model: Model, stack: Stack, tp: int, replicas: int, sp: bool, notes: list[str]
+) -> int | None:
+    """Return over how many tensor ranks an expert is cut: 1, or None for all of them.
+
+    Not stated, experts are whole where their number of ranks leaves no choice, and in recipes of
+    Megatron-Core where they are narrower than the model: NVIDIA's cut the wide experts of Grok-1 and Llama 4
+    (24.11 to 25.05) and nobody else's, and none in Megatron-Bridge.
+    """
+    if model.moe is None or tp == 1 or (row.ep or 1) == 1:
+        return None
+    if row.etp not in (None, 1, tp):
+        raise Unpredictable(f"etp {row.etp} is neither 1 nor tp {tp}")
+    if row.etp:
+        return 1 if row.etp == 1 else None
+    stated = re.search(r"expert-tp (\d+)", row.notes.lower())
+    if stated:
+        return 1 if int(stated[1]) == 1 else None
+    needed = row.ep is not None and replicas % row.ep != 0 and (replicas * tp) % row.ep == 0
+    tuned = stack.name.startswith("megatron-core") and (
+        stack.name in WHOLE_EXPERTS or model.moe.ffn < model.hidden
+    )
+    if not sp or not (needed or tuned):
+        return None
+    notes.append(f"etp not stated: 1 assumed (whole experts), ep over {replicas * tp} ranks")
+    return 1
+
+
 def _experts(row: Row, model: Model, stack: Stack, ranks: int, usual: int, notes: list[str]) -> int:
     """Return the expert-parallel degree; `usual` where it is not stated.
 
@@ -292,10 +325,7 @@ def _experts(row: Row, model: Model, stack: Stack, ranks: int, usual: int, notes
     while ep > 1 and (ranks % ep or model.moe.experts % ep):
         ep -= 1
     if row.ep and ep != row.ep:
-        notes.append(
-            f"ep {row.ep} does not divide dp x cp {ranks} (experts also use the tensor axis there): "
-            f"{ep} predicted"
-        )
+        notes.append(f"ep {row.ep} does not divide the {ranks} ranks that experts may lie on: {ep} predicted")
     return ep
 
 

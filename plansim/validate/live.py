@@ -363,7 +363,8 @@ def plan_id(model: Model, plan: Plan) -> str:
     """
     p = plan.parallel
     parts = [model.name]
-    parts += [f"{axis}{getattr(p, axis)}" for axis in ("dp", "tp", "pp", "cp", "ep") if getattr(p, axis) > 1]
+    parts += [f"{axis}{getattr(p, axis)}" for axis in ("dp", "tp", "pp", "cp") if getattr(p, axis) > 1]
+    parts += [degree.replace(" ", "") for degree in p.expert_degrees]
     parts += ["single"] if p.world_size == 1 else []
     parts += [f"zero{p.zero_stage}"] if p.zero_stage else []
     parts += ["sp"] if p.sequence_parallel else []

@@ -57,6 +57,7 @@ class Row:
     dp: int | None = None
     cp: int | None = None
     ep: int | None = None
+    etp: int | None = None
     zero_stage: int | None = None
     sp: int | None = None
     recompute: str = ""

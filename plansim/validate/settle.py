@@ -144,7 +144,8 @@ def _candidates(case: Case) -> Iterator[Plan]:
                     continue
                 parallel = replace(
                     base, tp=tp, pp=pp, cp=cp, dp=dp, zero_stage=zero, microbatch=microbatch,
-                    virtual_stages=1, schedule="1f1b", sequence_parallel=tp > 1, ep=min(base.ep, dp * cp),
+                    virtual_stages=1, schedule="1f1b", sequence_parallel=tp > 1,
+                    ep=min(base.ep, dp * cp * (tp if base.etp == 1 else 1)),
                 )  # fmt: skip
                 for mode in modes:
                     yield replace(

@@ -206,7 +206,7 @@ class Model:
             inside = self.pattern + (self.mtp.pattern if self.mtp else "")
             widths = {k: v for k, v in widths.items() if {"heads": "*", "ffn": "-"}[k] in inside}
         if self.moe:
-            widths["the experts' ffn"] = self.moe.ffn
+            widths[EXPERT_WIDTH] = self.moe.ffn
         if self.mamba:
             widths |= {"mamba.heads": self.mamba.heads, "mamba.groups": self.mamba.groups}
         return widths
@@ -219,6 +219,9 @@ class Model:
 
 ATTENTION_FAMILIES = ("gpt", "llama", "moe", "hybrid", "bert", "vit")
 """Families built of attention blocks."""
+
+EXPERT_WIDTH = "the experts' ffn"
+"""What an expert's width is called in messages."""
 
 HYBRID_LAYERS = {"M": "Mamba-2", "*": "attention", "-": "MLP", "E": "experts"}
 """Letters of a hybrid's pattern, as Nemotron-H writes them."""

@@ -201,6 +201,8 @@ class Shard:
     operand_bytes : float
         Bytes of one element of a product's input as kept for backward: less where the quantised copy of an
         8- or 4-bit recipe is kept.
+    etp : int or None
+        Tensor ranks that cut one expert; None is all of `tp`.
     flash : bool
         Fused attention; otherwise scores are written out.
     split_features : bool
@@ -214,6 +216,7 @@ class Shard:
     tp: int = 1
     cp: int = 1
     ep: int = 1
+    etp: int | None = None
     sequence_parallel: bool = False
     element_bytes: float = 2.0
     operand_bytes: float = 2.0
@@ -225,6 +228,16 @@ class Shard:
     def tokens(self) -> int:
         """Tokens of one rank in one microbatch."""
         return self.microbatch * -(-self.seq_len // self.cp)
+
+    @property
+    def expert_tp(self) -> int:
+        """Tensor ranks that cut one expert."""
+        return self.tp if self.etp is None else self.etp
+
+    @property
+    def folds_experts(self) -> bool:
+        """Whether the ranks of tp hold different experts."""
+        return self.expert_tp < self.tp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +251,7 @@ class Block:
     operators : tuple of Operator
         In forward order, sized for one rank and one microbatch.
     parameters, expert_parameters : int
-        Parameters on one rank: replicated over dp x cp, and over the smaller expert-data axis.
+        Parameters on one rank: replicated over dp x cp, and over the ranks that hold the same experts.
     boundary_bytes : float
         Activation passed to the next block, on one rank, bytes.
     flop : float

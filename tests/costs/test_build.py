@@ -9,6 +9,7 @@ from layouts import EXPERTS, layout, layouts
 
 from plansim.costs.buckets import MAX_BUCKETS, comm_s, gather_bytes, reduce_bytes
 from plansim.costs.build import (
+    block_time,
     kept_bytes,
     once_per_unit,
     step_costs,
@@ -149,6 +150,22 @@ def test_gradients_of_experts_are_reduced_over_their_replicas():
         (dense + expert) * reduce_bytes(made)
     )
     assert expert == pytest.approx(sum(b.expert_parameters for b in layout(EXPERTS, dp=8).blocks) / 4)
+
+
+def test_whole_experts_exchange_over_tensor_ranks_and_reduce_nothing_there():
+    made = {
+        etp: layout(EXPERTS, dp=4, tp=2, ep=4, etp=etp, sequence_parallel=True, stack="megatron-lm")
+        for etp in (None, 1)
+    }
+    cut, whole = (made[etp].blocks[1] for etp in (None, 1))
+    held = sum(b.parameters + b.expert_parameters for b in made[1].blocks)
+
+    times = {etp: block_time(made[etp], block).forward for etp, block in ((None, cut), (1, whole))}
+    assert 0 < times[1].tp_s < times[None].tp_s
+    assert times[1].compute_s < times[None].compute_s
+    assert sum(b.nbytes for b in step_costs(made[1]).stages[0].reductions) == pytest.approx(
+        held * reduce_bytes(made[1])
+    )
 
 
 def test_zero3_gathers_every_parameter_in_every_pass():

@@ -1,10 +1,15 @@
 """How a plan lies on a cluster: nothing is lost between chunks, groups multiply to the world."""
 
+from math import prod
+
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from layouts import EXPERTS, GPT, layout, layouts
 
-from plansim.costs.layout import with_plan
+from plansim.costs.layout import strides_of, with_plan
+from plansim.costs.memory import stage_memory
+from plansim.costs.optimizer import expert_shard_degree
 from plansim.errors import PlanError
 
 
@@ -30,6 +35,53 @@ def test_expert_groups_and_their_replicas_fill_the_data_parallel_group(ep):
     made = layout(EXPERTS, dp=8, ep=ep)
 
     assert (made.group("ep").size, made.group("edp").size) == (ep, 8 // ep)
+
+
+@pytest.mark.parametrize(("ep", "cp"), [(2, 1), (8, 1), (8, 2), (1, 1)])
+def test_whole_experts_lie_on_the_tensor_ranks_first(ep, cp):
+    """Their groups are neighbours; copies of one expert are as far apart as there are ranks between."""
+    made = layout(EXPERTS, dp=4, tp=4, cp=cp, ep=ep, etp=1, sequence_parallel=True)
+    axes = (("tp", 4), ("cp", cp), ("dp", 4), ("pp", 1))
+
+    assert made.group("ep").size * made.group("edp").size == 16 * cp
+    assert strides_of(axes, "ep", ep, folded=True) == ((ep, 1),)
+    assert strides_of(axes, "edp", ep, folded=True) == ((16 * cp // ep, ep),)
+    assert made.group("ep").inter_unit is False
+    assert made.group("tp") == layout(EXPERTS, dp=4, tp=4, cp=cp).group("tp")
+
+
+@given(
+    sizes=st.permutations(("tp", "cp", "dp", "pp")),
+    degrees=st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=4, max_size=4),
+    data=st.data(),
+)
+def test_expert_groups_divide_the_ranks_of_a_stage_whatever_lies_between(sizes, degrees, data):
+    axes = tuple(zip(sizes, degrees, strict=True))
+    degree = dict(axes)
+    ranks = degree["tp"] * degree["cp"] * degree["dp"]
+    ep = data.draw(st.sampled_from([d for d in range(1, ranks + 1) if ranks % d == 0]))
+    inner, outer = (strides_of(axes, axis, ep, folded=True) for axis in ("ep", "edp"))
+    offsets = {0}
+    for n, apart in (*inner, *outer):
+        offsets = {at + i * apart for at in offsets for i in range(n)}
+
+    assert prod(n for n, _ in inner) == ep
+    stage = {0}
+    stride = 1
+    for name, n in axes:
+        stage = stage if name == "pp" else {at + i * stride for at in stage for i in range(n)}
+        stride *= n
+    assert offsets == stage
+
+
+def test_zero_shards_whole_experts_over_their_own_copies():
+    """dp 8, tp 2: dense weights have 8 owners; of 16 ranks in groups of 4 each expert has 4."""
+    cut = layout(EXPERTS, dp=8, tp=2, ep=4, zero_stage=1, sequence_parallel=True)
+    whole = layout(EXPERTS, dp=8, tp=2, ep=4, etp=1, zero_stage=1, sequence_parallel=True)
+
+    assert (expert_shard_degree(cut), expert_shard_degree(whole)) == (2, 4)
+    assert whole.chunk_parameters[0][1] == 2 * cut.chunk_parameters[0][1]
+    assert stage_memory(whole, 0).optimizer == pytest.approx(stage_memory(cut, 0).optimizer)
 
 
 @pytest.mark.parametrize("group", [2, 4, 8])

@@ -94,6 +94,10 @@ CASES = {
         parallel={"dp": 4, "tp": 2, "zero_stage": 3, "sequence_parallel": True},
     ),
     "moe": case("qwen3-30b-a3b", "h100x8", 2, parallel={"dp": 16, "ep": 8, "zero_stage": 2}),
+    "moe whole experts": case(
+        "qwen3-30b-a3b", "h100x8", 2,
+        parallel={"dp": 8, "tp": 2, "ep": 8, "etp": 1, "zero_stage": 2, "sequence_parallel": True},
+    ),
     "moe megatron": case(
         "deepseek-v3", "h100x8", 32, seq_len=4096,
         parallel={"dp": 16, "tp": 2, "pp": 8, "ep": 16, "zero_stage": 1, "sequence_parallel": True},
@@ -114,15 +118,15 @@ CASES = {
 
 
 EXPRESSIBLE = {
-    "torchrun": set(CASES) - {"fp8", "offload", "moe megatron"},
+    "torchrun": set(CASES) - {"fp8", "offload", "moe megatron", "moe whole experts"},
     "megatron": {
         "one gpu", "ddp", "ddp bf16 gradients", "zero 1 tp pp", "zero 2 hybrid", "zero 3", "zero 3 tp cp",
         "interleaved", "interleaved zero 2", "uneven stages", "fp8", "moe", "moe megatron", "moe replicated",
-        "offload", "sgd unfused", "pp inside dp",
+        "moe whole experts", "offload", "sgd unfused", "pp inside dp",
     },
     "torchtitan": {
         "ddp", "zero 2 hybrid", "zero 3", "zero 3 tp cp", "interleaved zero 2", "uneven stages", "zb-h1",
-        "zbv", "dualpipev", "fp8", "moe",
+        "zbv", "dualpipev", "fp8", "moe", "moe whole experts",
     },
     "deepspeed": {
         "one gpu", "ddp", "ddp bf16 gradients", "zero 3", "zero 3 int8 weights", "moe", "moe replicated",

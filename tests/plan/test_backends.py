@@ -36,6 +36,7 @@ parallels = st.builds(
     pp=degree,
     cp=degree,
     ep=degree,
+    etp=st.sampled_from([None, 1]),
     zero_stage=st.integers(0, 3),
     zero_group=st.one_of(st.none(), degree),
     sequence_parallel=st.booleans(),
@@ -106,6 +107,8 @@ def test_only_megatron_replicates_kv_heads():
         ("deepspeed", {"cp": 2}, "cp 2 is not available"),
         ("deepspeed", {"pp": 4, "stage_layers": (9, 8, 8, 7)}, "uneven stages"),
         ("plansim", {"pp": 64}, "more than 32 layers"),
+        ("plansim", {"dp": 4, "tp": 2, "etp": 1}, "etp 1 is not available; leave etp out"),
+        ("deepspeed", {"dp": 4, "tp": 2, "etp": 1}, "etp 1 is not available; use tp 1"),
     ],
 )
 def test_refusals_name_the_cause_and_a_remedy(name, parallel, word):
@@ -113,6 +116,31 @@ def test_refusals_name_the_cause_and_a_remedy(name, parallel, word):
 
     assert any(word in reason for reason in reasons), reasons
     assert all(";" in reason for reason in reasons)
+
+
+def test_who_cuts_experts_and_who_keeps_them_whole():
+    cut = plan(dp=8, tp=2, ep=4, zero_stage=2, sequence_parallel=True)
+    whole = replace(cut, parallel=replace(cut.parallel, etp=1))
+    says = {n: (BACKENDS[n].check(cut, MIXTRAL), BACKENDS[n].check(whole, MIXTRAL)) for n in BACKENDS}
+
+    assert says["megatron"] == ([], [])
+    assert "use etp 1" in says["torchtitan"][0][0]
+    assert says["torchtitan"][1] == []
+    assert any("keeps experts whole" in reason for reason in says["deepspeed"][0])
+    assert says["plansim"][0] == []
+    assert says["plansim"][1]
+
+
+def test_megatron_orders_pp_inside_dp_where_experts_fill_what_lies_inside():
+    order = ("tp", "cp", "pp", "dp")
+    wide = plan(dp=4, tp=2, pp=2, cp=2, sequence_parallel=True, ep=4, etp=1)
+    inside = replace(wide, placement=order)
+
+    assert BACKENDS["megatron"].check(inside, MIXTRAL) == []
+    for degrees in ({"ep": 2}, {"ep": 1, "etp": None}):
+        other = replace(inside, parallel=replace(wide.parallel, **degrees))
+        assert "must be the tp 2 x cp 2 ranks of a stage" in BACKENDS["megatron"].check(other, MIXTRAL)[0]
+        assert BACKENDS["megatron"].check(replace(other, placement=wide.placement), MIXTRAL) == []
 
 
 def test_the_plansim_rules_are_those_of_its_executor():

@@ -254,6 +254,18 @@ def test_groups_match_the_grid():
             assert groups.of(axis, rank) == grid.group(rank, axis)
 
 
+def test_whole_experts_share_groups_with_the_tensor_ranks():
+    plan, model, profile = CASES["moe whole experts"]
+    groups = groups_of(plan)
+
+    assert groups.of("ep", 3) == tuple(range(8))
+    assert groups.of("edp", 3) == (3, 11)
+    assert groups.of("dp_cp", 3) == tuple(range(1, 16, 2))
+    options = options_of(bash_array(emit(plan, model, profile, "megatron")["pretrain.sh"], "ARGS"))
+    sizes = ("--expert-model-parallel-size", "--expert-tensor-parallel-size", "--tensor-model-parallel-size")
+    assert [options[name] for name in sizes] == ["8", "1", "2"]
+
+
 def test_recipes_that_capture_the_step_are_named_beside_the_prediction():
     plan, model, profile = case("mixtral-8x7b", "b200x8", 8, parallel={"dp": 8, "ep": 8, "zero_stage": 1})
     captured = replace(plan, stack="megatron-core-captured")

@@ -32,6 +32,7 @@ GPT = Model(
     name="g", family="gpt", layers=12, hidden=512, ffn=2048, heads=16, kv_heads=16, vocab=1000, seq_len=1024
 )
 SPARSE = replace(LLAMA, family="moe", moe=MoE(experts=6, top_k=2, ffn=704))
+SP = {"sequence_parallel": True}
 GPU = Device(id="gpu", memory_bytes=80e9, memory_bandwidth_bytes_per_s=2e12, peak_flop_per_s={"bf16": 3e14})
 LINK = FabricLevel(name="link", kind="switch", bandwidth_bytes_per_s=3e11, latency_s=3e-6)
 
@@ -95,6 +96,10 @@ BROKEN = [
     ("ep", {"dp": 2, "ep": 2}, {}, LLAMA, "m has no experts"),
     ("ep", {"dp": 4, "ep": 4}, {}, SPARSE, "ep 4 does not divide 6 experts"),
     ("ep", {"dp": 4, "ep": 3}, {}, SPARSE, "ep 3 does not divide dp 4 x cp 1"),
+    ("ep", {"dp": 3, "tp": 2, "ep": 6}, {"job": Job(global_batch=48, seq_len=1024)}, SPARSE, "or etp 1 (whole"),
+    ("etp", {"dp": 4, "tp": 4, "etp": 2, "ep": 2, **SP}, {}, SPARSE, "use etp 1 (whole experts), or leave it out"),
+    ("etp", {"dp": 4, "tp": 2, "etp": 1, "ep": 2}, {}, SPARSE, "switch sequence_parallel on"),
+    ("etp", {"dp": 4, "tp": 2, "etp": 1, **SP}, {}, LLAMA, "m has no experts"),
     ("zero group", {"dp": 4, "zero_group": 2}, {}, LLAMA, "with zero_stage 0"),
     ("zero group", {"dp": 4, "zero_group": 3, "zero_stage": 3}, {}, LLAMA, "use zero_group 1, 2 or 4"),
     ("recompute", {"pp": 2}, {"recompute": ("full",)}, LLAMA, "lists 1 stages, pp is 2"),
@@ -126,6 +131,16 @@ def test_several_broken_rules_come_together():
 
 def test_kv_heads_may_be_repeated():
     assert rules_broken(plan({"tp": 8})) == []  # 4 kv heads on 8 ranks
+
+
+def test_whole_experts_go_over_the_tensor_ranks_too_and_need_not_be_cut():
+    folded = {"dp": 4, "tp": 4, "etp": 1, "ep": 16, **SP}
+    many = replace(SPARSE, moe=MoE(experts=16, top_k=2, ffn=703))
+
+    assert rules_broken(plan(folded), many) == []
+    assert rules_broken(plan({**folded, "etp": None}), many) == ["tp", "ep"]
+    assert rules_broken(plan({**folded, "ep": 8, "dp": 1}), many) == ["ep"]
+    assert rules_broken(plan({**folded, "etp": 4, "ep": 4}), SPARSE) == ["ep"]  # 6 experts
 
 
 def test_ranks_may_share_the_cores_of_a_cpu():

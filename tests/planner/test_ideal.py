@@ -53,17 +53,19 @@ def lines_of(small, block):
     tp=st.sampled_from([1, 2, 4, 8, 16]),
     cp=st.sampled_from([1, 2, 4]),
     ep=st.sampled_from([1, 2, 8]),
+    folded=st.booleans(),
     pp=st.sampled_from([1, 2]),
     size=st.sampled_from(SIZES),
     sp=st.booleans(),
     unfused=st.booleans(),
 )
-def test_no_block_is_faster_than_its_lines(cluster, name, stack, tp, cp, ep, pp, size, sp, unfused):
+def test_no_block_is_faster_than_its_lines(cluster, name, stack, tp, cp, ep, folded, pp, size, sp, unfused):
     profile, model = CLUSTERS[cluster], MODELS[name]
     if any(width % tp for width in model.tp_widths.values()) or (model.kv_heads % tp and tp % model.kv_heads):
         return
     ep = ep if model.moe else 1
     how = {"tp": tp, "cp": cp, "ep": ep, "sequence_parallel": sp, "unfused": unfused}
+    how |= {"etp": 1} if folded and sp and model.moe and tp > 1 else {}
     dp = max(ep, profile.num_devices // (tp * cp * pp))
     small = laid_out(profile, model, find_stack(stack), dp=ep, **how)
     whole = laid_out(profile, model, find_stack(stack), dp=dp, pp=pp, microbatch=size, **how)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plansim.costs.layout import Layout, default_stack
-from plansim.errors import InfeasibleError
+from plansim.errors import InfeasibleError, InputError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Job, Overlap, Parallel, Plan
 from plansim.plan.rules import Rejected, check_plan
@@ -82,8 +82,8 @@ def every_plan(model, profile, job):
     degrees = [d for d in range(1, world + 1) if world % d == 0]
     experts = [e for e in range(1, world + 1) if model.moe and model.moe.experts % e == 0] or [1]
     orders = [("1f1b", 1), ("zb-h1", 1), ("interleaved", 2)]
-    for tp, pp, cp, ep in product(degrees, degrees, degrees, experts):
-        if world % (tp * pp * cp):
+    for tp, pp, cp, ep, etp in product(degrees, degrees, degrees, experts, (None, 1)):
+        if world % (tp * pp * cp) or (etp and (tp == 1 or ep == 1)):
             continue
         for mb, zero, sp, mode, (schedule, v) in product(
             (1, 4), (0, 1, 3), (False, True), ("none", "full"), orders
@@ -96,6 +96,7 @@ def every_plan(model, profile, job):
                 pp=pp,
                 cp=cp,
                 ep=ep,
+                etp=etp,
                 zero_stage=zero,
                 sequence_parallel=sp,
                 microbatch=mb,
@@ -205,3 +206,48 @@ def test_every_candidate_is_accounted_for():
     stats = found.search
     assert stats.candidates == sum(stats.infeasible_by_rule.values()) + stats.bounded_out + stats.simulated
     assert stats.complete
+
+
+SPARSE = Model(
+    name="m", family="moe", layers=8, hidden=512, ffn=2048, heads=8, kv_heads=8, vocab=1000, seq_len=512,
+    gated=True, positions="rotary", moe=MoE(experts=8, top_k=2, ffn=512),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("etp", [1, "tp"])
+def test_experts_are_cut_or_whole_as_asked(etp):
+    """Fixed, every plan has it; left out are whole experts without ep, unless they are asked for."""
+    found = plan(
+        SPARSE, load_profile(GPU), Job(global_batch=16, seq_len=512), fix={"etp": etp, "tp": 2}, top=3
+    )
+
+    stats = found.search
+    assert {p.plan.parallel.etp for p in found.plans} == {1 if etp == 1 else None}
+    assert stats.candidates == sum(stats.infeasible_by_rule.values()) + stats.bounded_out + stats.simulated
+
+
+def test_runtimes_choose_what_they_can_of_experts():
+    job, profile = Job(global_batch=16, seq_len=512), load_profile(GPU)
+    wide = {"tp": 2, "ep": 4}
+
+    assert plan(SPARSE, profile, job, fix=wide, backend="torchtitan", top=1).best.plan.parallel.etp == 1
+    assert plan(SPARSE, profile, job, fix=wide, backend="plansim", top=1).best.plan.parallel.etp is None
+    with pytest.raises(InputError, match="etp=1: plansim has none; leave etp out"):
+        plan(SPARSE, profile, job, fix={"etp": 1}, backend="plansim")
+    with pytest.raises(InputError, match="etp=2: expected one of tp, 1"):
+        plan(SPARSE, profile, job, fix={"etp": 2})
+
+
+def test_megatron_has_experts_fill_what_lies_inside_the_pipeline():
+    """With pp inside dp, of all ep only tp x cp is left; elsewhere others are answers too."""
+    profile = load_profile(GPU, {"node.count": "2", "node.devices": "4", "fabric.0.group": "4"})
+    fix = {"tp": 2, "pp": 2, "dp": 2, "ep": (2, 4), "etp": 1, "zero_stage": 0}
+    orders = (("tp", "cp", "dp", "pp"), ("tp", "cp", "pp", "dp"))
+
+    def eps(order):
+        fixed = {**fix, "placement": order}
+        job = Job(global_batch=16, seq_len=512)
+        found = plan(SPARSE, profile, job, fix=fixed, backend="megatron", top=1000)
+        return {p.plan.parallel.ep for p in found.plans}
+
+    assert [eps(order) for order in orders] == [{2, 4}, {2}]

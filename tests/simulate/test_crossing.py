@@ -163,6 +163,22 @@ def test_a_few_replicas_show_the_links_of_all(order, fabric, monkeypatch):
     assert alike(few) == alike(every)
 
 
+@pytest.mark.parametrize("order", [("tp", "cp", "dp", "pp"), ("tp", "cp", "pp", "dp")])
+@pytest.mark.parametrize("ep", [2, 8, 32])
+def test_a_few_replicas_show_the_links_of_whole_experts(order, ep, monkeypatch):
+    """Groups of experts over tensor ranks repeat after the replicas that they span."""
+    sizes = {"tp": 4, "cp": 2, "dp": 48, "pp": 2}
+    axes = Axes(tuple((a, sizes[a]) for a in order), ep=ep, folded=True)
+    kinds = (("ep", "exchange", 0, 0), ("edp", "ring", 1, 1))
+    few = crossing.__wrapped__(FABRIC, axes, kinds)
+    assert axes.locked == max(1, ep // 8)
+    assert shortened(FABRIC, axes)[1] > 1
+    monkeypatch.setattr("plansim.simulate.crossing.shortened", lambda _, axes: (axes, 1.0))
+    every = crossing.__wrapped__(FABRIC, axes, kinds)
+    most_few, most_every = ([most(found, kind, "ib") for kind in kinds] for found in (few, every))
+    assert most_few == pytest.approx(most_every)
+
+
 def gpt(placement=("tp", "cp", "dp", "pp"), options=None, **degrees):
     model, profile = load_model("gpt-22b"), with_nodes(load_profile("a100x8", options or {}), 4)
     given = {"dp": 4, "tp": 4, "pp": 2, "microbatch": 1, "sequence_parallel": True} | degrees

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from plansim.errors import InputError
 from plansim.hardware.catalog import find_device
+from plansim.validate.assume import case_of
 from plansim.validate.rows import Row, read_rows
 from plansim.validate.software import stack_of
 
@@ -69,6 +72,31 @@ def test_rows_without_an_id_get_one(tmp_path):
     rows = read_rows(write(tmp_path, "model,n_devices,device,gbs\nm,8,a100,4\nm,8,a100,8\n"))
 
     assert [r.id for r in rows] == ["row-1", "row-2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "ep", "etp"),
+    [
+        ({}, 8, 1),  # a recipe of Megatron-Bridge
+        ({"etp": 2}, 8, None),
+        ({"sp": 0}, 8, None),
+        ({"tp": 1}, 8, None),
+        ({"source": "other software"}, 8, 1),  # narrow experts
+        ({"source": "other software", "notes": "expert-TP 2"}, 8, None),
+        ({"model": "mixtral-8x22b", "source": "NeMo 25.02", "layers": None}, 8, None),  # wide ones are cut
+        ({"ep": 32}, 32, 1),
+        ({"ep": 32, "source": "gpt-neox"}, 32, 1),  # dp 16 leaves no other way
+        ({"ep": 16, "source": "gpt-neox", "sp": 1}, 16, None),
+    ],
+)
+def test_experts_are_whole_over_tensor_ranks_where_the_row_the_degrees_or_the_recipe_say_so(given, ep, etp):
+    row = Row(
+        model="qwen3-235b-a22b", family="moe", source="Megatron-Bridge (NeMo 26.02)", seq=4096, gbs=256,
+        mbs=1, n_devices=32, device="h100-sxm5-80gb", devices_per_node=8, tp=2, pp=1, ep=8, sp=1,
+    )  # fmt: skip
+    parallel = case_of(replace(row, **given)).plan.parallel
+
+    assert (parallel.ep, parallel.etp) == (ep, etp)
 
 
 @pytest.mark.parametrize(

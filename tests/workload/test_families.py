@@ -122,15 +122,58 @@ def test_a_parallel_block_halves_the_collectives_where_it_is_joined(joined, coll
     )
 
 
+SPARSE = Model(
+    name="m", family="moe", layers=1, hidden=512, heads=8, kv_heads=8, vocab=1000, seq_len=128,
+    gated=True, moe=MoE(experts=8, top_k=2, ffn=1024),
+)  # fmt: skip
+
+
+def moe_layer(model=SPARSE, **shard):
+    return find_family("moe").blocks(model, Shard(microbatch=1, seq_len=128, **shard))[1]
+
+
 def test_expert_parallelism_divides_experts_not_rows():
-    model = Model(
-        name="m", family="moe", layers=1, hidden=512, heads=8, kv_heads=8, vocab=1000, seq_len=128,
-        gated=True, moe=MoE(experts=8, top_k=2, ffn=1024),
-    )  # fmt: skip
-    one, four = (
-        find_family("moe").blocks(model, Shard(microbatch=1, seq_len=128, ep=ep))[1] for ep in (1, 4)
-    )
+    one, four = (moe_layer(ep=ep) for ep in (1, 4))
 
     assert four.expert_parameters * 4 == one.expert_parameters
     assert four.flop == pytest.approx(one.flop)
     assert sum(isinstance(op, Communication) and op.axis == "ep" for op in four.operators) == 2
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_whole_experts_over_tensor_ranks_take_as_much_work_in_larger_products(tp):
+    """Cut experts compute all rows in a part of the width; whole ones a part of the rows in all of it."""
+    cut, whole = (moe_layer(tp=tp, ep=2, etp=etp, sequence_parallel=True) for etp in (None, 1))
+    up, folded = (next(op for op in b.operators if op.name == "expert_up") for b in (cut, whole))
+
+    assert (folded.m * tp, folded.n) == (up.m, up.n * tp)
+    assert whole.flop == pytest.approx(cut.flop)
+    assert whole.expert_parameters == tp * cut.expert_parameters
+    assert whole.parameters == cut.parameters
+    assert whole.saved_bytes < cut.saved_bytes
+
+
+def test_whole_experts_meet_the_tensor_ranks_in_the_exchange_alone():
+    """Each rank brings seq / tp tokens to its top-2 experts, 2 bytes an element, out and back."""
+    layer = moe_layer(tp=2, ep=4, etp=1, sequence_parallel=True)
+    sent = {op.name: op for op in layer.operators if isinstance(op, Communication)}
+
+    assert set(sent) == {"attention_in", "attention_leave", "dispatch", "combine"}
+    assert sent["dispatch"].nbytes == sent["combine"].nbytes == 2 * (128 / 2) * 2 * 512
+
+
+def test_shared_experts_stay_cut_by_tp():
+    model = replace(SPARSE, moe=replace(SPARSE.moe, shared_ffn=1024))
+    cut, whole = (moe_layer(model, tp=2, ep=4, etp=etp, sequence_parallel=True) for etp in (None, 1))
+    shared = [next(op for op in b.operators if op.name == "mlp_up") for b in (cut, whole)]
+    names = [op.name for op in whole.operators if isinstance(op, Communication) and op.axis == "tp"]
+
+    assert shared[0] == shared[1]
+    assert names == ["attention_in", "attention_leave", "shared_in", "shared_leave"]
+
+
+def test_a_parallel_block_of_whole_experts_reduces_its_attention_itself():
+    model = replace(SPARSE, parallel_block=True)
+    folded = moe_layer(model, tp=2, ep=2, etp=1, sequence_parallel=True)
+
+    assert "attention_leave" in [op.name for op in folded.operators]

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 Degrees = Mapping[str, Any]
 """Integers of a plan by name, each a number or an array of one shape.
 
-Of the plan: ``dp tp pp cp ep zero_stage zero_group microbatch virtual_stages num_microbatches seq_len`` and
-the booleans ``sequence_parallel uneven full_recompute``. Of the model, a plain value each: ``heads kv_heads
-layers experts`` and ``tied``. `zero_group` is ``dp * cp`` where the plan leaves it out; `heads` and `experts`
-are 0 where there are none.
+Of the plan: ``dp tp pp cp ep etp zero_stage zero_group microbatch virtual_stages num_microbatches seq_len``
+and the booleans ``sequence_parallel uneven full_recompute``. Of the model, a plain value each: ``heads
+kv_heads layers experts`` and ``tied``. Where the plan leaves them out, `etp` is `tp` and `zero_group` is
+``dp * cp``; `heads` and `experts` are 0 where there are none.
 """
 
 FEATURES: dict[str, Callable[[Degrees], Mask]] = {
@@ -33,6 +33,7 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
     "pp": lambda d: d["pp"] > 1,
     "cp": lambda d: d["cp"] > 1,
     "ep": lambda d: d["ep"] > 1,
+    "cut experts": lambda d: (d["tp"] > 1) & (d["etp"] == d["tp"]) & (d["experts"] > 0),
     "zero 0": lambda d: d["zero_stage"] == 0,
     "zero 1": lambda d: d["zero_stage"] == 1,
     "zero 1 over replicas": lambda d: (d["zero_stage"] == 1) & (d["dp"] * d["cp"] > 1),
@@ -50,6 +51,7 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
 CHOICES: dict[str, Callable[[Plan], Any]] = {
     "schedule": lambda p: schedule_key(p.parallel.schedule) if p.parallel.pp > 1 else None,
     "zero_stage": lambda p: p.parallel.zero_stage,
+    "etp": lambda p: p.parallel.expert_tp if p.parallel.folds_experts else "tp",
     "recompute": lambda p: p.recompute,
     "attention": lambda p: p.attention,
     "aggregation": lambda p: p.aggregation,
@@ -122,6 +124,9 @@ class Backend:
     recompute_per_stage, recompute_layers : bool
         Whether stages may recompute differently, and some layers of a chunk whole (``full:K``).
     relations : tuple of Relation
+    order_relations : tuple of Relation
+        Relations on plans whose stages are neighbours inside each replica group (`placement` has pp before
+        dp, both more than 1); the degrees are ``dp tp pp cp ep etp``.
     pairs : tuple of Pair
     zero_stages_of : mapping of str to tuple of int
         For compression methods (``"gradients int4"``) that work with some ZeRO stages only, those stages.
@@ -145,6 +150,7 @@ class Backend:
     recompute_per_stage: bool = False
     recompute_layers: bool = False
     relations: tuple[Relation, ...] = ()
+    order_relations: tuple[Relation, ...] = ()
     pairs: tuple[Pair, ...] = ()
     zero_stages_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     remedies: Mapping[str, str] = field(default_factory=dict)
@@ -170,7 +176,7 @@ class Backend:
         ]
         reasons += [
             f"{r.message.format(**degrees)}; {r.remedy.format(**degrees)}"
-            for r in self._all_relations()
+            for r in (*self._all_relations(), *(self.order_relations if _pp_inside(plan) else ()))
             if r.broken(degrees)
         ]
         reasons += [
@@ -262,6 +268,11 @@ def order_of(plan: Plan) -> tuple[str, ...] | None:
     return axes if len(axes) > 1 else None
 
 
+def _pp_inside(plan: Plan) -> bool:
+    order = order_of(plan) or ()
+    return "dp" in order and "pp" in order[: order.index("dp")]
+
+
 def orders_within(*placements: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """Return every order of two or more axes that agrees with one of the placements."""
     found = set()
@@ -278,6 +289,7 @@ def degrees_of(plan: Plan, model: Model) -> dict[str, Any]:
     share = p.dp * p.microbatch
     return {
         **{name: getattr(p, name) for name in ("dp", "tp", "pp", "cp", "ep", "zero_stage", "microbatch")},
+        "etp": p.expert_tp,
         "zero_group": p.zero_group or p.dp * p.cp,
         "virtual_stages": p.virtual_stages,
         "num_microbatches": max(1, plan.job.global_batch // share),

@@ -19,6 +19,7 @@ DEEPSPEED = Backend(
     allows={
         "schedule": ("1f1b",),
         "zero_stage": (0, 1, 2, 3),
+        "etp": ("tp",),
         "recompute": ("none", "full"),
         "aggregation": ("all_reduce",),
         "dtype": ("bf16", "fp16", "fp32"),
@@ -58,6 +59,11 @@ DEEPSPEED = Backend(
             remedy="use ep 1 or pp 1",
         ),
         Pair(
+            features=("ep", "cut experts"),
+            reason="automatic expert parallelism keeps experts whole, in groups of its own order",
+            remedy="use ep 1 or tp 1",
+        ),
+        Pair(
             features=("tp", "sequence parallel"),
             reason="automatic tensor parallelism keeps norms and dropouts whole",
             remedy="switch sequence_parallel off",
@@ -66,6 +72,7 @@ DEEPSPEED = Backend(
     zero_stages_of={"gradients int4": (3,), "parameters int8": (3,)},
     remedies={
         "schedule": "use 1f1b, the order of its pipeline engine",
+        "etp": "use tp 1: its groups of whole experts run along dp first, which is not modelled",
         "recompute": "use none or full",
         "aggregation": "use all_reduce",
         "context_parallel": "use cp 1 (its own sequence parallelism, Ulysses, splits heads instead)",

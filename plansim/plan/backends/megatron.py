@@ -1,6 +1,7 @@
 """Megatron-LM (megatron-core 0.19.2): tensor, sequence, pipeline, context and expert parallelism.
 
-Read from the release's `training/arguments.py` (`validate_args`), `core/transformer/transformer_config.py`
+Read from the release's `training/arguments.py` (`validate_args`), `core/parallel_state.py` (orders of ranks
+must give experts the same stages), `core/model_parallel_config.py`, `core/transformer/transformer_config.py`
 and `core/distributed/distributed_data_parallel_config.py`.
 """
 
@@ -8,6 +9,8 @@ from plansim.plan.backends.base import Backend, orders_within
 from plansim.plan.backends.relations import (
     EP_DIVIDES_EXPERTS,
     EVERY_CHUNK_HAS_A_LAYER,
+    EXPERTS_FILL_A_STAGE,
+    EXPERTS_NEED_SEQUENCE_PARALLEL,
     INTERLEAVING_DIVIDES_MICROBATCHES,
     SEQUENCE_SPLITS_OVER_CP,
     SEQUENCE_SPLITS_OVER_TP,
@@ -22,6 +25,7 @@ MEGATRON = Backend(
     allows={
         "schedule": ("1f1b", "interleaved"),
         "zero_stage": (0, 1, 2, 3),
+        "etp": ("tp", 1),
         "recompute": ("none", "selective", "full"),
         "attention": ("flash", "unfused"),
         "aggregation": ("all_reduce",),
@@ -43,9 +47,11 @@ MEGATRON = Backend(
         SEQUENCE_SPLITS_OVER_CP,
         SEQUENCE_SPLITS_OVER_TP,
         EP_DIVIDES_EXPERTS,
+        EXPERTS_NEED_SEQUENCE_PARALLEL,
         INTERLEAVING_DIVIDES_MICROBATCHES,
         EVERY_CHUNK_HAS_A_LAYER,
     ),
+    order_relations=(EXPERTS_FILL_A_STAGE,),
     zero_stages_of={"parameters fp8": (1, 2, 3)},
     remedies={
         "schedule": "use 1f1b, or interleaved with virtual_stages > 1",

@@ -32,6 +32,7 @@ PLANSIM = Backend(
     allows={
         "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv", "dualpipev"),
         "zero_stage": (0, 1, 2, 3),
+        "etp": ("tp",),
         "recompute": ("none", "selective", "full"),
         "dtype": ("bf16", "fp16", "fp32"),
         "optimizer": ("sgd", "momentum", "adam", "adamw"),
@@ -50,6 +51,7 @@ PLANSIM = Backend(
         "outer diloco": (0,),
     },
     remedies={
+        "etp": "leave etp out: experts are cut by tp; whole ones over tensor ranks are simulated only",
         "offload": "keep the optimizer state on the device; offload is simulated only",
         "compression.activations": "use none; compressed activations are simulated only",
     },

@@ -60,6 +60,27 @@ EP_WITHIN_SHARD_GROUP = Relation(
     remedy="use an ep that divides zero_group x tp",
 )
 
+WHOLE_EXPERTS_NEED_EP = Relation(
+    name="whole experts need ep",
+    broken=lambda d: (d["etp"] < d["tp"]) & (d["ep"] == 1),
+    message="etp {etp} with ep 1: without expert parallelism experts are cut by tp {tp}",
+    remedy="use ep > 1, or leave etp out",
+)
+
+EXPERTS_NEED_SEQUENCE_PARALLEL = Relation(
+    name="experts over tp need sequence parallel",
+    broken=lambda d: (d["ep"] > 1) & (d["tp"] > 1) & (d["sequence_parallel"] == 0),
+    message="ep {ep} with tp {tp} needs sequence_parallel",
+    remedy="switch it on, or use ep 1 or tp 1",
+)
+
+EXPERTS_FILL_A_STAGE = Relation(
+    name="experts fill what lies inside pp",
+    broken=lambda d: d["ep"] * d["etp"] != d["tp"] * d["cp"],
+    message="pp inside dp: experts (ep {ep} x etp {etp}) must be the tp {tp} x cp {cp} ranks of a stage",
+    remedy="order the axes tp, cp, dp, pp, or use ep x etp = tp x cp",
+)
+
 INTERLEAVING_DIVIDES_MICROBATCHES = Relation(
     name="pp divides microbatches when interleaved",
     broken=lambda d: (d["pp"] > 1) & (d["virtual_stages"] > 1) & (d["num_microbatches"] % d["pp"] != 0),

@@ -13,6 +13,7 @@ from plansim.plan.backends.relations import (
     SEQUENCE_SPLITS_OVER_TP,
     TP_DIVIDES_HEADS,
     TP_DIVIDES_KV_HEADS,
+    WHOLE_EXPERTS_NEED_EP,
 )
 
 TORCHTITAN = Backend(
@@ -51,6 +52,7 @@ TORCHTITAN = Backend(
         SEQUENCE_SPLITS_OVER_TP,
         EP_DIVIDES_EXPERTS,
         EP_WITHIN_SHARD_GROUP,
+        WHOLE_EXPERTS_NEED_EP,
         EVERY_CHUNK_HAS_A_LAYER,
     ),
     pairs=(
@@ -58,6 +60,11 @@ TORCHTITAN = Backend(
             features=("cp", "zero 0"),
             reason="weights are always sharded over the context-parallel ranks",
             remedy="use zero_stage 2 or 3",
+        ),
+        Pair(
+            features=("ep", "cut experts"),
+            reason="experts stay whole and are spread over the tensor ranks as well",
+            remedy="use etp 1, ep 1 or tp 1",
         ),
         Pair(
             features=("ep", "zero 0"),

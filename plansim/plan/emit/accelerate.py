@@ -99,8 +99,9 @@ def _reasons(plan: Plan) -> list[str]:
         reasons.append("it trains only; use phase train")
     if p.pp > 1:
         reasons.append(f"pp {p.pp}; use torchtitan, megatron or plansim for pipelines")
-    if p.ep > 1:
-        reasons.append(f"ep {p.ep}; use torchtitan, megatron or deepspeed for expert parallelism")
+    if p.ep > 1 or p.folds_experts:
+        words = ", ".join(p.expert_degrees)
+        reasons.append(f"{words}; use torchtitan, megatron or deepspeed for expert parallelism")
     if p.zero_stage == 1:
         reasons.append("zero_stage 1; use 2 or 3, or the deepspeed target")
     if p.zero_stage == 0 and p.dp > 1 and p.tp * p.cp > 1:

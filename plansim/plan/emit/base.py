@@ -159,9 +159,8 @@ def describe(plan: Plan) -> str:
     'gpt2-xl: dp 2, tp 4, zero_stage 0, microbatch 1 x 32, global_batch 64, seq_len 1024, bf16'
     """
     p = plan.parallel
-    degrees = [
-        f"{axis} {getattr(p, axis)}" for axis in ("dp", "tp", "pp", "cp", "ep") if getattr(p, axis) > 1
-    ]
+    degrees = [f"{axis} {getattr(p, axis)}" for axis in ("dp", "tp", "pp", "cp") if getattr(p, axis) > 1]
+    degrees += p.expert_degrees
     if p.pp > 1:
         degrees.append(p.schedule)
     batch = f"microbatch {p.microbatch} x {plan.num_microbatches}, global_batch {plan.job.global_batch}"

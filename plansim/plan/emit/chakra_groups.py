@@ -41,9 +41,9 @@ def groups_of(plan: Plan) -> Groups:
     """
     grid, p = grid_of(plan), plan.parallel
     rows = {axis: grid.groups(axis) for axis in ("tp", "cp", "dp", "pp")}
-    rows["dp_cp"] = _joined(grid)
+    rows["dp_cp"] = _joined(grid, "pp", "tp")
     group = p.zero_group or p.dp * p.cp
-    rows["ep"], rows["edp"] = _cut(rows["dp_cp"], p.ep)
+    rows["ep"], rows["edp"] = _cut(_joined(grid, "pp") if p.folds_experts else rows["dp_cp"], p.ep)
     rows["shard"], rows["replica"] = _cut(rows["dp_cp"], group)
     by_axis = {axis: {rank: row for row in found for rank in row} for axis, found in rows.items()}
     distinct = dict.fromkeys(
@@ -52,12 +52,12 @@ def groups_of(plan: Plan) -> Groups:
     return Groups(by_axis=by_axis, names={row: str(i) for i, row in enumerate(distinct)})
 
 
-def _joined(grid: Grid) -> list[tuple[int, ...]]:
-    """Return the groups of ranks that differ only along dp and cp, in rank order."""
-    rows: dict[tuple[int, int], list[int]] = {}
+def _joined(grid: Grid, *alike: str) -> list[tuple[int, ...]]:
+    """Return the groups of ranks that are at the same place along some axes, in rank order."""
+    rows: dict[tuple[int, ...], list[int]] = {}
     for rank in range(grid.world_size):
         at = grid.coordinates(rank)
-        rows.setdefault((at["pp"], at["tp"]), []).append(rank)
+        rows.setdefault(tuple(at[axis] for axis in alike), []).append(rank)
     return [tuple(row) for row in rows.values()]
 
 

@@ -250,6 +250,7 @@ def chunks_of(plan: Plan, model: Model) -> tuple[tuple[Block, ...], ...]:
         tp=p.tp,
         cp=p.cp,
         ep=p.ep,
+        etp=p.etp,
         sequence_parallel=p.sequence_parallel,
         element_bytes=_element_bytes(plan),
         flash=plan.attention == "flash",

@@ -90,8 +90,11 @@ def _parallel(plan: Plan, model: Model) -> Options:
         options["--sequence-parallel"] = None
     if p.cp > 1:
         options |= {"--context-parallel-size": str(p.cp), "--cp-comm-type": "p2p"}
-    if p.ep > 1:
-        options |= {"--expert-model-parallel-size": str(p.ep), "--expert-tensor-parallel-size": str(p.tp)}
+    if p.ep > 1 or p.folds_experts:
+        options |= {
+            "--expert-model-parallel-size": str(p.ep),
+            "--expert-tensor-parallel-size": str(p.expert_tp),
+        }
     if plan.placement.index("pp") < plan.placement.index("dp") and p.pp > 1 and p.dp > 1:
         options["--use-tp-pp-dp-mapping"] = None
     return options

@@ -168,10 +168,6 @@ def _warnings(plan: Plan, model: Model) -> list[str]:
         warnings.append(
             "offload moves parameters and gradients to the host too, not only the optimizer state"
         )
-    if p.ep > 1 and p.tp > 1:
-        warnings.append(
-            "experts are spread over tp ranks as well and stay whole; the plan splits them over tp"
-        )
     if p.zero_stage and not (plan.overlap.gradients and plan.overlap.parameters):
         warnings.append(
             "FSDP always overlaps its collectives; the overlap switches of the plan have no effect"

@@ -32,6 +32,14 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     rows as it sends. With a capacity factor the rows are those the experts accept. With a latent width tokens
     are projected to it before they leave and back when their experts' outputs are summed (LatentMoE); every
     rank of tp holds those two projections whole, for its share of the sequence.
+
+    Experts are cut over tp as an MLP is, unless they are folded (``etp`` 1): then every rank of tp works on
+    its own share of the sequence with whole experts, exchanges tokens with the other ranks of tp too, and
+    only shared experts gather and reduce over tp.
+
+    References
+    ----------
+    Liu et al., "MoE Parallel Folding", arXiv 2504.14960, section 3.
     """
     e, h = shard.element_bytes, moe.latent or model.hidden
     inside = replace(model, hidden=h) if moe.latent else model
@@ -39,7 +47,8 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     down, up = _latent(model, moe, shard) if moe.latent else ((), ())
     factor = moe.top_k * (moe.capacity_factor or 1.0)
     sent = e * local * factor * h
-    rows = max(1, round(shard.tokens * factor))
+    whole = shard.folds_experts
+    rows = max(1, round((local if whole else shard.tokens) * factor))
     kept, groups = shard.operand_bytes * rows * h, max(1, moe.experts // shard.ep)
     dispatch, combine = (
         tuple(
@@ -56,6 +65,8 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
         for name in ("dispatch", "combine")
     )
     shared = mlp(model, shard, ffn=moe.shared_ffn, normed=False) if moe.shared_ffn else ()
+    if whole and shared:
+        shared = (*enter_tp(model, shard, "shared_in"), *shared, *leave_tp(model, shard, "shared_leave"))
     return (
         norm(model, shard, "norm_2"),
         Matmul(
@@ -68,18 +79,18 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
         *down,
         Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=16),
         *dispatch,
-        *enter_tp(inside, shard, "experts_in"),
+        *(() if whole else enter_tp(inside, shard, "experts_in")),
         *feed_forward(
             inside,
             shard,
             rows,
-            moe.ffn // shard.tp,
+            moe.ffn // shard.expert_tp,
             kept,
             groups=groups,
             prefix="expert",
         ),
         *_biases(inside, shard, rows, groups),
-        *leave_tp(inside, shard, "experts_leave"),
+        *(() if whole else leave_tp(inside, shard, "experts_leave")),
         *combine,
         Elementwise(
             name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=10, saved_bytes=sent

@@ -258,7 +258,8 @@ def side_by_side(
     collectives before and after: half of a serial layer's (Wang and Komatsuzaki, GPT-J, 2021; PaLM, arXiv
     2204.02311, section 2).
     """
-    dropped = PARALLEL_INPUT | ({"attention_leave", "mlp_in"} if shard.joined_block else set())
+    joins = shard.joined_block and any(op.name.endswith("_leave") for op in second)
+    dropped = PARALLEL_INPUT | ({"attention_leave", "mlp_in"} if joins else set())
     shared = tuple(  # both read the state that attention's first product keeps
         replace(op, saved_bytes=0.0) if isinstance(op, Matmul) and op.name == "mlp_up" else op
         for op in second
