@@ -287,9 +287,9 @@ def _expert_tp(
 ) -> int | None:
     """Return over how many tensor ranks an expert is cut: 1, or None for all of them.
 
-    Not stated, experts are whole where their number of ranks leaves no choice, and in recipes of
-    Megatron-Core where they are narrower than the model: NVIDIA's cut the wide experts of Grok-1 and Llama 4
-    (24.11 to 25.05) and nobody else's, and none in Megatron-Bridge.
+    Not stated, experts are whole where their number of ranks leaves no choice, and under Megatron-Core where
+    they are narrower than the model: NVIDIA's recipes up to 25.05 cut the wide experts of Grok-1 and Llama 4
+    and keep those of DeepSeek-V3 and Qwen3 whole, as Megatron-Bridge keeps all.
     """
     if model.moe is None or tp == 1 or (row.ep or 1) == 1:
         return None
