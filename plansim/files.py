@@ -9,16 +9,22 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from plansim.errors import InputError, UnitError, nearest
 from plansim.units import parse
 
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
+
 MAX_FILE_BYTES = 16 * 2**20
 MAX_YAML_BYTES = 2**20
 MAX_YAML_DEPTH = 32
+STANDARD_TAGS = tuple(
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")
+)
 
 
 class Schema(BaseModel):
@@ -65,16 +71,14 @@ def read_yaml(path: Path) -> Any:
         let a small file expand without bound).
     """
     text = read_text(path, MAX_YAML_BYTES)
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    bare = _without_strings_and_comments(text)
-    if re.search(r"(^|[\s\[{,:-])\*[A-Za-z_]", bare):
-        raise InputError(f"{path}: YAML aliases (*name) are not accepted; write the value out")
-    if _bracket_depth(bare) > MAX_YAML_DEPTH:
+    if _bracket_depth(_without_strings_and_comments(text)) > MAX_YAML_DEPTH:
         raise InputError(f"{path}: nested deeper than {MAX_YAML_DEPTH} levels")
     try:
-        return YAML(typ="rt", pure=True).load(text)
+        return _plain_yaml(path).load(text)
+    except InputError:
+        raise
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -85,13 +89,37 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}: not readable as YAML: {type(error).__name__}: {error}") from None
 
 
+def _plain_yaml(path: Path) -> YAML:
+    """Return a reader that refuses aliases and tags where they stand."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.composer import Composer
+    from ruamel.yaml.events import AliasEvent
+
+    class PlainComposer(Composer):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.parser.peek_event()
+            place = f"{path}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
+            if isinstance(event, AliasEvent):
+                raise InputError(f"{place}: YAML aliases (*name) are not accepted; write the value out")
+            if (getattr(event, "tag", None) or STANDARD_TAGS[0]) not in STANDARD_TAGS:
+                raise InputError(f"{place}: YAML tags (!name) are not accepted")
+            return super().compose_node(parent, index)
+
+    yaml = YAML(typ="rt", pure=True)
+    yaml.Composer = PlainComposer
+    return yaml
+
+
 def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
-    """Return a file's text; refuses folders, absent files, more than `max_bytes`, and what is not UTF-8."""
+    """Return a file's text, without a byte-order mark.
+
+    Refuses folders, absent files, more than `max_bytes`, and what is not UTF-8.
+    """
     try:
         size = path.stat().st_size
         if size > max_bytes:
             raise InputError(f"{path}: {size} bytes is too large, at most {max_bytes} are read")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -140,7 +168,8 @@ def check(
         Fills in, after the overrides, what a file may leave out.
     """
     if not isinstance(data, Mapping):
-        raise InputError(f"{source}: expected a mapping of keys, found {type(data).__name__}")
+        found = "nothing" if data is None else "a list" if isinstance(data, list) else f"'{data}'"
+        raise InputError(f"{source}: expected a mapping of keys, found {found}")
     _limit_depth(data, source)
     for path, text in (overrides or {}).items():
         data = _with_override(data, path.split("."), _scalar(text), source, path)
@@ -160,8 +189,6 @@ def _limit_depth(data: Any, source: str, depth: int = 0) -> None:
     )
     for child in children:
         _limit_depth(child, source, depth + 1)
-        if type(child).__name__ == "TaggedScalar":
-            raise InputError(f"{source}: YAML tags (!name) are not accepted")
 
 
 def plain(data: Any) -> Any:
@@ -301,12 +328,7 @@ def write_atomic(path: Path, text: str) -> None:
         When the folder is missing or the disk refuses; the old file is then untouched.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-    temporary = Path(name)
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             out.write(text)
@@ -318,6 +340,26 @@ def write_atomic(path: Path, text: str) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise `InputError` where `write_atomic` would refuse: asked before work that takes long."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file")
+    handle, temporary = _temporary(path)
+    os.close(handle)
+    temporary.unlink()
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """Return a new file beside `path`, open and by name."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return handle, Path(name)
 
 
 def resolve(

@@ -22,6 +22,7 @@ from plansim.files import (
     plain,
     read_text,
     read_yaml,
+    require_writable,
     resolve,
     write_atomic,
 )
@@ -48,13 +49,17 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n"
     for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
+NUMBERED_BOMB = "0: &0 [x, x]\n" + "".join(f"{n}: &{n} [*{n - 1}, *{n - 1}]\n" for n in range(1, 40))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (BOMB, "YAML aliases"),
-        ("base: &x {a: 1}\nother:\n  <<: *x\n", "YAML aliases"),
+        ("base: &x {a: 1}\nother:\n  <<: *x\n", r"file\.yaml:3:7: YAML aliases"),
+        (NUMBERED_BOMB, "YAML aliases"),
+        ("a: &x 1  # don't\nb: *x  # can't\n", "YAML aliases"),
+        ("a: !!python/tuple [1]\nb: !map {c: 1}\n", "YAML tags"),
         ("a: 1\na: 2\n", r"file\.yaml:2:1: not valid YAML: .*duplicate key"),
         ("a: [1, 2\nb: 3\n", r"file\.yaml:\d+:\d+: not valid YAML"),
         ("a: b: c\n", r"file\.yaml:1:5: not valid YAML"),
@@ -85,9 +90,13 @@ def test_what_is_no_file(tmp_path):
 
 
 def test_a_star_in_text_or_comment_is_no_alias(tmp_path):
-    data = read_yaml(written(tmp_path, 'a: "*x"  # see *y\nb: 2 *3\n'))
+    data = read_yaml(written(tmp_path, 'a: "*x"  # see *y\nb: 2 *3\nc: price of *spot* machines\n'))
 
-    assert plain(data) == {"a": "*x", "b": "2 *3"}
+    assert plain(data) == {"a": "*x", "b": "2 *3", "c": "price of *spot* machines"}
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path):
+    assert plain(read_yaml(written(tmp_path, "\ufeffa: 1\r\nb: x\r\n"))) == {"a": 1, "b": "x"}
 
 
 def test_numbers_read_as_people_mean_them(tmp_path):
@@ -108,8 +117,8 @@ def test_numbers_read_as_people_mean_them(tmp_path):
             r"f:4:6: many\.1\.cont: unknown key \(did you mean 'count'",
         ),
         ("name: [1]\n", r"f:1:1: name: must be a valid string"),
-        ("- 1\n", r"f: expected a mapping of keys, found CommentedSeq"),
-        ("", r"f: expected a mapping of keys, found NoneType"),
+        ("- 1\n", r"f: expected a mapping of keys, found a list"),
+        ("", r"f: expected a mapping of keys, found nothing"),
         ("name: !secret x\n", r"YAML tags \(!name\) are not accepted"),
     ],
 )
@@ -198,6 +207,15 @@ def test_a_refused_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
+    require_writable(tmp_path / "new" / "file.txt")
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(InputError, match="is a folder, expected a file"):
+        require_writable(tmp_path)
+    with pytest.raises(InputError, match="cannot be written"):
+        require_writable(Path("/proc/none/file.txt"))
 
 
 def test_names_resolve_in_order(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from plansim.capacity.scenario import Scenario
 from plansim.errors import InputError, UnknownNameError
 from plansim.files import Count, Name, Schema, Tokens, check, read_yaml
 from plansim.plan.model import Job
+from plansim.plan.read import DType, Optimizer, job_from_data
 
 MAX_SCENARIOS = 1_000_000
 """More than this is refused with its size; a study of that many points is several studies."""
@@ -68,8 +69,8 @@ class JobDefaults(Schema):
 
     global_batch: Count | None = None
     seq_len: Count | None = None
-    dtype: Name = "bf16"
-    optimizer: Name = "adamw"
+    dtype: DType = "bf16"
+    optimizer: Optimizer = "adamw"
     target_tokens: Annotated[Tokens, Field(gt=0)] | None = None
 
 
@@ -158,7 +159,7 @@ def grid_from_data(data: Any, *, source: str = "sweep", overrides: Mapping[str, 
     """Return the sweep in plain data."""
     file = check(data, SweepSchema, source=source, overrides=overrides)
     axes = {_full_name(name, source): _values(name, given, source) for name, given in file.grid.items()}
-    fixed = {_full_name(name, source): value for name, value in file.set.items()}
+    fixed = {_full_name(name, source): _fixed(name, value, source) for name, value in file.set.items()}
     for name in ("model", "profile"):
         if name not in axes and name not in fixed:
             raise InputError(f"{source}: grid: the axis '{name}' is missing; every scenario needs one")
@@ -187,6 +188,21 @@ def _full_name(name: str, source: str) -> str:
     raise InputError(f"{source}: grid: {UnknownNameError('axis', name, known)}")
 
 
+def _fixed(name: str, given: Any, source: str) -> Any:  # noqa: ANN401
+    """Return the one value that all scenarios share."""
+    if ALIASES.get(name, name) not in OWN_AXES:
+        return given
+    values = _values(name, given, source)
+    if isinstance(values, Span) or len(values) != 1:
+        raise InputError(f"{source}: set.{name}: expected one value; several make an axis of grid")
+    return values[0]
+
+
+def _job_value(name: str, value: object, source: str) -> object:
+    """Return a value of the job, checked as a plan's is."""
+    return getattr(job_from_data({"global_batch": 1, name: value}, source=f"{source}: grid"), name)
+
+
 def _values(name: str, given: Any, source: str) -> tuple[Any, ...] | Span:  # noqa: ANN401
     whole = ALIASES.get(name, name) in ("devices", "global_batch", "seq_len")
     if isinstance(given, Mapping):
@@ -201,6 +217,8 @@ def _values(name: str, given: Any, source: str) -> tuple[Any, ...] | Span:  # no
         for v in values:
             if type(v) is not int or v < 1:
                 raise InputError(f"{source}: grid.{name}: expected whole numbers from 1, got {v!r}")
+    if name in ("dtype", "optimizer", "target_tokens"):
+        values = tuple(_job_value(name, v, source) for v in values)
     return tuple(dict.fromkeys(values))
 
 

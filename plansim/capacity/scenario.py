@@ -13,7 +13,7 @@ from typing import Any
 from plansim import __version__
 from plansim.errors import InputError, ProfileError
 from plansim.hardware.profile import Profile
-from plansim.hardware.read import load_profile, with_nodes
+from plansim.hardware.read import load_cluster, load_profile, with_nodes
 from plansim.plan.model import Job
 from plansim.workload.model import Model
 from plansim.workload.module import ModuleModel
@@ -127,7 +127,7 @@ def _below(kind: str, changes: Changes) -> Changes:
 
 @lru_cache(maxsize=1024)
 def _profile(name: str, changes: Changes) -> Profile:
-    return load_profile(name, dict(changes))
+    return load_cluster(name, dict(changes))
 
 
 @lru_cache(maxsize=256)

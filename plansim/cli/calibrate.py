@@ -33,16 +33,27 @@ def calibrate(
     """
     from plansim.cli import console
     from plansim.errors import InputError, MissingExtraError
+    from plansim.files import require_writable
 
     if device not in ("cpu", "cuda"):
         raise InputError(f"--device '{device}' is not known, expected cpu or cuda")
     try:
         from plansim.calibrate import calibrate as measure
         from plansim.calibrate import write_profile
-        from plansim.calibrate.logs import with_nccl_tests, with_topology
+        from plansim.calibrate.logs import (
+            read_nccl_tests,
+            read_topology,
+            with_nccl_tests,
+            with_topology,
+        )
     except ImportError:
         raise MissingExtraError("calibrating", "torch", "execute") from None
 
+    require_writable(Path(out))
+    if topo is not None:
+        read_topology(Path(topo))
+    if nccl_tests is not None:
+        read_nccl_tests(Path(nccl_tests))
     profile = measure(Path(out).stem, device=device, say=lambda text: console.say(f"measuring {text}"))
     if topo is not None:
         profile = with_topology(profile, Path(topo))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plansim.cli.options import Json
-from plansim.errors import InputError, UnknownNameError
+from plansim.errors import InputError, UnknownNameError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,10 +236,9 @@ def show(
 
     found = [entry for entry in (_from_file(name), _from_tables(name)) if entry]
     if not found:
-        known = [str(row["name"]) for rows_of in KINDS.values() for row in rows_of()]
-        raise InputError(
-            str(UnknownNameError("catalogue entry", name, known)).split("known:")[0].rstrip(" (") + ")"
-        )
+        near = nearest(name, [str(row["name"]) for rows_of in KINDS.values() for row in rows_of()])
+        hint = f"did you mean '{near}'?" if near else "plansim catalog list KIND shows what there is"
+        raise InputError(f"unknown catalogue entry '{name}' ({hint})")
     kind, data = found[0]
     if json:
         console.emit_json({"schema": 1, "kind": kind, "entry": data})

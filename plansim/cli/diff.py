@@ -21,14 +21,14 @@ def diff(
 ) -> None:
     """Show what changed between two plans, and which term paid.
 
-    Both are predicted on A's profile and model unless others are given.
+    Each is predicted on its own profile and model unless others are given.
     """
     first, shape, cluster = read_case(a, override, profile=profile, model=model)
-    second, _, _ = read_case(b, override, profile=profile or first.profile, model=model or first.model)
+    second, other_shape, other_cluster = read_case(b, override, profile=profile, model=model)
     from plansim.cli import console, show_terms
     from plansim.planner.diff import diff as compared
 
-    found = compared(shape, cluster, first, second)
+    found = compared(shape, cluster, first, second, after_on=(other_shape, other_cluster))
     if json:
         console.emit_json(found.to_json())
         return

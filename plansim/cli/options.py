@@ -93,13 +93,9 @@ def read_shape(name: str, overrides: dict[str, str] | None = None) -> Model:
 
 def read_cluster(name: str, changes: dict[str, str], nodes: int | None = None) -> Profile:
     """Return a profile with its changes; another number of nodes also resizes a torus."""
-    from plansim.hardware.read import load_profile, with_nodes
+    from plansim.hardware.read import load_cluster
 
-    count = changes.get("node.count", "")
-    if nodes is None and count.isdigit() and len(load_profile(name).groups) == 1:
-        nodes, changes = int(count), {k: v for k, v in changes.items() if k != "node.count"}
-    cluster = load_profile(name, changes)
-    return cluster if nodes is None else with_nodes(cluster, nodes)
+    return load_cluster(name, changes, nodes)
 
 
 def read_case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,9 +106,12 @@ def plan(
     """
     shape, cluster, job = _question(profile, model, nodes, global_batch, seq_len, override)
     from plansim.cli import console, show_plan
+    from plansim.files import require_writable
     from plansim.planner import parse_choices
     from plansim.planner import plan as choose
 
+    for path in filter(None, (out, trace)):
+        require_writable(path)
     found = choose(
         shape,
         cluster,
@@ -200,6 +204,8 @@ def _constraints(text: str | None, quality_budget: str | None = None) -> Constra
         lost = _part(quality_budget)
         found["max_inflation"], found["max_quality_loss"] = 1.0 + lost, lost
     if "devices" in found:
+        if found["devices"] % 1 or found["devices"] < 1:
+            raise InputError(f"--limit devices={found['devices']:g}: expected a whole number from 1")
         return Constraints(**{**found, "devices": int(found["devices"])})  # type: ignore[arg-type]
     return Constraints(**found)  # type: ignore[arg-type]
 
@@ -221,16 +227,18 @@ def _number(part: str, value: str) -> float:
     from plansim.errors import InputError
 
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise InputError(f"'{part}': expected a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"'{part}': expected a number")
+    return number
 
 
 def _write(found: PlanningResult, path: Path) -> None:
-    from plansim.errors import InputError
+    from plansim.cli import console
+    from plansim.files import write_atomic
     from plansim.plan.read import dump_plan
 
-    try:
-        path.write_text(dump_plan(found.best.plan), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the plan: {error.strerror}") from error
+    write_atomic(path, dump_plan(found.best.plan))
+    console.say(f"wrote {path}")

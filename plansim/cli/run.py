@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,6 +69,7 @@ def run(
     """
     from plansim.cli import console
     from plansim.errors import MissingExtraError
+    from plansim.files import require_writable
 
     try:
         from plansim.execute import RunOptions, first_process, run_plan
@@ -76,6 +78,8 @@ def run(
 
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
+    for path in filter(None, (out, trace)):
+        require_writable(Path(path))
     device = "cpu" if cluster.backend == "gloo" else "cuda"
     options = RunOptions(
         data=data,

@@ -66,10 +66,13 @@ def size(
     from plansim.capacity.size import parse_target, size_clusters
     from plansim.cli import console
     from plansim.cli.options import read_shape, split_overrides
+    from plansim.files import dump_json, require_writable, write_atomic
     from plansim.plan.read import job_from_data
     from plansim.units import parse
 
     wanted = parse_target(target)
+    if out:
+        require_writable(out)
     changes = split_overrides(override, ("job", "model", "profile"))
     shape = read_shape(model, changes["model"])
     length = seq_len or shape.seq_len
@@ -94,9 +97,8 @@ def size(
     )
     ends.close()
     if out:
-        from plansim.files import dump_json, write_atomic
-
         write_atomic(out, dump_json(found.to_json()))
+        console.say(f"wrote {out}")
     if json:
         console.emit_json(found.to_json())
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,9 @@ def sweep(
         console.emit_json({"schema": 1, "sweep": grid.name, "results": str(path), **summary.to_json()})
         return
     rows = list(merged([path]).values())
-    console.show(f"{grid.name}: {_words(summary)}", *([options_table(rows, top)] if top else []))
+    console.show(
+        f"{grid.name}: {_words(summary)}", *([options_table(rows, top)] if top else []), *_refused(rows)
+    )
     console.plain(f"\nresults: {path}\nreport:  plansim report {path} --out report.html\n")
 
 
@@ -156,6 +159,18 @@ def _words(summary: Summary) -> str:
     return (
         f"{summary.ran:,} scenarios in {format_seconds(summary.seconds)} ({kinds or 'nothing to do'}){kept}"
     )
+
+
+def _refused(rows: list[dict[str, Any]], most: int = 5) -> list[str]:
+    """Return why scenarios have no answer, reasons counted; the results hold each in full."""
+    found = Counter(
+        f"{row['status']}: {str(row.get('reason')).splitlines()[0]}"
+        for row in rows
+        if row.get("status") != "ok"
+    )
+    lines = [f"{count:>5} x {reason}" for reason, count in found.most_common(most)]
+    more = [f"      and {len(found) - most:,} more reasons (see the results)"] if len(found) > most else []
+    return ["\nWithout an answer", *lines, *more] if lines else []
 
 
 def options_table(rows: list[dict[str, Any]], most: int) -> Any:  # noqa: ANN401  (a rich table)

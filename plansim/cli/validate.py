@@ -84,6 +84,13 @@ def validate(
     gate = None if max_error is None else percentage(max_error)
     if (table is None) == (profile is None and not plans):
         raise typer.BadParameter("say what to compare with: one of --table, --profile or --plans")
+    unused = {"--model": model, "--out": out, "-o": override, "--refit": refit}
+    given = [name for name, value in unused.items() if value]
+    if table is not None and given:
+        raise typer.BadParameter(
+            f"{', '.join(given)}: no effect on a table, whose rows say all; --json > FILE keeps the answer",
+            param_hint="--table",
+        )
     if rates is not None and (table is not None or refit):
         raise typer.BadParameter(
             "runs plans over links: neither with --table nor with --refit", param_hint="--rates"

@@ -349,6 +349,15 @@ def _without_foreign_prices(profile: Profile, overrides: Mapping[str, str]) -> P
     return replace(profile, economics=own)
 
 
+def load_cluster(name: str | Path, overrides: Mapping[str, str], nodes: int | None = None) -> Profile:
+    """Return the cluster that `name` describes with its changes; ``node.count`` also resizes a torus."""
+    count = overrides.get("node.count", "")
+    if nodes is None and count.isdigit() and len(load_profile(name).groups) == 1:
+        nodes, overrides = int(count), {k: v for k, v in overrides.items() if k != "node.count"}
+    cluster = load_profile(name, overrides)
+    return cluster if nodes is None else with_nodes(cluster, nodes)
+
+
 def with_nodes(profile: Profile, count: int) -> Profile:
     """Return the profile with another number of nodes; a torus that holds the whole cluster is resized.
 

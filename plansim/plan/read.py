@@ -17,6 +17,7 @@ from plansim.plan.recompute import parse_mode
 PLAN_SCHEMA = 1
 
 DType = Literal["bf16", "fp16", "fp32", "tf32", "fp8", "int8", "fp4"]
+Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
 Axis = Literal["tp", "cp", "dp", "pp"]
 
 
@@ -40,7 +41,7 @@ class JobSchema(Schema):
     global_batch: Count
     seq_len: Count = 1
     dtype: DType = "bf16"
-    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "adamw"
+    optimizer: Optimizer = "adamw"
     target_tokens: Annotated[Tokens, Field(gt=0)] | None = None
     phase: Literal["train", "infer"] = "train"
 

@@ -59,9 +59,22 @@ class Difference:
         }
 
 
-def diff(model: Model, profile: Profile, before: Plan, after: Plan) -> Difference:
-    """Return what changed between two plans of one model on one cluster, and which terms paid."""
-    a, b = predict(model, profile, before), predict(model, profile, after)
+def diff(
+    model: Model,
+    profile: Profile,
+    before: Plan,
+    after: Plan,
+    *,
+    after_on: tuple[Model, Profile] | None = None,
+) -> Difference:
+    """Return what changed between two plans, and which terms paid.
+
+    Parameters
+    ----------
+    after_on : (Model, Profile), optional
+        What the second plan is predicted on, where that is not what the first one is.
+    """
+    a, b = predict(model, profile, before), predict(*(after_on or (model, profile)), after)
     return Difference(
         before=a,
         after=b,

@@ -14,7 +14,7 @@ from plansim.capacity.scenario import with_devices
 from plansim.capacity.store import merged
 from plansim.errors import InputError, PlansimError
 from plansim.files import read_text
-from plansim.hardware.read import load_profile
+from plansim.hardware.read import load_cluster
 from plansim.plan.model import Plan
 from plansim.plan.read import plan_from_data
 from plansim.report.option import Data, Option, mapping, number, option_of
@@ -197,7 +197,7 @@ def _known(plan: Data, cluster: Data, problems: list[str]) -> tuple[Data, Data |
     try:
         made = plan_from_data(plan)
         devices = round(number(cluster, "devices", "cluster"))
-        profile = load_profile(made.profile, _changed(made, "profile"))
+        profile = load_cluster(made.profile, _changed(made, "profile"))
         if profile.num_devices != devices:
             profile = with_devices(profile, devices)
         model = load_model(made.model, _changed(made, "model"))
@@ -243,7 +243,7 @@ def _against_prediction(data: Data, source: str, results: Results) -> list[str]:
         model = load_model(plan.model, _changed(plan, "model"))
         if isinstance(model, ModuleModel):
             return []
-        prediction = predict(model, load_profile(plan.profile, _changed(plan, "profile")), plan)
+        prediction = predict(model, load_cluster(plan.profile, _changed(plan, "profile")), plan)
     except PlansimError as error:
         return [f"{source}: no prediction beside the measurement: {str(error).splitlines()[0]}"]
     results.pairs.append(

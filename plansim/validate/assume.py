@@ -11,7 +11,9 @@ from plansim.errors import PlansimError, UnknownNameError
 from plansim.hardware.device import Device
 from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack, find_stack
+from plansim.plan.backends.base import schedule_key
 from plansim.plan.model import Job, Overlap, Parallel, Plan
+from plansim.schedules import SCHEDULES
 from plansim.validate.mixture import clusters, device_kinds
 from plansim.validate.rows import Row, Unpredictable
 from plansim.validate.shapes import model_of
@@ -26,6 +28,9 @@ WHOLE_EXPERTS = frozenset({"megatron-core-26.02", "megatron-core-26.06", "megatr
 
 MICROBATCH_EACH_STAGE = frozenset({"torchtitan"})
 """Stacks that cut a replica's batch in as many microbatches as there are stages, and interleave twofold."""
+
+ZERO_BUBBLE = {"zb-h1": 1, "zb-h2": 1, "zbv": 2}
+"""Zero-bubble schedules, by the chunks that a rank holds."""
 
 TP_OVERLAP_ON_REQUEST = frozenset({"torchtitan"})
 """Stacks that overlap tensor parallelism only where a switch is set (AsyncTP)."""
@@ -128,13 +133,15 @@ def _plan(
 ) -> tuple[Plan, list[str], bool]:
     notes: list[str] = []
     assert row.n_devices and row.gbs  # noqa: PT018, S101  # the caller checked
-    known = row.tp is not None or row.pp is not None or row.n_devices == 1
+    known = row.tp is not None or row.pp is not None or row.n_devices == (row.dp or 1)
     tp, pp, cp = row.tp or 1, row.pp or 1, row.cp or 1
     if min(tp, pp, cp, row.n_devices, row.gbs) < 1:
         raise Unpredictable("degrees, devices and batch must be at least 1")
     if row.n_devices % (tp * pp * cp):
         raise Unpredictable(f"{row.n_devices} devices do not divide by tp {tp} x pp {pp} x cp {cp}")
     dp = row.n_devices // (tp * pp * cp)
+    if known:
+        notes += _unstated_degrees(row, dp)
     zero = _zero_stage(row, stack, dp, notes)
     sp = _sequence_parallel(row, stack, tp, notes)
     dp, mbs, batch = _batch(row, stack, dp, pp, known, notes)
@@ -166,6 +173,15 @@ def _plan(
         stack=stack.name,
     )  # fmt: skip
     return plan, notes, known
+
+
+def _unstated_degrees(row: Row, dp: int) -> list[str]:
+    """Return what blank degrees were taken for, and that a dp which does not agree with them was not used."""
+    blank = [name for name in ("tp", "pp", "cp") if getattr(row, name) is None]
+    notes = [f"{', '.join(blank)} not stated: 1 assumed"] if blank and (row.n_devices or 1) > 1 else []
+    if row.dp and row.dp not in (dp, dp * (row.cp or 1)):
+        notes.append(f"dp {row.dp} does not agree with the devices and the other degrees: {dp} predicted")
+    return notes
 
 
 def _unstated_dtype(row: Row, device: Device) -> str:
@@ -224,7 +240,7 @@ def _batch(row: Row, stack: Stack, dp: int, pp: int, known: bool, notes: list[st
 
 def _flash(row: Row, stack: Stack, device: Device, notes: list[str]) -> bool:
     text = row.flash_attention.lower()
-    if text in ("0", "0.0", "false", "no"):
+    if text in ("0", "0.0", "false", "no", "off", "none", "unfused", "eager"):
         return False
     if text:
         return True
@@ -252,6 +268,8 @@ def _virtual(row: Row, model: Model, stack: Stack, pp: int, notes: list[str]) ->
     vp = row.vp or 1
     if row.schedule.lower().startswith("dualpipe"):
         return 2
+    if named := _named_schedule(row):
+        return row.vp or ZERO_BUBBLE[named]
     if not row.vp and stack.name in MICROBATCH_EACH_STAGE and "interleaved" in row.schedule.lower():
         notes.append("virtual stages not stated: 2 assumed (the stack's default)")
         return 2
@@ -329,10 +347,24 @@ def _experts(row: Row, model: Model, stack: Stack, ranks: int, usual: int, notes
     return ep
 
 
+def _named_schedule(row: Row) -> str | None:
+    """Return the zero-bubble schedule that a row names, if any."""
+    name = schedule_key(row.schedule.lower().split(" ")[0])
+    return name if name in ZERO_BUBBLE else None
+
+
 def _schedule(row: Row, vp: int, num_microbatches: int, pp: int, notes: list[str]) -> str:
     text = row.schedule.lower().split(" ")[0]
     if pp == 1:
         return "1f1b"
+    named = _named_schedule(row)
+    if named:
+        reason = SCHEDULES[named].check(pp, num_microbatches, vp)
+        if reason is None:
+            return named
+        notes.append(f"schedule {named} cannot be: {reason}; 1f1b predicted")
+    elif text and not text.startswith(("1f1b", "interleaved", "gpipe", "dualpipe")):
+        notes.append(f"schedule '{text}' is not known: taken as not stated")
     if text.startswith("dualpipe"):
         notes.append("DualPipe predicted as DualPipeV: every rank holds an early and a late chunk")
         return "dualpipev"

@@ -55,6 +55,8 @@ def cluster(
         per_node = 4 if domain == NVL72 else 8
         notes.append(f"devices per node not stated: {per_node} assumed")
     per_node = min(per_node, n_devices)
+    if not intra.strip() and per_node > 1:
+        notes.append("links inside a node not stated: those of the device's usual node assumed")
     unit = max(per_node, min(domain, n_devices))
     levels = [_inside(device, unit, intra)]
     if n_devices > unit:

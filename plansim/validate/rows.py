@@ -19,6 +19,10 @@ from plansim.files import read_text
 MAX_TABLE_BYTES = 512 * 2**20
 BLANK = frozenset({"", "nan", "na", "n/a", "null", "unknown", "-"})
 """Cells that say nothing. ``none`` is an answer in a column of words (recompute), not in one of numbers."""
+SWITCHES = frozenset({"sp"})
+SWITCH_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+FOLDED = frozenset({"family", "recompute"})
+"""Columns of words that are compared in small letters."""
 REQUIRED = ("model", "n_devices", "device", "gbs")
 """Columns without which no row can be predicted."""
 
@@ -104,12 +108,15 @@ def read_rows(path: Path) -> list[Row]:
         When the file is missing, empty, not CSV text, or lacks a required column.
     """
     reader = csv.DictReader(io.StringIO(read_text(path, MAX_TABLE_BYTES)))
-    header = [h for h in reader.fieldnames or [] if h]
+    reader.fieldnames = [(h or "").strip().lower() for h in reader.fieldnames or []]
+    header = [h for h in reader.fieldnames if h]
     if not header:
         raise InputError(f"{path}: empty, expected a CSV table with a header line")
     if len(set(header)) < len(header):
         twice = sorted({h for h in header if header.count(h) > 1})
         raise InputError(f"{path}:1: columns named twice: {', '.join(twice)}")
+    if len(header) == 1 and ";" in header[0]:
+        raise InputError(f"{path}:1: cells are separated by ';', expected commas")
     missing = [c for c in REQUIRED if c not in header]
     if missing:
         raise InputError("\n".join(f"{path}:1: {_missing(c, header)}" for c in missing))
@@ -161,11 +168,19 @@ def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[Row]:
             if text.lower() in BLANK or (kind is not str and text.lower() == "none"):
                 continue
             try:
-                values[column] = text if kind is str else _number(text, kind)
+                values[column] = _cell(column, text, kind)
             except ValueError as error:
                 errors.append(f"{path}:{reader.line_num}: {column}: {error}")
         values.setdefault("id", f"row-{number}")
         yield Row(**values, errors=tuple(errors))  # type: ignore[arg-type]  # values hold each column's own type
+
+
+def _cell(column: str, text: str, kind: type) -> str | int | float:
+    if column in SWITCHES and text.lower() in SWITCH_WORDS:
+        return int(SWITCH_WORDS[text.lower()])
+    if kind is str:
+        return text.lower() if column in FOLDED else text
+    return _number(text, kind)
 
 
 def _number(text: str, kind: type) -> int | float:

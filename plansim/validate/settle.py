@@ -48,16 +48,13 @@ def _with_split(case: Case) -> Case:
 
 
 def _with_recompute(case: Case) -> Case:
-    if case.row.recompute in RECOMPUTE:
+    given = case.row.recompute
+    if given in RECOMPUTE:
         return case
     mode = _least_recompute(case)
-    if mode == case.plan.recompute:
-        return _noted(case, case.plan, f"recomputation not stated: {mode} assumed")
-    return _noted(
-        case,
-        replace(case.plan, recompute=mode),
-        f"recomputation not stated: {mode} assumed (the least that fits)",
-    )
+    why = "" if mode == case.plan.recompute else " (the least that fits)"
+    what = f"'{given}' is not one of {', '.join(RECOMPUTE)}" if given else "not stated"
+    return _noted(case, replace(case.plan, recompute=mode), f"recomputation {what}: {mode} assumed{why}")
 
 
 def _least_recompute(case: Case) -> str:
@@ -134,6 +131,8 @@ def _candidates(case: Case) -> Iterator[Plan]:
     zeros = (row.zero_stage,) if row.zero_stage is not None else (3,) if sharded else (1,)
     for tp, pp, cp in splits:
         dp = n // (tp * pp * cp)
+        if row.dp and row.dp not in (dp, dp * cp):
+            continue
         if n % (tp * pp * cp) or dp > batch or batch % dp or case.model.heads % tp or pp > case.model.layers:
             continue
         if cp > 1 and case.plan.job.seq_len < 8192 and dp * cp <= batch:

@@ -123,26 +123,23 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
     heads = row.heads or max(1, row.hidden // 128)
     if not row.heads:
         notes.append(f"heads not stated: {heads} (128 wide) assumed")
-    if not row.vocab:
-        notes.append("vocabulary not stated: 51200 assumed")
-    if not row.seq:
-        notes.append("sequence length not stated: 2048 assumed")
     old = stack.name in BEFORE_FLASH
     while row.hidden % heads:
         heads -= 1
     known = _built_in(row.model)
     if known is not None and (known.hidden, known.heads) != (row.hidden, heads):
         known = None
+    ffn, kv_heads, vocab, seq = _blank_sizes(row, known, heads, notes, gated=gated)
     return Model(
         name=row.model,
         family="bert" if row.family == "bert" else "llama" if llama else "gpt",
         layers=row.layers,
         hidden=row.hidden,
-        ffn=row.ffn or 4 * row.hidden,
+        ffn=ffn,
         heads=heads,
-        kv_heads=row.kv_heads or heads,
-        vocab=row.vocab or 51200,
-        seq_len=row.seq or 2048,
+        kv_heads=kv_heads,
+        vocab=vocab,
+        seq_len=seq,
         gated=gated,
         bias=not llama,
         dropout=old,
@@ -155,3 +152,26 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
         window=known.window if known else None,
         global_every=known.global_every if known else None,
     )
+
+
+def _blank_sizes(
+    row: Row, known: Model | None, heads: int, notes: list[str], *, gated: bool
+) -> tuple[int, int, int, int]:
+    """Return ffn, kv_heads, vocabulary and sequence: the row's, the built-in model's, or the usual ones.
+
+    A gated MLP of the usual size is two thirds as wide (Touvron et al., arXiv 2302.13971, section 2.2), in
+    multiples of 256.
+    """
+    hidden = row.hidden or 0
+    usual_ffn = -(-8 * hidden // 3 // 256) * 256 if gated else 4 * hidden
+    usual = {"ffn": usual_ffn, "kv_heads": heads, "vocab": 51200, "seq": 2048}
+    words = {"ffn": "ffn", "kv_heads": "kv_heads", "vocab": "vocabulary", "seq": "sequence length"}
+    sizes = []
+    for name, otherwise in usual.items():
+        given = getattr(row, name)
+        value = given or (getattr(known, "seq_len" if name == "seq" else name) if known else 0) or otherwise
+        if not given:
+            source = f" as in built-in model {known.name}" if known else ""
+            notes.append(f"{words[name]} not stated: {value} assumed{source}")
+        sizes.append(value)
+    return sizes[0], sizes[1], sizes[2], sizes[3]

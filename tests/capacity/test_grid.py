@@ -44,6 +44,9 @@ def test_a_billion_scenarios_are_refused_with_their_number(grid_data):
         ("device", [8], "did you mean 'devices'"),
         ("price", [[1]], "plain number"),
         ("devices", {"from": 0, "to": 64, "factor": 2}, "whole numbers|start above 0"),
+        ("dtype", ["bf16", "bf17"], "grid: dtype: unknown value 'bf17' .did you mean 'bf16'"),
+        ("optimizer", ["adamw", "lion"], "grid: optimizer: unknown value 'lion'"),
+        ("target_tokens", ["1T", "2 TB/s"], "expected tokens"),
     ],
 )
 def test_wrong_axes_are_refused(grid_data, axis, values, message):
@@ -105,3 +108,19 @@ def test_devices_fill_nodes_or_a_part_of_one(devices):
 def test_devices_that_leave_a_node_half_empty_are_refused():
     with pytest.raises(InputError, match=r"12 devices do not fill nodes of 8.*; 16 would"):
         with_devices(load_profile("a100x8"), 12)
+
+
+def test_tokens_of_an_axis_have_units(grid_data):
+    grid_data["grid"]["target_tokens"] = ["300B", 1e12, "2 Ttokens"]
+    grid_data["set"] = {"dtype": "fp16"}
+    jobs = {s.job for s in grid_from_data(grid_data).scenarios()}
+
+    assert {j.target_tokens for j in jobs} == {300e9, 1e12, 2e12}
+    assert {j.dtype for j in jobs} == {"fp16"}
+
+
+def test_what_all_share_is_one_value(grid_data):
+    grid_data["set"] = {"dtype": ["bf16", "fp16"]}
+
+    with pytest.raises(InputError, match=r"set\.dtype: expected one value; several make an axis of grid"):
+        grid_from_data(grid_data)

@@ -86,9 +86,11 @@ def test_help_takes_under_300_ms_of_cpu():
             3,
             "unknown kind of catalogue entry 'device' (did you mean 'devices'?",
         ),
-        (["catalog", "show", "a1000"], 3, "unknown catalogue entry 'a1000'"),
+        (["catalog", "show", "a1000"], 3, "unknown catalogue entry 'a1000' (did you mean 'a100x8'?)\n"),
+        (["catalog", "show", "zzz"], 3, "'zzz' (plansim catalog list KIND shows what there is)\n"),
         (["validate"], 2, "say what to compare with"),
         (["validate", "--table", "/gone.csv"], 3, "/gone.csv"),
+        (["validate", "--table", "/gone.csv", "--out", "x"], 2, "--out: no effect on a table"),
         (["validate", "--table", "/gone.csv", "--max-error", "ten"], 2, "is no error such as 10% or 0.1"),
     ],
 )

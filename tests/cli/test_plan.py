@@ -233,3 +233,14 @@ def test_no_compression_may_be_fixed_whatever_the_sharding(run):
     edges = [p["plan"]["compression"] for p in found.json["plans"]]
     assert edges
     assert all(e["parameters"]["method"] == e["gradients"]["method"] == "none" for e in edges)
+
+
+def test_the_plan_goes_where_asked_and_is_said(run, tmp_path):
+    path = tmp_path / "new" / "best.yaml"
+    done = run(*SMALL, "--top", "1", "--fix", "tp=1,pp=1", "--out", path)
+
+    assert done.code == 0
+    assert f"wrote {path}" in done.err
+    refused = run(*SMALL, "--out", tmp_path)
+    assert (refused.code, refused.out) == (3, "")
+    assert "is a folder, expected a file" in refused.err

@@ -123,3 +123,16 @@ def test_wrong_slow_ranks_are_named(run, plan_file, given, words):
     done = run("simulate", plan_file, *given)
     assert done.code != 0
     assert words in done.err
+
+
+def test_a_difference_is_between_plans_each_on_its_own_cluster(run, plan_file, tmp_path):
+    other = tmp_path / "other.yaml"
+    text = plan_file.read_text().replace("a100x8", "h100x8") + "overrides: {profile.node.count: 2}\n"
+    other.write_text(text, encoding="utf-8")
+    data = run("diff", plan_file, other, "--json").json
+    steps = [run("simulate", p, "--json").json["prediction"]["step_time_s"] for p in (plan_file, other)]
+
+    assert data["step_time_s"] == pytest.approx(steps)
+    assert {"profile", "overrides.profile.node.count"} == {c["key"] for c in data["choices"]}
+    same = run("diff", plan_file, other, "--profile", "a100x8", "--json").json
+    assert same["step_time_s"][0] == same["step_time_s"][1]

@@ -272,3 +272,14 @@ def test_recipes_that_capture_the_step_are_named_beside_the_prediction():
 
     assert "one CUDA graph" in emit(captured, model, profile, "megatron")["NOTES.md"]
     assert "one CUDA graph" not in emit(plan, model, profile, "megatron")["NOTES.md"]
+
+
+@pytest.mark.parametrize(
+    ("name", "every"), [("gemma-3-27b", "6"), ("gpt-oss-20b", "2"), ("mistral-7b", None)]
+)
+def test_megatron_is_told_which_layers_see_everything(name, every):
+    plan, shape, machine = case(name, "h100x8", 8, parallel={"tp": 8})
+    arguments = options_of(bash_array(emit(plan, shape, machine, "megatron")["pretrain.sh"], "ARGS"))
+
+    assert arguments["--window-size"] == f"({shape.window - 1},0)"
+    assert arguments.get("--window-attn-skip-freq") == every

@@ -113,3 +113,25 @@ def test_recipes_that_capture_whole_steps_are_a_stack_of_their_own(family, dtype
     row = Row(source="NVIDIA Megatron-Bridge docs (NeMo 26.06 container)", family=family, dtype=dtype)
 
     assert stack_of(row, find_device("gb200-186gb")) == (stack, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffmodel,n_devices,device,gbs,sp\nm,8,a100,4,1\n",
+        "Model,N_devices,DEVICE,GBS,SP\nm,8,a100,4,TRUE\n",
+        " model , n_devices, device, gbs, sp\n m , 8 , a100 , 4 , yes \n",
+        "model,n_devices,device,gbs,sp\r\nm,8,a100,4,on\r\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, text):
+    path = tmp_path / "runs.csv"
+    path.write_bytes(text.encode())
+    row = read_rows(path)[0]
+
+    assert (row.model, row.n_devices, row.device, row.gbs, row.sp, row.errors) == ("m", 8, "a100", 4, 1, ())
+
+
+def test_another_separator_is_named(tmp_path):
+    with pytest.raises(InputError, match="separated by ';', expected commas"):
+        read_rows(write(tmp_path, "model;n_devices;device;gbs\nm;8;a100;4\n"))

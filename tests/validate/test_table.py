@@ -199,3 +199,62 @@ def test_torus_dims_multiply_to_the_slice():
             for d in torus_dims(n, rank):
                 product *= d
             assert product == n
+
+
+LLAMA_8B = {
+    "source": "our log", "model": "llama-3.1-8b", "family": "llama", "layers": 32, "hidden": 4096,
+    "heads": 32, "ffn": "", "kv_heads": "", "vocab": "", "seq": "", "gbs": 64, "mbs": 1,
+    "n_devices": 8, "device": "h100", "dtype": "bf16", "tp": 2, "pp": 1, "dp": 4, "recompute": "none",
+    "step_time_derived": "",
+}  # fmt: skip
+
+
+def test_sizes_left_blank_are_those_of_the_model_of_that_name(tmp_path):
+    named, other = table(tmp_path, LLAMA_8B, LLAMA_8B | {"model": "llama-of-ours"}).rows
+    model = named.case.model
+
+    assert (model.ffn, model.kv_heads, model.vocab, model.seq_len) == (14336, 8, 128256, 8192)
+    assert "ffn not stated: 14336 assumed as in built-in model llama-3.1-8b" in named.assumptions
+    assert other.case.model.ffn == 11008, "two thirds of 4 x hidden where the MLP is gated"
+    assert {"ffn not stated: 11008 assumed", "kv_heads not stated: 32 assumed"} <= set(other.assumptions)
+
+
+def test_degrees_left_blank_are_said_and_wrong_ones_named(tmp_path):
+    plain, data, wrong = table(
+        tmp_path,
+        LLAMA_8B | {"pp": "", "cp": ""},
+        LLAMA_8B | {"tp": "", "pp": "", "cp": "", "dp": 8, "zero_stage": 3},
+        LLAMA_8B | {"dp": 2},
+    ).rows
+
+    assert "pp, cp not stated: 1 assumed" in plain.assumptions
+    assert (data.case.layout_known, data.case.plan.parallel.dp) == (True, 8)
+    assert "dp 2 does not agree with the devices and the other degrees: 4 predicted" in wrong.assumptions
+
+
+def test_a_layout_left_open_keeps_to_the_replicas_stated(tmp_path):
+    row = table(tmp_path, LLAMA_8B | {"tp": "", "pp": "", "cp": "", "dp": 2}).rows[0]
+
+    assert row.case.plan.parallel.dp == 2
+    assert "layout not stated" in " ".join(row.assumptions)
+
+
+def test_zero_bubble_schedules_are_predicted_and_unknown_ones_named(tmp_path):
+    stages = LLAMA_8B | {"pp": 2, "dp": 2, "source": "our log of FSDP"}
+    plain, split, two, odd = table(
+        tmp_path, *(stages | {"schedule": name} for name in ("1f1b", "zb-h1", "ZBV", "magic"))
+    ).rows
+
+    schedules = [r.case.plan.parallel.schedule for r in (plain, split, two, odd)]
+    assert schedules == ["1f1b", "zb-h1", "zbv", "1f1b"]
+    assert split.prediction.step_time_s < plain.prediction.step_time_s
+    assert "schedule 'magic' is not known: taken as not stated" in odd.assumptions
+
+
+def test_recomputation_in_other_words(tmp_path):
+    full, odd = table(tmp_path, LLAMA_8B | {"recompute": "Full"}, LLAMA_8B | {"recompute": "some"}).rows
+
+    assert full.case.plan.recompute == "full"
+    assert any(
+        a.startswith("recomputation 'some' is not one of none, selective, full") for a in odd.assumptions
+    )

@@ -45,6 +45,8 @@ def model_options(model: Model, seq_len: int) -> dict[str, str | None]:
         options |= {"--group-query-attention": None, "--num-query-groups": str(model.kv_heads)}
     if model.window:
         options["--window-size"] = f"({model.window - 1},0)"
+        if model.global_every:
+            options["--window-attn-skip-freq"] = str(model.global_every)
     if model.moe:
         options |= _moe(model.moe, model)
     if model.mla:
