@@ -219,7 +219,12 @@ def _why(term: str, recipe: Mapping[str, str]) -> str:
 
 
 def _moved(plan: Plan, best: Plan) -> list[str]:
-    idle = ("profile=", "placement=", "model=", *(["tensor_parallel="] if best.parallel.tp == 1 else []))
+    idle = (
+        "profile=",
+        "placement=",
+        "model=",
+        *(["tensor_parallel=", "etp="] if best.parallel.tp == 1 else []),
+    )
     words = {"stage_layers=None": "even stages"}
     kept = (change for change in moved(plan, best) if not change.startswith(idle))
     return [re.sub(r"stage_layers=\[.*\]", "stages sized to cost", words.get(c, c)) for c in kept]

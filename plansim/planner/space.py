@@ -198,7 +198,7 @@ def space_of(
         given=frozenset(fixed),
         exhaustive=exhaustive,
     )
-    _check(space, fixed, profile)
+    _check(space, fixed, model, profile)
     return space
 
 
@@ -307,7 +307,7 @@ def _sensible(name: str, listed: tuple[Any, ...], model: Model, profile: Profile
     return listed
 
 
-def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], profile: Profile) -> None:
+def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, profile: Profile) -> None:
     """Refuse what contradicts itself before anything is searched."""
     for name in fixed:
         if not space.of(name):
@@ -317,6 +317,8 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], profile: Profile)
     for name, listed in space.values.items():
         if not [v for v in listed if v not in space.forbidden.get(name, ())]:
             raise InputError(f"nothing is left to choose for {name}: {_left_out(space, name)}")
+    if fixed.get("etp") == (1,) and model.moe is None:
+        raise InputError(f"--fix etp=1: {model.name} has no experts")
     if fixed.get("batch_shares") == ("sized",) and not profile.mixed:
         raise InputError(f"--fix batch_shares=sized: the devices of {profile.name} are all alike")
     smallest = 1

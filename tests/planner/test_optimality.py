@@ -234,6 +234,8 @@ def test_runtimes_choose_what_they_can_of_experts():
     assert plan(SPARSE, profile, job, fix=wide, backend="plansim", top=1).best.plan.parallel.etp is None
     with pytest.raises(InputError, match="etp=1: plansim has none; leave etp out"):
         plan(SPARSE, profile, job, fix={"etp": 1}, backend="plansim")
+    with pytest.raises(InputError, match="etp=1: d has no experts"):
+        plan(replace(SPARSE, name="d", family="llama", moe=None), profile, job, fix={"etp": 1})
     with pytest.raises(InputError, match="etp=2: expected one of tp, 1"):
         plan(SPARSE, profile, job, fix={"etp": 2})
 

@@ -162,6 +162,14 @@ def test_whole_experts_meet_the_tensor_ranks_in_the_exchange_alone():
     assert sent["dispatch"].nbytes == sent["combine"].nbytes == 2 * (128 / 2) * 2 * 512
 
 
+def test_cut_experts_gather_the_rows_that_arrived():
+    """Exchanged rows are two a token; without an exchange the tokens are gathered before they are routed."""
+    for ep, rows in ((4, 2 * 128), (1, 128)):
+        layer = moe_layer(tp=2, ep=ep, sequence_parallel=True)
+        sent = {op.name: op.nbytes for op in layer.operators if isinstance(op, Communication)}
+        assert sent["experts_in"] == sent["experts_leave"] == 2 * rows * 512
+
+
 def test_shared_experts_stay_cut_by_tp():
     model = replace(SPARSE, moe=replace(SPARSE.moe, shared_ffn=1024))
     cut, whole = (moe_layer(model, tp=2, ep=4, etp=etp, sequence_parallel=True) for etp in (None, 1))

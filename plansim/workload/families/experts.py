@@ -33,13 +33,15 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
     are projected to it before they leave and back when their experts' outputs are summed (LatentMoE); every
     rank of tp holds those two projections whole, for its share of the sequence.
 
-    Experts are cut over tp as an MLP is, unless they are folded (``etp`` 1): then every rank of tp works on
-    its own share of the sequence with whole experts, exchanges tokens with the other ranks of tp too, and
-    only shared experts gather and reduce over tp.
+    Experts are cut over tp as an MLP is. With sequence parallelism every rank of tp exchanges the tokens of
+    its share of the sequence; what has arrived is gathered over tp before the products and reduced after
+    them, `top_k` rows a token, and shared experts gather and reduce apart (the all-to-all dispatcher of
+    Megatron-Core). Folded (``etp`` 1), every rank of tp works on its own rows with whole experts, exchanges
+    tokens with the other ranks of tp too, and only shared experts gather and reduce over tp.
 
     References
     ----------
-    Liu et al., "MoE Parallel Folding", arXiv 2504.14960, section 3.
+    Liu et al., "MoE Parallel Folding", arXiv 2504.14960.
     """
     e, h = shard.element_bytes, moe.latent or model.hidden
     inside = replace(model, hidden=h) if moe.latent else model
@@ -64,9 +66,14 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
         )
         for name in ("dispatch", "combine")
     )
+    apart = whole or (shard.ep > 1 and shard.sequence_parallel)
     shared = mlp(model, shard, ffn=moe.shared_ffn, normed=False) if moe.shared_ffn else ()
-    if whole and shared:
+    if shared and apart:
         shared = (*enter_tp(model, shard, "shared_in"), *shared, *leave_tp(model, shard, "shared_leave"))
+    enter, leave = (
+        () if whole else reach(inside, shard, name, rows if apart else None)
+        for reach, name in ((enter_tp, "experts_in"), (leave_tp, "experts_leave"))
+    )
     return (
         norm(model, shard, "norm_2"),
         Matmul(
@@ -79,7 +86,7 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
         *down,
         Elementwise(name="permute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=16),
         *dispatch,
-        *(() if whole else enter_tp(inside, shard, "experts_in")),
+        *enter,
         *feed_forward(
             inside,
             shard,
@@ -90,7 +97,7 @@ def experts(model: Model, moe: MoE, shard: Shard) -> tuple[Operator, ...]:
             prefix="expert",
         ),
         *_biases(inside, shard, rows, groups),
-        *(() if whole else leave_tp(inside, shard, "experts_leave")),
+        *leave,
         *combine,
         Elementwise(
             name="unpermute", forward_bytes=2 * sent, backward_bytes=2 * sent, launches=10, saved_bytes=sent

@@ -45,11 +45,14 @@ def residual(model: Model, shard: Shard, name: str) -> Elementwise:
     )
 
 
-def enter_tp(model: Model, shard: Shard, name: str) -> tuple[Operator, ...]:
-    """Return the collective before a column-parallel product (Megatron's f, or the all-gather of SP)."""
+def enter_tp(model: Model, shard: Shard, name: str, rows: int | None = None) -> tuple[Operator, ...]:
+    """Return the collective before a column-parallel product (Megatron's f, or the all-gather of SP).
+
+    It is over `rows` of the hidden width: a rank's tokens, unless given.
+    """
     if shard.tp == 1:
         return ()
-    nbytes = shard.element_bytes * shard.tokens * model.hidden
+    nbytes = shard.element_bytes * (rows or shard.tokens) * model.hidden
     if shard.sequence_parallel:
         return (
             Communication(
@@ -59,11 +62,11 @@ def enter_tp(model: Model, shard: Shard, name: str) -> tuple[Operator, ...]:
     return (Communication(name=name, axis="tp", collective="none", nbytes=nbytes, backward="all_reduce"),)
 
 
-def leave_tp(model: Model, shard: Shard, name: str) -> tuple[Operator, ...]:
+def leave_tp(model: Model, shard: Shard, name: str, rows: int | None = None) -> tuple[Operator, ...]:
     """Return the collective after a row-parallel product (Megatron's g, or the reduce-scatter of SP)."""
     if shard.tp == 1:
         return ()
-    nbytes = shard.element_bytes * shard.tokens * model.hidden
+    nbytes = shard.element_bytes * (rows or shard.tokens) * model.hidden
     if shard.sequence_parallel:
         return (
             Communication(
