@@ -162,10 +162,12 @@ def test_where_too_many_differ_the_slowest_are_told_apart(monkeypatch):
     assert some.slowest_rank == every.slowest_rank
 
 
-def test_a_slow_member_slows_all_that_exchange_experts():
-    layout, costs, grid = job(model="mixtral-8x7b", cluster="h100x8", dp=16, tp=2, pp=1, ep=8)
+@pytest.mark.parametrize(("etp", "replicas"), [(None, 8), (1, 4)])
+def test_a_slow_member_slows_all_that_exchange_experts(etp, replicas):
+    shape = {"dp": 16, "tp": 2, "pp": 1, "ep": 8, "etp": etp, "sequence_parallel": True}
+    layout, costs, grid = job(model="mixtral-8x7b", cluster="h100x8", **shape)
     result = simulate_world(costs, grid, Spread(slowdown={0: 1.5}), layout=layout)
-    assert result.folding.lock == 8
+    assert result.folding.lock == replicas
     assert result.num_classes == 2
     assert result.step_time_s > result.undisturbed_s
 
