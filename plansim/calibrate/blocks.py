@@ -42,6 +42,7 @@ from plansim.execute.models.base import Chunk
 from plansim.execute.parallel.recompute import recomputing
 from plansim.plan.grid import Grid
 from plansim.plan.model import Compression, Method, Parallel, Plan
+from plansim.plan.recompute import modes_of_plan
 from plansim.plan.reshape import reshaped
 from plansim.workload.model import Model
 
@@ -130,7 +131,7 @@ def blocks_and_pace(
     todo: dict[tuple[object, ...], tuple[Model, _Case, Plan]] = {}
     for model, plan in cases:
         p = plan.parallel
-        for mode in {plan.recompute_of(stage) for stage in range(p.pp)}:
+        for mode in modes_of_plan(plan):
             wrapper = "dtensor" if p.tp > 1 else "sharded" if p.zero_stage > 1 else "plain"
             case = _Case(
                 wrapper=wrapper,

@@ -23,12 +23,10 @@ STATE_BYTES = {"sgd": 0.0, "momentum": 4.0, "adam": 8.0, "adamw": 8.0}
 
 def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> StageMemory | None:
     """Return the peak of one stage from measured blocks, or None when a block of it was not measured."""
-    mode = layout.plan.recompute_of(stage)
     rows: dict[int, list[Mapping[str, Any]]] = {}
     for chunk in layout.chunks_of_stage[stage]:
-        found = [host.block(layout, block, mode) for block in layout.chunks[chunk]]
-        known = [row for row in found if row is not None]
-        if len(known) < len(found):
+        known = _measured(layout, chunk, host)
+        if known is None:
             return None
         rows[chunk] = known
     beside = sum(_beside_parameters(row) for chunk in rows.values() for row in chunk)
@@ -45,7 +43,7 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
     weights = 4.0 * parameters / (shard if p.zero_stage == 3 else 1)
     state = STATE_BYTES[plan.job.optimizer] * parameters / shard
     grad_shard = shard if p.zero_stage >= 2 else 1
-    buffers, left = _boundaries(layout, stage, rows, host)
+    buffers, left = _boundaries(layout, rows, host)
     passes = list(_passes(layout, stage))
     # DDP's buckets take over the gradients in the last microbatch only; those before accumulate beside them.
     kept = not buckets or plan.num_microbatches > 1
@@ -70,11 +68,12 @@ def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
     host = on_host(layout)
     if host is None:
         return None
-    blocks = [b for c in layout.chunks_of_stage[stage] for b in layout.chunks[c]]
-    found = [host.block(layout, block, layout.plan.recompute_of(stage)) for block in blocks]
-    known = [row for row in found if row is not None]
-    if len(known) < len(found):
-        return None
+    known: list[Mapping[str, Any]] = []
+    for chunk in layout.chunks_of_stage[stage]:
+        rows = _measured(layout, chunk, host)
+        if rows is None:
+            return None
+        known += rows
     ends = (0, len(layout.chunks) - 1)
     tied = layout.model.tied_embeddings and all(c in layout.chunks_of_stage[stage] for c in ends)
     table = 4.0 * layout.model.vocab * layout.model.hidden if tied else 0.0  # the embedding's is the head's
@@ -82,6 +81,14 @@ def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
         weights=float(sum(row.get("weight_bytes", 4.0 * row["parameters"]) for row in known)) - table,
         activations=float(max(row["forward_peak_bytes"] for row in known)),
     )
+
+
+def _measured(layout: Layout, chunk: int, host: HostCalibration) -> list[Mapping[str, Any]] | None:
+    """Return the measured blocks of a chunk, each in its own recompute mode; None where one is missing."""
+    pairs = zip(layout.chunks[chunk], layout.recompute_modes[chunk], strict=True)
+    found = [host.block(layout, block, mode) for block, mode in pairs]
+    known = [row for row in found if row is not None]
+    return known if len(known) == len(found) else None
 
 
 def _beside_parameters(row: Mapping[str, Any]) -> float:
@@ -108,7 +115,7 @@ def _keep_output(layout: Layout, rows: dict[int, list[Mapping[str, Any]]]) -> No
 
 
 def _boundaries(
-    layout: Layout, stage: int, rows: Mapping[int, list[Mapping[str, Any]]], host: HostCalibration
+    layout: Layout, rows: Mapping[int, list[Mapping[str, Any]]], host: HostCalibration
 ) -> tuple[float, dict[int, float]]:
     """Return the bytes of a pipeline stage's receive buffers, and what a finished microbatch leaves by chunk.
 
@@ -117,13 +124,13 @@ def _boundaries(
     """
     if layout.plan.parallel.pp == 1:
         return 0.0, {}
-    last, mode = len(layout.chunks) - 1, layout.plan.recompute_of(stage)
+    last = len(layout.chunks) - 1
     buffers, left = 0.0, {}
     for chunk in rows:
         before = 0.0
         if chunk > 0:
             block = layout.chunks[chunk - 1][-1]
-            row = host.block(layout, block, mode)
+            row = host.block(layout, block, layout.recompute_modes[chunk - 1][-1])
             before = block.boundary_bytes if row is None else float(row["output_bytes"])
         after = float(rows[chunk][-1]["output_bytes"]) if chunk < last else 0.0
         buffers += layout.plan.num_microbatches * (before + after)
@@ -173,7 +180,7 @@ def _walk(
 
 def _batch_bytes(layout: Layout, host: HostCalibration) -> float:
     """Return samples and targets of a step's global batch, which every rank has made for itself."""
-    first = host.block(layout, layout.chunks[0][0], layout.plan.recompute_of(0))
+    first = host.block(layout, layout.chunks[0][0], layout.recompute_modes[0][0])
     microbatches = layout.plan.job.global_batch / layout.plan.parallel.microbatch
     return microbatches * float(first.get("batch_bytes", 0.0)) if first else 0.0
 

@@ -16,6 +16,7 @@ from plansim.execute.parallel.sharded import shard_module
 from plansim.execute.parallel.tensor import cut_tensors
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Plan
+from plansim.plan.recompute import modes_of_blocks
 
 
 def blocks_of_chunks(kinds: tuple[str, ...], plan: Plan) -> tuple[tuple[int, ...], ...]:
@@ -53,8 +54,9 @@ def build_chunks(
     tables: dict[str, nn.Parameter] = {}
     for number in mine:
         blocks: dict[int, nn.Module] = {}
-        for index in layout[number]:
-            block = _block(blueprint, index, plan, mesh, seed=seed)
+        modes = modes_of_blocks(plan.recompute_of(stage), [kinds[i] for i in layout[number]])
+        for index, mode in zip(layout[number], modes, strict=True):
+            block = recomputing(_block(blueprint, index, plan, mesh, seed=seed), mode, kinds[index])
             _tie(blueprint, index, block, tables, plan, mesh, seed)
             alone = sharded and not (blueprint.tied and kinds[index] in ("embedding", "head"))
             blocks[index] = shard_module(block, mesh, plan, compute_dtype=compute_dtype) if alone else block
@@ -70,8 +72,7 @@ def _block(blueprint: Blueprint, index: int, plan: Plan, mesh: Mesh, *, seed: in
             part.keep_share(ExpertShare(mesh.index("ep"), mesh.size("ep"), mesh.groups["ep"]))
         if isinstance(part, Attention | TokenEmbedding) and plan.parallel.cp > 1:
             part.share = SequenceShare(mesh.index("cp"), mesh.size("cp"), mesh.groups["cp"])
-    block = cut_tensors(block.to(mesh.device), mesh, sequence_parallel=plan.parallel.sequence_parallel)
-    return recomputing(block, plan.recompute_of(mesh.index("pp")), blueprint.blocks[index].kind)
+    return cut_tensors(block.to(mesh.device), mesh, sequence_parallel=plan.parallel.sequence_parallel)
 
 
 def _tie(

@@ -141,8 +141,6 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
             f"parameter servers run with plain data parallelism and at most dp servers, got servers "
             f"{plan.servers} with dp {p.dp}"
         )
-    if p.tp > 1 and p.zero_stage == 1 and p.dp * p.cp > 1 and "full" in (plan.recompute, *plan.recompute):
-        raise PlanError("zero_stage 1 with tp and full recomputation cannot be run; use zero_stage 0 or 3")
     if p.split_features and model.family != "mlp":
         raise PlanError(f"split_features cannot be run for family '{model.family}': use it with mlp")
     _check_compression(plan)

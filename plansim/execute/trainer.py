@@ -212,7 +212,6 @@ class Trainer:
         if plan.job.phase == "infer":
             return None
         after = p.pp > 1 or p.ep > 1 or p.cp > 1 or not plan.overlap.gradients
-        after = after or (p.tp > 1 and plan.recompute == "full")  # a forward repeated inside DDP's backward
         return FlatReducer(self.model, self.mesh, self._hook()) if after else None
 
     def _outer(self) -> OuterSync | TorchftSync | None:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from plansim.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from plansim.plan.model import Plan
 
 RECOMPUTE_MODES = ("none", "selective", "full")
 ENDS = ("embedding", "head")
@@ -61,4 +65,21 @@ def modes_of_blocks(mode: str, kinds: Sequence[str]) -> tuple[str, ...]:
         body = kind not in ENDS
         found.append(name if body and layers < count else "none")
         layers += body
+    return tuple(found)
+
+
+def modes_of_plan(plan: Plan) -> tuple[str, ...]:
+    """Return the modes that single blocks of a plan may have; ``full:K`` makes blocks of two kinds.
+
+    Examples
+    --------
+    >>> from plansim.plan.model import Job, Parallel, Plan
+    >>> job = Job(global_batch=2, seq_len=1)
+    >>> modes_of_plan(Plan(model="m", profile="p", job=job, parallel=Parallel(pp=2), recompute="full:3"))
+    ('full', 'none')
+    """
+    found: dict[str, None] = {}
+    for stage in range(plan.parallel.pp):
+        name, layers = parse_mode(plan.recompute_of(stage))
+        found.update(dict.fromkeys((name, "none") if layers else (name,)))
     return tuple(found)

@@ -171,7 +171,6 @@ def backend_degrees(
         "num_microbatches": columns.num_microbatches.astype(np.int64),
         "sequence_parallel": columns.sequence_parallel.astype(bool),
         "uneven": balanced,
-        "full_recompute": np.zeros(len(columns), dtype=bool),  # chosen later, and checked with the plan
         "seq_len": job.seq_len,
         "heads": model.heads if attention else 0,
         "kv_heads": model.kv_heads if attention else 0,

@@ -52,6 +52,8 @@ CASES = {
     "full recompute": plan(GPT, dp=2, recompute="full"),
     "selective recompute": plan(GPT, dp=2, recompute="selective", attention="unfused"),
     "recompute by stage": plan(GPT, pp=2, recompute=("full", "none")),
+    "some layers recomputed": plan(GPT, pp=2, schedule="zbv", virtual_stages=2, recompute="full:1"),
+    "some layers recomputed by stage": plan(GPT, pp=2, recompute=("full:1", "selective")),
     "tied tables, data": plan(TIED, dp=2),
     "tied tables, pipeline": plan(TIED, pp=2),
     "tied tables on one rank of a V": plan(TIED, pp=2, schedule="zbv", virtual_stages=2),
@@ -74,6 +76,9 @@ CASES = {
     "mlp, pipeline": plan(MLP, pp=2),
     "zero 1, tensor and context": plan(LLAMA, tp=2, cp=2, zero_stage=1, optimizer="adamw"),
     "tensor, data and full recompute": plan(GPT, dp=2, tp=2, recompute="full"),
+    "tied, tensor, zero 1, some layers recomputed": plan(
+        TIED, dp=2, tp=2, zero_stage=1, optimizer="adamw", recompute="full:3"
+    ),
     "mlp, split features": plan(MLP, tp=2, split_features=True),
     "mlp, split features and data": plan(MLP, dp=2, tp=2, split_features=True, optimizer="adamw"),
     "mlp, data and tensor": plan(MLP, dp=2, tp=2),

@@ -16,6 +16,8 @@ SHAPE = {"global_batch": 16, "optimizer": "adamw"}
 CASES = {
     "data parallel": plan(GPT, dp=2, microbatch=8, **SHAPE),
     "data parallel with accumulation": plan(GPT, dp=2, microbatch=4, **SHAPE),
+    "some layers recomputed": plan(GPT, dp=2, microbatch=8, recompute="full:2", **SHAPE),
+    "recomputed by stage": plan(GPT, pp=2, microbatch=4, recompute=("full:1", "full"), **SHAPE),
     "1f1b": plan(GPT, pp=2, microbatch=4, **SHAPE),
     "1f1b with many microbatches": plan(GPT, pp=2, microbatch=2, **SHAPE),
     "interleaved": plan(GPT, pp=2, microbatch=4, schedule="interleaved", virtual_stages=2, **SHAPE),

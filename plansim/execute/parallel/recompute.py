@@ -1,4 +1,4 @@
-"""Activation recomputation: whole blocks, or the attention core alone."""
+"""Activation recomputation: whole blocks, or the attention core alone; every block has its own mode."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from plansim.execute.models.attention import Attention
+from plansim.plan.recompute import ENDS
 
 
 class Recomputed(nn.Module):
@@ -31,8 +32,8 @@ class Recomputed(nn.Module):
 
 
 def recomputing(block: nn.Module, mode: str, kind: str) -> nn.Module:
-    """Return the block under a recompute mode; embeddings and heads are never recomputed."""
-    if mode == "full" and kind not in ("embedding", "head"):
+    """Return the block under its mode (``none``, ``selective`` or ``full``); ends are never recomputed."""
+    if mode == "full" and kind not in ENDS:
         return Recomputed(block)
     if mode == "selective":
         for part in block.modules():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,10 @@ from plansim.execute.mesh import Mesh
 from plansim.execute.models.attention import SequenceShare
 from plansim.execute.models.experts import Experts
 from plansim.execute.models.transformer import TokenEmbedding
+from plansim.execute.parallel.recompute import Recomputed
+
+_Held = tuple[DTensor, nn.Parameter, list[tuple[nn.Module, str]]]
+"""A cut parameter, its local part, and the places where it stands."""
 
 
 def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.Module:
@@ -49,8 +53,9 @@ def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.
 def keep_local_parameters(module: nn.Module) -> None:
     """Hold the local parts of cut parameters, and put whole DTensors in their place only during a forward.
 
-    DDP reduces plain tensors. Its own transform (`DDP(device_mesh=)`) visits a shared parameter once, so that
-    a head tied to its embedding keeps the DTensor; here every place gets the same local parameter.
+    DDP and the sharded optimizer take plain tensors. DDP's own transform (`DDP(device_mesh=)`) visits a shared
+    parameter once, so that a head tied to its embedding keeps the DTensor; here every place gets the same
+    local parameter. A block that runs again in the backward pass takes its DTensors out again for that.
     """
     places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for part in module.modules():
@@ -58,28 +63,39 @@ def keep_local_parameters(module: nn.Module) -> None:
             if isinstance(parameter, DTensor):
                 places.setdefault(parameter, []).append((part, name))
     held = [(p, nn.Parameter(p.to_local().detach()), where) for p, where in places.items()]
+    again = [part.block for part in module.modules() if isinstance(part, Recomputed)]
+    theirs = [set(block.modules()) for block in again]
+    _hold_local(module, held, lambda part: not any(part in parts for parts in theirs))
+    for block, parts in zip(again, theirs, strict=True):
+        _hold_local(block, held, parts.__contains__)
+
+
+def _hold_local(module: nn.Module, held: list[_Held], among: Callable[[nn.Module], bool]) -> None:
+    """Put local parameters into some parts of a module, and whole DTensors while the module runs."""
+    here = [(cut, mine, [(part, name) for part, name in where if among(part)]) for cut, mine, where in held]
 
     def localise(*_: Any) -> None:
-        for _, mine, where in held:
+        for _, mine, where in here:
             _put(mine, where)
 
     def whole(*_: Any) -> None:
-        for cut, mine, where in held:
-            _put(
-                DTensor.from_local(
-                    mine,
-                    cut.device_mesh,
-                    cut.placements,
-                    run_check=False,
-                    shape=cut.shape,
-                    stride=cut.stride(),
-                ),
-                where,
-            )
+        for cut, mine, where in here:
+            if where:
+                _put(
+                    DTensor.from_local(
+                        mine,
+                        cut.device_mesh,
+                        cut.placements,
+                        run_check=False,
+                        shape=cut.shape,
+                        stride=cut.stride(),
+                    ),
+                    where,
+                )
 
     localise()
     module.register_forward_pre_hook(whole)
-    module.register_forward_hook(localise)
+    module.register_forward_hook(localise, always_call=True)  # a repeated forward ends where it may
 
 
 def _put(tensor: torch.Tensor, where: list[tuple[nn.Module, str]]) -> None:

@@ -22,8 +22,8 @@ Degrees = Mapping[str, Any]
 """Integers of a plan by name, each a number or an array of one shape.
 
 Of the plan: ``dp tp pp cp ep etp zero_stage zero_group microbatch virtual_stages num_microbatches seq_len``
-and the booleans ``sequence_parallel uneven full_recompute``. Of the model, a plain value each: ``heads
-kv_heads layers experts`` and ``tied``. Where the plan leaves them out, `etp` is `tp` and `zero_group` is
+and the booleans ``sequence_parallel uneven``. Of the model, a plain value each: ``heads kv_heads layers
+experts`` and ``tied``. Where the plan leaves them out, `etp` is `tp` and `zero_group` is
 ``dp * cp``; `heads` and `experts` are 0 where there are none.
 """
 
@@ -36,7 +36,6 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
     "cut experts": lambda d: (d["tp"] > 1) & (d["etp"] == d["tp"]) & (d["experts"] > 0),
     "zero 0": lambda d: d["zero_stage"] == 0,
     "zero 1": lambda d: d["zero_stage"] == 1,
-    "zero 1 over replicas": lambda d: (d["zero_stage"] == 1) & (d["dp"] * d["cp"] > 1),
     "zero 2": lambda d: d["zero_stage"] == 2,
     "zero 3": lambda d: d["zero_stage"] == 3,
     "hybrid shard": lambda d: (d["zero_stage"] > 0) & (d["zero_group"] != d["dp"] * d["cp"]),
@@ -44,7 +43,6 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
     "uneven stages": lambda d: d["uneven"],
     "sequence parallel": lambda d: d["sequence_parallel"],
     "tied embeddings": lambda d: d["tied"],
-    "full recompute": lambda d: d["full_recompute"],
 }
 """What a pair may name, by its test on `Degrees` (element-wise on arrays)."""
 
@@ -295,7 +293,6 @@ def degrees_of(plan: Plan, model: Model) -> dict[str, Any]:
         "num_microbatches": max(1, plan.job.global_batch // share),
         "sequence_parallel": p.sequence_parallel,
         "uneven": p.stage_layers is not None and len(set(p.stage_layers)) > 1,
-        "full_recompute": "full" in (plan.recompute_of(stage) for stage in range(p.pp)),
         "seq_len": plan.job.seq_len,
         "heads": model.heads if attention else 0,
         "kv_heads": model.kv_heads if attention else 0,

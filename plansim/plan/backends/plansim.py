@@ -44,6 +44,7 @@ PLANSIM = Backend(
         "compression.outer": ("none", "local_sgd", "diloco"),
     },
     recompute_per_stage=True,
+    recompute_layers=True,
     zero_stages_of={
         **{f"gradients {name}": (0, 1) for name in HOOKS if name not in ("bf16", "fp16", *SHARDED)},
         **{f"parameters {name}": (2, 3) for name in SHARDED},
@@ -72,11 +73,6 @@ PLANSIM = Backend(
                 remedy="use zero_stage 0 or 1",
             )
             for stage in (2, 3)
-        ),
-        Pair(
-            features=("zero 1 over replicas", "tp", "full recompute"),
-            reason="torch cannot run the optimizer's shards over layers cut and repeated whole",
-            remedy="use zero_stage 0 or 3, or selective recomputation",
         ),
         Pair(
             features=("zero 3", "pp"),
