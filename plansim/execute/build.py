@@ -100,7 +100,8 @@ def place_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return this rank's part of a global batch: its replica's samples, its share of sequence or features."""
     dp, place = plan.parallel.dp, mesh.index("dp")
-    x, y = inputs.chunk(dp)[place], targets.chunk(dp)[place]
+    sizes = [plan.parallel.microbatch * plan.microbatches_of(replica) for replica in range(dp)]
+    x, y = inputs.split(sizes)[place], targets.split(sizes)[place]
     if plan.parallel.cp > 1 and shape.kind == "tokens":
         x, y = (t.chunk(plan.parallel.cp, dim=1)[mesh.index("cp")].contiguous() for t in (x, y))
     if plan.parallel.split_features:

@@ -232,7 +232,7 @@ class _Run:
             self._step(trainer, CHECK_STEPS)
         losses = self._global_losses(first)
         self._check(losses, expected)
-        inputs = self.batches.batch(0)[0].nbytes / self.plan.num_microbatches / self.plan.parallel.dp
+        inputs = self.batches.batch(0)[0].nbytes * self.plan.parallel.microbatch / self.plan.job.global_batch
         held = held_bytes(trainer.model) + inputs + peak.nbytes
         return trainer, Progress(step=CHECK_STEPS, losses=losses, peak_memory_bytes=held)
 

@@ -45,7 +45,7 @@ def reference_losses(
     losses = []
     for step in range(steps):
         inputs, targets = (t.to(device) for t in batches.batch(step))
-        parts = plan.parallel.dp * plan.num_microbatches
+        parts = plan.job.global_batch // plan.parallel.microbatch
         total = 0.0
         for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
             with mixed, torch.set_grad_enabled(learns):

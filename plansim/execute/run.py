@@ -22,10 +22,10 @@ from plansim.execute.outer import OUTER_METHODS
 from plansim.execute.rank import RankResult, RunOptions, run_rank
 from plansim.execute.sharded_comm import SHARDED_METHODS
 from plansim.files import dump_json, write_atomic
-from plansim.plan.backends.base import SAME_SHARES
 from plansim.plan.grid import grid_of
 from plansim.plan.model import Plan
 from plansim.plan.read import plan_data
+from plansim.plan.rules import broken_shares
 from plansim.results.measurement import Measurement, RankMeasurement
 from plansim.schedules import find_schedule
 from plansim.workload.model import Model
@@ -108,18 +108,18 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
     grid_of(plan)
     if plan.job.phase != "train" and p.tp * p.pp * p.cp * p.ep * (p.zero_stage + 1) > 1:
         raise PlanError("inference can be run with dp alone; use tp, pp, cp and ep 1 and zero_stage 0")
-    if p.batch_shares is not None:
-        raise PlanError(f"batch_shares cannot be run: replicas run as many microbatches; {SAME_SHARES}")
+    broken = broken_shares(plan)
+    if broken:
+        raise PlanError(f"{broken.detail}; {broken.remedy}")
     if plan.offload:
         raise PlanError(
             "offload cannot be run: torch's CPU offload needs an accelerator beside the CPU; it is "
             "simulated only"
         )
-    reason = (
-        find_schedule(p.schedule).check(p.pp, plan.num_microbatches, p.virtual_stages) if p.pp > 1 else None
-    )
-    if reason:
-        raise PlanError(f"schedule '{p.schedule}' cannot run: {reason}")
+    for count in sorted(set(p.batch_shares or (plan.num_microbatches,))) if p.pp > 1 else ():
+        reason = find_schedule(p.schedule).check(p.pp, count, p.virtual_stages)
+        if reason:
+            raise PlanError(f"schedule '{p.schedule}' cannot run: {reason}")
     if p.folds_experts:
         raise PlanError(f"etp {p.etp} cannot be run: experts are cut by tp here; leave etp out")
     if p.ep > 1 and (model.moe is None or model.moe.experts % p.ep or (p.dp * p.cp) % p.ep):

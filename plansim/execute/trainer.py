@@ -103,21 +103,25 @@ class Trainer:
         return loss
 
     def _accumulate(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        count = self.plan.num_microbatches
+        count, mean = self._microbatches, self.plan.mean_microbatches
         total = torch.zeros((), device=self.mesh.device)
         for i, (inputs, targets) in enumerate(zip(x.chunk(count), y.chunk(count), strict=True)):
             with self._without_sync(last=i == count - 1):
                 with record_function("plansim::forward"), self.clock.phase("forward"):
                     loss = self.objective(self.step_model(inputs), targets, inputs)
                 with record_function("plansim::backward"), self.clock.phase("backward"):
-                    (loss / count).backward()
-            total += _plain(loss) / count
+                    (loss / mean).backward()
+            total += _plain(loss) / mean
         return total
+
+    @property
+    def _microbatches(self) -> int:
+        return self.plan.microbatches_of(self.mesh.index("dp"))
 
     @torch.inference_mode()
     def _score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Run the forward passes; the loss is worked out once, outside the timed passes."""
-        count = self.plan.num_microbatches
+        count = self._microbatches
         outputs = []
         with self._arithmetic(), record_function("plansim::forward"), self.clock.phase("forward"):
             for inputs in x.chunk(count):
@@ -125,7 +129,8 @@ class Trainer:
         if self.scores:
             self.scores -= 1
             parts = zip(outputs, y.chunk(count), strict=True)
-            self.last_loss = torch.stack([self.blueprint.loss(out, to) for out, to in parts]).mean()
+            losses = torch.stack([self.blueprint.loss(out, to) for out, to in parts])
+            self.last_loss = losses.sum() / self.plan.mean_microbatches
         return self.last_loss
 
     def _pipeline(self, chunks: dict[int, nn.Module]) -> Pipeline:

@@ -223,6 +223,20 @@ class Plan:
             )
         return self.job.global_batch // share
 
+    def microbatches_of(self, replica: int) -> int:
+        """Return the microbatches that one of the `dp` replicas runs in one step."""
+        shares = self.parallel.batch_shares
+        return shares[replica] if shares else self.num_microbatches
+
+    @property
+    def mean_microbatches(self) -> float:
+        """Microbatches of a replica on average.
+
+        Losses of microbatches, divided by it and averaged over the replicas, make the mean loss of the global
+        batch whatever the shares are: every sample weighs the same.
+        """
+        return self.job.global_batch / (self.parallel.dp * self.parallel.microbatch)
+
     def recompute_of(self, stage: int) -> str:
         """Return the recompute mode of one pipeline stage."""
         return self.recompute if isinstance(self.recompute, str) else self.recompute[stage]

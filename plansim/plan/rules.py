@@ -172,7 +172,12 @@ def batch_splits(case: Case) -> Broken | None:
 
 def shares_make_up_the_batch(case: Case) -> Broken | None:
     """Unequal shares are whole microbatches of replicas that meet once a step."""
-    p, batch = case.plan.parallel, case.plan.job.global_batch
+    return broken_shares(case.plan)
+
+
+def broken_shares(plan: Plan) -> Broken | None:
+    """Return what is wrong with a plan's unequal shares of the batch."""
+    p, batch = plan.parallel, plan.job.global_batch
     shares = p.batch_shares
     if shares is None:
         return None
@@ -186,13 +191,18 @@ def shares_make_up_the_batch(case: Case) -> Broken | None:
     tied = {
         "zero_stage": p.zero_stage > 1,
         "ep": p.ep > 1,
-        "aggregation": case.plan.aggregation != "all_reduce",
+        "aggregation": plan.aggregation != "all_reduce",
     }
     names = [name for name, holds in tied.items() if holds]
     if names:
         return Broken(
             detail=f"batch_shares with {', '.join(names)}: replicas exchange in every microbatch",
             remedy="use zero_stage 0 or 1, ep 1 and all_reduce, or equal shares",
+        )
+    if plan.compression.outer.method != "none":
+        return Broken(
+            detail="batch_shares with compression.outer: weights of replicas that step alone count alike",
+            remedy="set compression.outer to none, or use equal shares",
         )
     return None
 

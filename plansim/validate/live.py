@@ -371,6 +371,7 @@ def plan_id(model: Model, plan: Plan) -> str:
     parts += [p.schedule] if p.pp > 1 else []
     parts += [f"vs{p.virtual_stages}"] if p.virtual_stages > 1 else []
     parts += [f"mb{p.microbatch}"]
+    parts += ["shares" + "-".join(map(str, p.batch_shares))] if p.batch_shares else []
     parts += [str(plan.recompute)] if plan.recompute != "none" else []
     parts += ["server"] if plan.aggregation == "parameter_server" else []
     parts += [m.method for _, m in plan.compression.items() if m.method != "none"]

@@ -82,6 +82,13 @@ CASES = {
     "mlp, split features": plan(MLP, tp=2, split_features=True),
     "mlp, split features and data": plan(MLP, dp=2, tp=2, split_features=True, optimizer="adamw"),
     "mlp, data and tensor": plan(MLP, dp=2, tp=2),
+    "unequal shares": plan(GPT, dp=2, batch_shares=(3, 1), optimizer="adamw"),
+    "unequal shares, zero 1, not overlapped": plan(
+        GPT, dp=2, zero_stage=1, batch_shares=(1, 3), optimizer="adamw", overlap=False
+    ),
+    "unequal shares, batch norm": plan(RESNET, dp=2, batch_shares=(3, 1)),
+    "unequal shares, pipeline, tied tables": plan(TIED, dp=2, pp=2, batch_shares=(1, 3)),
+    "unequal shares, context": plan(LLAMA, dp=2, cp=2, batch_shares=(3, 1)),
 }
 MODELS = {m.name: m for m in (BERT, GPT, GRU, LLAMA, LSTM, MLP, MOE, RESNET, TIED, VGG, VIT)}
 MANY_RANKS_ARE_SLOW = {

@@ -106,6 +106,8 @@ def test_a_diverging_run_says_so():
         (replace(GPT, vocab=65), plan(GPT, tp=2), "vocab 65"),
         (GPT, plan(GPT, cp=2, seq_len=15), "does not split"),
         (GPT, replace(plan(GPT), offload=True), "offload cannot be run"),
+        (GPT, plan(GPT, dp=2, batch_shares=(3, 2)), "2 numbers of microbatches that make global_batch 8"),
+        (GPT, plan(GPT, dp=2, batch_shares=(3, 1), zero_stage=3), "use zero_stage 0 or 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused_before_anything_starts(model, given, message):

@@ -30,8 +30,9 @@ def chunks_of_rank(plan: Plan, stage: int) -> tuple[int, ...]:
 class Pipeline:
     """One rank's stages and the runtime that works through its actions.
 
-    The loss of each microbatch is divided by their number, so gradients come out averaged (torch would scale
-    the gradients of every chunk instead, and a table shared by two chunks twice). Shapes at the boundaries
+    The loss of each microbatch is divided by their number (on average over the replicas), so gradients come
+    out averaged (torch would scale the gradients of every chunk instead, and a table shared by two chunks
+    twice). Shapes at the boundaries
     are found out in the first step.
     """
 
@@ -40,7 +41,8 @@ class Pipeline:
     ) -> None:
         p = plan.parallel
         schedule = find_schedule(p.schedule)
-        actions = schedule.actions(p.pp, plan.num_microbatches, p.virtual_stages)
+        count, mean = plan.microbatches_of(mesh.index("dp")), plan.mean_microbatches
+        actions = schedule.actions(p.pp, count, p.virtual_stages)
         num_chunks, group = p.pp * p.virtual_stages, mesh.groups["pp"]
         self.stages = [
             PipelineStage(chunk, index, num_chunks, mesh.device, group=group)
@@ -50,11 +52,10 @@ class Pipeline:
             _watch(stage, clock)
         self.has_first = any(stage.is_first for stage in self.stages)
         self.has_last = any(stage.is_last for stage in self.stages)
-        count = plan.num_microbatches
         self.runtime = _PipelineScheduleRuntime(
             self.stages,
             n_microbatches=count,
-            loss_fn=clock.timed("forward", lambda output, target: loss(output, target) / count),
+            loss_fn=clock.timed("forward", lambda output, target: loss(output, target) / mean),
             scale_grads=False,
         )
         self.runtime._prepare_schedule_with_comms(torch_actions(actions, schedule, plan))

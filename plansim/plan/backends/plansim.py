@@ -43,6 +43,7 @@ PLANSIM = Backend(
         "compression.activations": ("none",),
         "compression.outer": ("none", "local_sgd", "diloco"),
     },
+    batch_shares=True,
     recompute_per_stage=True,
     recompute_layers=True,
     zero_stages_of={

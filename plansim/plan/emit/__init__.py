@@ -2,6 +2,7 @@
 
 from plansim.errors import UnknownNameError
 from plansim.hardware.profile import Profile
+from plansim.plan.backends import BACKENDS
 from plansim.plan.backends.base import SAME_SHARES
 from plansim.plan.emit.accelerate import ACCELERATE
 from plansim.plan.emit.base import Emission, Emitter, notes, refuse
@@ -40,7 +41,8 @@ def emission(plan: Plan, model: Model | ModuleModel, profile: Profile, target: s
         model = ModuleModel(factory=model.name)  # traced from code: only code can build it again
     if isinstance(model, Model):
         require(check_plan(plan, model, profile))
-    if plan.parallel.batch_shares is not None:
+    runtime = BACKENDS.get(EMITTERS[target].runs)
+    if plan.parallel.batch_shares is not None and not (runtime and runtime.batch_shares):
         refuse(target, [f"batch_shares: it gives every replica as many microbatches; {SAME_SHARES}"])
     return EMITTERS[target].write(plan, model, profile)
 

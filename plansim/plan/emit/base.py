@@ -163,7 +163,9 @@ def describe(plan: Plan) -> str:
     degrees += p.expert_degrees
     if p.pp > 1:
         degrees.append(p.schedule)
-    batch = f"microbatch {p.microbatch} x {plan.num_microbatches}, global_batch {plan.job.global_batch}"
+    shares = p.batch_shares
+    count = f"{min(shares)} to {max(shares)} by replica" if shares else str(plan.num_microbatches)
+    batch = f"microbatch {p.microbatch} x {count}, global_batch {plan.job.global_batch}"
     job = f"seq_len {plan.job.seq_len}, {plan.job.dtype}"
     return f"{plan.model}: {', '.join([*degrees, f'zero_stage {p.zero_stage}', batch, job])}"
 
