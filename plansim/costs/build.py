@@ -9,11 +9,11 @@ from dataclasses import replace
 from functools import lru_cache
 
 from plansim.costs.blocks import BlockTime, block_s
+from plansim.costs.boundaries import coding, crosses, send_s
 from plansim.costs.buckets import (
     alone_s,
     chunk_gathers,
     comm_s,
-    edge_s,
     exchange,
     gather_bytes,
     gradient_buckets,
@@ -207,11 +207,13 @@ def straggler_factor(layout: Layout) -> float:
 def _chunks(layout: Layout) -> tuple[ChunkCosts, ...]:
     """Return the costs of every chunk; equal chunks between equal neighbours are worked out once."""
     last = len(layout.chunks) - 1
+    coded = layout.plan.compression.activations.method != "none"
     known: dict[tuple[object, ...], ChunkCosts] = {}
     found = []
     for index, blocks in enumerate(layout.chunks):
         before = id(layout.chunks[index - 1][-1]) if index else 0
-        key = (tuple(map(id, blocks)), layout.recompute_modes[index], before, index == last)
+        codes = coded and (crosses(layout, index - 1), crosses(layout, index))
+        key = (tuple(map(id, blocks)), layout.recompute_modes[index], before, index == last, codes)
         if key not in known:
             known[key] = _chunk(layout, index)
         found.append(known[key])
@@ -226,15 +228,16 @@ def _chunk(layout: Layout, index: int) -> ChunkCosts:
     sharded = shards_each_pass(layout)
     weight = _sum((t.backward_weight, n * factor) for t, _, n in times)
     summed = 0.0 if sharded else accumulate_s(layout, index) * factor
+    codes, codes_back = coding(layout, index)
     return ChunkCosts(
-        forward=_sum((t.forward, n * factor) for t, _, n in times),
-        backward_input=_sum((t.backward_input, n * factor) for t, _, n in times),
+        forward=_sum(((codes, factor), *((t.forward, n * factor) for t, _, n in times))),
+        backward_input=_sum(((codes_back, factor), *((t.backward_input, n * factor) for t, _, n in times))),
         backward_weight=replace(weight, compute_s=weight.compute_s + summed),
         recompute=_sum(
             (_recompute(layout, block_time(layout, b), b, mode), n * factor) for (b, mode), n in modes.items()
         ),
-        send_forward_s=_send_s(layout, index),
-        send_backward_s=_send_s(layout, index - 1),
+        send_forward_s=send_s(layout, index),
+        send_backward_s=send_s(layout, index - 1),
         activation_bytes=sum(n * kept_bytes(layout, b, mode) for (b, mode), n in modes.items()),
         backward_extra_bytes=max(
             (b.saved_bytes - kept_bytes(layout, b, mode) for b, mode in modes), default=0.0
@@ -281,24 +284,6 @@ def kept_bytes(layout: Layout, block: Block, mode: str) -> float:
         block.elementwise_saved_bytes if layout.stack.selective == "elementwise" else block.core_saved_bytes
     )
     return block.saved_bytes - dropped
-
-
-def _send_s(layout: Layout, index: int) -> float:
-    """Return the send across the boundary after chunk `index`.
-
-    Ranks of one tensor group hold the same activation: each sends its share and the receivers gather it
-    (Narayanan et al., arXiv 2104.04473, section 4.1).
-    """
-    p = layout.plan.parallel
-    if p.pp == 1 or not 0 <= index < len(layout.chunks) - 1:
-        return 0.0
-    nbytes = layout.chunks[index][-1].boundary_bytes
-    share = nbytes if p.sequence_parallel else nbytes / p.tp
-    method = layout.plan.compression.activations
-    if method.method != "none":
-        return edge_s(layout, "pp", "send_recv", method, share / layout.wide_bytes, layout.wide_bytes).total_s
-    gather = comm_s(layout, "tp", "all_gather", nbytes) if p.tp > 1 and not p.sequence_parallel else 0.0
-    return comm_s(layout, "pp", "send_recv", share) + gather
 
 
 def _stage_end(layout: Layout, stage: int) -> StageEnd:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from plansim.costs.boundaries import coding, sent_bytes
 from plansim.costs.buckets import held_parameters
 from plansim.costs.compression import find_method
 from plansim.costs.hostdata import HostCalibration, on_host
@@ -80,10 +81,11 @@ class HostStep:
         compute_s = sum(part.compute_s for part in (forward, recompute, backward_input, backward_weight))
         action = self.host.frameworks.get("pipeline_action_s", 0.0) if p.pp > 1 else 0.0
         extra = Parts(host_s=action)
+        codes, codes_back = coding(self.layout, index, whole=True)
         return replace(
             modelled,
-            forward=forward + extra,
-            backward_input=backward_input + extra,
+            forward=forward + extra + codes,
+            backward_input=backward_input + extra + codes_back,
             backward_weight=backward_weight,
             recompute=recompute,
             send_forward_s=self._send(index, compute_s),
@@ -173,7 +175,7 @@ class HostStep:
         chunks = self.layout.chunks
         if self.layout.plan.parallel.pp == 1 or not 0 <= index < len(chunks) - 1:
             return 0.0
-        nbytes = chunks[index][-1].boundary_bytes
+        nbytes = sent_bytes(self.layout, chunks[index][-1].boundary_bytes, whole=True)
         pause_s = max(0.0, compute_s - self._links.wire_s("send_recv", nbytes, "pp"))
         return self._links.collective_s("send_recv", nbytes, 2, "pp", pause_s=pause_s)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from plansim.costs.boundaries import crosses, sent_bytes
 from plansim.costs.compression import Traffic, find_method
 from plansim.costs.hostdata import HostCalibration, on_host
 from plansim.results import StageMemory
@@ -31,7 +32,6 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
         rows[chunk] = known
     beside = sum(_beside_parameters(row) for chunk in rows.values() for row in chunk)
     _untie(layout, stage, rows)
-    _keep_output(layout, rows)
     parameters = float(sum(row["parameters"] for chunk in rows.values() for row in chunk))
     p, plan = layout.plan.parallel, layout.plan
     replicas = p.dp * p.cp
@@ -47,7 +47,9 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
     passes = list(_passes(layout, stage))
     # DDP's buckets take over the gradients in the last microbatch only; those before accumulate beside them.
     kept = not buckets or plan.num_microbatches > 1
-    peak, gradients = _walk(passes, rows, left, kept_gradients=kept, shard=grad_shard)
+    peak, gradients = _walk(
+        passes, rows, left, kept_gradients=kept, shard=grad_shard, outputs=_outputs(layout, rows)
+    )
     flattened = replicas > 1 and not wrapped and p.zero_stage <= 1 and not alone
     flat = _flat_bytes(layout, parameters) if flattened else 0.0
     whole = gradients + flat  # after the last backward: all gradients, and the flat copy that is reduced
@@ -105,13 +107,11 @@ def _untie(layout: Layout, stage: int, rows: dict[int, list[Mapping[str, Any]]])
         rows[last] = [*rows[last][:-1], {**head, "parameters": head["parameters"] - table}]
 
 
-def _keep_output(layout: Layout, rows: dict[int, list[Mapping[str, Any]]]) -> None:
-    """Keep the logits of a pipeline's last stage to the backward pass: its runtime holds every output."""
+def _outputs(layout: Layout, rows: Mapping[int, list[Mapping[str, Any]]]) -> dict[int, float]:
+    """Return the logits of a pipeline's last chunk, which its runtime holds while the chunk goes back."""
     last = len(layout.chunks) - 1
-    if layout.plan.parallel.pp > 1 and last in rows:
-        head = rows[last][-1]
-        kept = head["kept_bytes"] + head["output_bytes"]
-        rows[last] = [*rows[last][:-1], {**head, "kept_bytes": kept}]
+    held = layout.plan.parallel.pp > 1 and last in rows
+    return {last: float(rows[last][-1]["output_bytes"])} if held else {}
 
 
 def _boundaries(
@@ -120,7 +120,7 @@ def _boundaries(
     """Return the bytes of a pipeline stage's receive buffers, and what a finished microbatch leaves by chunk.
 
     torch's runtime has a buffer for every microbatch at every boundary, and waits for its sends at the end of
-    the step: until then it holds what was sent, outputs and gradients of inputs.
+    the step: until then it holds what was sent, outputs and gradients of inputs (as they were coded).
     """
     if layout.plan.parallel.pp == 1:
         return 0.0, {}
@@ -134,8 +134,13 @@ def _boundaries(
             before = block.boundary_bytes if row is None else float(row["output_bytes"])
         after = float(rows[chunk][-1]["output_bytes"]) if chunk < last else 0.0
         buffers += layout.plan.num_microbatches * (before + after)
-        left[chunk] = before + after
+        left[chunk] = _sent(layout, chunk - 1, before) + _sent(layout, chunk, after)
     return buffers, left
+
+
+def _sent(layout: Layout, boundary: int, nbytes: float) -> float:
+    """Return the bytes that cross a boundary for an activation; what stays on the rank is not coded."""
+    return sent_bytes(layout, nbytes, whole=True) if nbytes and crosses(layout, boundary) else nbytes
 
 
 def _passes(layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
@@ -156,6 +161,7 @@ def _walk(
     *,
     kept_gradients: bool,
     shard: int,
+    outputs: Mapping[int, float] | None = None,
 ) -> tuple[float, float]:
     """Return the highest level over all passes and the gradients left at the end, bytes."""
     level = peak = gradients = 0.0
@@ -172,9 +178,12 @@ def _walk(
             level -= row["kept_bytes"]
             if chunk not in seen and kept_gradients:
                 gradients += 4.0 * row["parameters"] / shard
+        held = (outputs or {}).get(chunk, 0.0)
+        if kind == "F":
+            level += held
         if kind in ("B", "W"):
             seen.add(chunk)
-            level += left.get(chunk, 0.0)
+            level += left.get(chunk, 0.0) - held
     return peak, gradients
 
 

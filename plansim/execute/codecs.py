@@ -1,4 +1,4 @@
-"""Codecs of gradient compression: rows of fp32 to rows of bytes and back, packed as the costs charge."""
+"""Codecs of compressed messages: rows of fp32 to rows of bytes and back, packed as the costs charge."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ class RowCodec(Protocol):
 
     def decode(self, coded: torch.Tensor, length: int) -> torch.Tensor:
         """Return rows of `length` fp32 for rows of bytes."""
+
+    def coded_bytes(self, length: int) -> int:
+        """Return the bytes of a coded row of `length`."""
 
 
 def _tiles(total: int, step: int) -> Iterator[slice]:
@@ -94,9 +97,14 @@ class BlockIntegers:
             blocks.mul_(scales[tile.start // self.block : tile.stop // self.block])
         return out.view(count, length)
 
+    def coded_bytes(self, length: int) -> int:
+        """Return the bytes of a coded row."""
+        return length * self.width // 8 + length // self.block * 2
+
     def _tile(self, flat: torch.Tensor) -> int:
         """Return how many elements are coded at a time: whole blocks, everything at once off the CPU."""
-        return max(TILE // self.block, 1) * self.block if flat.device.type == "cpu" else flat.numel()
+        tile = max(TILE // self.block, 1) * self.block if flat.device.type == "cpu" else flat.numel()
+        return min(tile, flat.numel())
 
 
 def _pack(whole: torch.Tensor, out: torch.Tensor, levels: int, width: int) -> None:
@@ -140,6 +148,30 @@ class Float8:
         scale = _floats(coded[:, :4], torch.float32)
         return coded[:, 4:].view(torch.float8_e4m3fn).float().mul_(scale)
 
+    def coded_bytes(self, length: int) -> int:
+        """Return the bytes of a coded row."""
+        return 4 + length
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """A cast to a 16-bit floating-point type."""
+
+    dtype: torch.dtype
+    align: int = 1
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the elements in the narrow type."""
+        return rows.to(self.dtype).contiguous().view(torch.uint8)
+
+    def decode(self, coded: torch.Tensor, length: int) -> torch.Tensor:
+        """Return them in fp32."""
+        return coded.contiguous().view(self.dtype).float()
+
+    def coded_bytes(self, length: int) -> int:
+        """Return the bytes of a coded row."""
+        return 2 * length
+
 
 @dataclass(frozen=True, slots=True)
 class Signs:
@@ -159,6 +191,10 @@ class Signs:
         scale = _floats(coded[:, :4], torch.float32)
         bits = (coded[:, 4:].unsqueeze(-1) >> _shifts(coded.device)) & 1
         return bits.flatten(1).float().mul_(2).sub_(1).mul_(scale)
+
+    def coded_bytes(self, length: int) -> int:
+        """Return the bytes of a coded row."""
+        return 4 + length // 8
 
 
 def _floats(coded: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -86,7 +86,7 @@ def integers(levels: int, width: int) -> HookMaker:
 
     def make(options: Mapping[str, Any], group: Any) -> Hook:
         expect_options(options, "block", "error_feedback", "hierarchical")
-        block = _whole(options, "block", 256, low=16)
+        block = whole_option(options, "block", 256, low=16)
         codec = BlockIntegers(levels=levels, width=width, block=block)
         feedback = bool(options.get("error_feedback", False))
         return two_hops(codec, group, feedback=feedback, hierarchical=_hierarchical(options))
@@ -97,9 +97,9 @@ def integers(levels: int, width: int) -> HookMaker:
 def qsgd(options: Mapping[str, Any], group: Any) -> Hook:
     """Return QSGD (Alistarh et al., arXiv 1610.02132): stochastic rounding to a few levels."""
     expect_options(options, "levels", "block", "hierarchical")
-    levels = _whole(options, "levels", 127, low=1, high=127)
+    levels = whole_option(options, "levels", 127, low=1, high=127)
     width = 8 if levels > 7 else 4 if levels > 1 else 2
-    block = _whole(options, "block", 256, low=16)
+    block = whole_option(options, "block", 256, low=16)
     codec = BlockIntegers(levels=levels, width=width, block=block, stochastic=True)
     return two_hops(codec, group, hierarchical=_hierarchical(options))
 
@@ -208,7 +208,10 @@ def _ratio(options: Mapping[str, Any]) -> float:
     return ratio
 
 
-def _whole(options: Mapping[str, Any], name: str, default: int, *, low: int, high: int = 1 << 16) -> int:
+def whole_option(
+    options: Mapping[str, Any], name: str, default: int, *, low: int, high: int = 1 << 16
+) -> int:
+    """Return an option that is a whole number, or its default; raise where it is out of its range."""
     value = int(options.get(name, default))
     if not low <= value <= high:
         raise InputError(f"compression {name} must be in [{low}, {high}], got {value}")

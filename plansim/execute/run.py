@@ -19,11 +19,12 @@ from plansim.execute.data import make_batches
 from plansim.execute.launch import Place, Rendezvous, launch, rendezvous_from_environment, under_torchrun
 from plansim.execute.models import blueprint
 from plansim.execute.outer import OUTER_METHODS
+from plansim.execute.parallel.coded_stage import BOUNDARY_METHODS, boundary_codec
 from plansim.execute.rank import RankResult, RunOptions, run_rank
 from plansim.execute.sharded_comm import SHARDED_METHODS
 from plansim.files import dump_json, write_atomic
 from plansim.plan.grid import grid_of
-from plansim.plan.model import Plan
+from plansim.plan.model import Method, Plan
 from plansim.plan.read import plan_data
 from plansim.plan.rules import broken_shares
 from plansim.results.measurement import Measurement, RankMeasurement
@@ -152,8 +153,8 @@ def _check_compression(plan: Plan) -> None:
         name = method.method
         if name == "none" or edge == "model":
             continue  # `blueprint` has checked the model's own
-        if edge not in ("gradients", "parameters", "outer"):
-            raise PlanError(f"compression of {edge} by '{name}' cannot be run; it is simulated only")
+        if edge == "activations":
+            _check_activations(method)
         if edge == "gradients" and p.zero_stage > 1 and name not in ("bf16", "fp16", *SHARDED_METHODS):
             known = ", ".join(("bf16", "fp16", *SHARDED_METHODS))
             raise PlanError(f"gradients of zero_stage {p.zero_stage} can be run with {known}, not '{name}'")
@@ -165,6 +166,13 @@ def _check_compression(plan: Plan) -> None:
             )
         if edge == "outer":
             _check_outer(plan)
+
+
+def _check_activations(method: Method) -> None:
+    if method.method not in BOUNDARY_METHODS:
+        known = ", ".join(BOUNDARY_METHODS)
+        raise PlanError(f"compression of activations can be run with {known}, not '{method.method}'")
+    boundary_codec(method.method, method.options)
 
 
 def _check_outer(plan: Plan) -> None:

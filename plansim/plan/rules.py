@@ -451,8 +451,9 @@ def without_effect(plan: Plan, model: Model) -> list[str]:
         and p.dp * p.cp == 1,
         "compression.parameters: no effect below zero_stage 3": plan.compression.parameters.method != "none"
         and p.zero_stage < 3,
-        "compression.activations: no effect with tp 1 and pp 1": plan.compression.activations.method != "none"
-        and p.tp * p.pp == 1,
+        "compression.activations: no effect with pp 1 (it codes what stages send each other)": (
+            plan.compression.activations.method != "none" and p.pp == 1
+        ),
         "overlap.tensor_parallel: no effect with tp 1": plan.overlap.tensor_parallel and p.tp == 1,
         "attention: no effect on a model without attention": plan.attention == "unfused"
         and model.family not in ATTENTION_FAMILIES,

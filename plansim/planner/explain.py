@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plansim.costs.boundaries import sent_bytes
 from plansim.costs.buckets import gather_bytes, reduce_bytes
 from plansim.costs.build import BLOCK_AXES, step_inflation
 from plansim.costs.collectives import collective_terms
@@ -243,7 +244,7 @@ def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
                 value=send,
                 unit="s",
                 formula="activation of one microbatch to the next stage",
-                inputs={"nbytes": layout.chunks[0][-1].boundary_bytes},
+                inputs={"nbytes": sent_bytes(layout, layout.chunks[0][-1].boundary_bytes)},
             )
         )
     return found

@@ -21,7 +21,7 @@ class Question:
     """What is asked: a model and a job on a cluster, and how answers are judged.
 
     `robust` asks for the best plan at the pessimistic end of every figure; the objective is one that does.
-    `method` compresses the model itself in every candidate.
+    `method` compresses the model itself in every candidate, `activations` what pipeline stages send.
     """
 
     model: Model
@@ -32,6 +32,7 @@ class Question:
     memory_limit_bytes: float
     robust: bool = False
     method: Method = field(default_factory=Method)
+    activations: Method = field(default_factory=Method)
 
     @property
     def base(self) -> Plan:
@@ -41,7 +42,7 @@ class Question:
             profile=self.profile.name,
             job=self.job,
             stack=self.space.stack,
-            compression=Compression(model=self.method),
+            compression=Compression(model=self.method, activations=self.activations),
         )
 
     @property
@@ -59,7 +60,8 @@ class Question:
         """
         effect = MODEL_METHODS[self.method.method].effect(self.method.options)
         other = effect.rank_fraction is not None or effect.teacher
-        return self.base if other else replace(self.base, compression=Compression())
+        bare = Compression(activations=self.activations)
+        return self.base if other else replace(self.base, compression=bare)
 
 
 def plan_of(
@@ -92,5 +94,9 @@ def plan_of(
         offload=end.offload,
         aggregation=end.aggregation,
         placement=options.placements[int(columns.placement[i])],
-        compression=replace(end.compression, model=question.method),
+        compression=replace(
+            end.compression,
+            model=question.method,
+            activations=question.activations if pp > 1 else Method(),
+        ),
     )

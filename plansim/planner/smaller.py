@@ -3,13 +3,15 @@
 A method that gives a smaller network (a student, pruned channels) lays out that network; one that keeps its
 shape (thin factors, rounded or masked weights) changes its blocks. Either way the bounds of the search are
 those of what is computed, so every method's best plans are proved like all others. What comes on top of a
-network, such as a teacher's forward pass, is in the score alone: bounds stay below it.
+network, such as a teacher's forward pass, is in the score alone: bounds stay below it. Coding what pipeline
+stages send each other is one more such choice: its messages are in the bounds, its coding in the score.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import product
 
 from plansim.plan.model import Method, Plan
 from plansim.plan.rules import Rejected
@@ -24,7 +26,7 @@ from plansim.planner.solve import Progress, Solved, evaluator_of, solve, stats_o
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Searched:
-    """What was found with every allowed method of the `model` edge; `solved` is the search that won."""
+    """What was found with every allowed method of these edges; `solved` is the search that won."""
 
     solved: Solved
     found: Found[Plan, Figures]
@@ -34,15 +36,18 @@ class Searched:
 def search_methods(
     question: Question, limits: Constraints, top: int, progress: Progress | None = None
 ) -> Searched:
-    """Return the best plans over the methods of the `model` edge that the space allows."""
-    methods = [Method(method=str(name)) for name in question.space.of("compression.model")]
-    every = [_solved(replace(question, method=method), limits, top, progress) for method in methods]
+    """Return the best plans over the methods of the edges `model` and `activations` that the space allows."""
+    named = product(*(question.space.of(f"compression.{edge}") for edge in ("model", "activations")))
+    pairs = [(Method(method=str(model)), Method(method=str(sent))) for model, sent in named]
+    asked = [replace(question, method=model, activations=sent) for model, sent in pairs]
+    every = [_solved(one, limits, top, progress) for one in asked]
     winner = min(every, key=lambda solved: solved.found.best[0][0] if solved.found.best else float("inf"))
     if len(every) == 1:
         return Searched(winner, winner.found, stats_of(winner.pool, winner.found, 0.0))
     stats = [stats_of(solved.pool, solved.found, 0.0) for solved in every]
+    once = {e[1]: e for s in every for e in s.found.best}  # plans of one stage send nothing, coded or not
     found: Found[Plan, Figures] = Found(
-        best=sorted((e for s in every for e in s.found.best), key=lambda e: (e[0], repr(e[1])))[:top],
+        best=sorted(once.values(), key=lambda e: (e[0], repr(e[1])))[:top],
         evaluated=sum(s.found.evaluated for s in every),
         rejected=sum((s.found.rejected for s in every), Counter()),
         examples={rule: r for s in every for rule, r in s.found.examples.items()},

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plansim.costs.blocks import BlockTime
-from plansim.costs.buckets import comm_s
+from plansim.costs.boundaries import message_s
 from plansim.costs.build import block_time, kept_bytes, straggler_factor
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
@@ -359,8 +359,4 @@ class Workbench:
 
     def send_s(self, layout: Layout) -> float:
         """Return the seconds of one activation between neighbouring stages."""
-        p = layout.plan.parallel
-        nbytes = min(b.boundary_bytes for b in self.distinct(layout) if b.boundary_bytes)
-        share = nbytes if p.sequence_parallel else nbytes / p.tp
-        gather = comm_s(layout, "tp", "all_gather", nbytes) if p.tp > 1 and not p.sequence_parallel else 0.0
-        return comm_s(layout, "pp", "send_recv", share) + gather
+        return message_s(layout, min(b.boundary_bytes for b in self.distinct(layout) if b.boundary_bytes))

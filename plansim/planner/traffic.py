@@ -114,7 +114,11 @@ def layout_with_end(
         overlap=end.overlap(tensor_parallel=False),
         offload=end.offload,
         aggregation=end.aggregation,
-        compression=replace(end.compression, model=bench.base.compression.model),
+        compression=replace(
+            bench.base.compression,
+            gradients=end.compression.gradients,
+            parameters=end.compression.parameters,
+        ),
     )
     return bench.laid_out(plan)
 

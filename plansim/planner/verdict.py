@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from plansim.costs.layout import Layout
 from plansim.hardware.profile import Profile
-from plansim.plan.model import Compression, Method, Plan
+from plansim.plan.model import Method, Plan
 from plansim.plan.rules import Rejected
 from plansim.planner.objective import Figures
 from plansim.planner.result import CompressionVerdict
@@ -34,7 +34,7 @@ def compressed(
             plan = replace(
                 best,
                 parallel=replace(best.parallel, zero_stage=zero, zero_group=group),
-                compression=Compression(gradients=Method(method=method), model=best.compression.model),
+                compression=replace(best.compression, gradients=Method(method=method), parameters=Method()),
             )
             figures = evaluate(plan)
             if isinstance(figures, Figures):
@@ -55,7 +55,7 @@ def verdict(
     if group.size == 1:
         return None
     used = best.compression.gradients.method
-    bare = replace(best, compression=Compression(model=best.compression.model))
+    bare = replace(best, compression=replace(best.compression, gradients=Method(), parameters=Method()))
     times = compressed(bare, evaluator_of(profile), (used,) if used != "none" else methods)
     plain = evaluator_of(profile)(bare)
     crossed = max((i for i, n in enumerate(group.counts) if n > 1), default=len(profile.fabric) - 1)

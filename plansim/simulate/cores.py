@@ -8,7 +8,7 @@ uses nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plansim.costs.step import Bucket, ChunkCosts, StepCosts
 from plansim.errors import SimulationError
@@ -60,7 +60,13 @@ class _Wire:
 
 
 def shared_cores_s(
-    costs: StepCosts, grid: Grid, cores: int, *, contention: float = 1.0, wire: StepCosts | None = None
+    costs: StepCosts,
+    grid: Grid,
+    cores: int,
+    *,
+    contention: float = 1.0,
+    wire: StepCosts | None = None,
+    shares: Sequence[int] | None = None,
 ) -> float:
     """Return the step time when the ranks of `grid` are dealt round `cores` cores, seconds.
 
@@ -72,6 +78,8 @@ def shared_cores_s(
         How much longer work takes when its core is shared (caches, switches).
     wire : StepCosts, optional
         What communication takes beyond its CPU seconds, at the same places; None: nothing.
+    shares : sequence of int, optional
+        Microbatches of every replica where they differ.
 
     Raises
     ------
@@ -88,8 +96,14 @@ def shared_cores_s(
     """
     world = grid.world_size
     factor = contention if world > cores else 1.0
-    ranks = [_Rank(core=r % cores, program=_program(costs, grid, r, factor, wire)) for r in range(world)]
-    return _run(ranks)
+    own = [costs if shares is None else _with_share(costs, grid, r, shares) for r in range(world)]
+    programs = [_program(own[r], grid, r, factor, wire) for r in range(world)]
+    return _run([_Rank(core=r % cores, program=program) for r, program in enumerate(programs)])
+
+
+def _with_share(costs: StepCosts, grid: Grid, rank: int, shares: Sequence[int]) -> StepCosts:
+    """Return what a rank does that runs its own replica's share of the microbatches."""
+    return replace(costs, num_microbatches=shares[grid.coordinates(rank)["dp"]])
 
 
 def _run(ranks: list[_Rank]) -> float:

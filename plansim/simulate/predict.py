@@ -77,7 +77,14 @@ def _on_shared_cores(layout: Layout, result: StepResult) -> StepResult:
     if layout.plan.parallel.world_size <= cores:
         return result
     busy, wire = (step_costs(layout, clock=clock) for clock in ("cpu", "wire"))
-    step_s = shared_cores_s(busy, grid_of(layout.plan), cores, contention=host.contention, wire=wire)
+    step_s = shared_cores_s(
+        busy,
+        grid_of(layout.plan),
+        cores,
+        contention=host.contention,
+        wire=wire,
+        shares=layout.plan.parallel.batch_shares,
+    )
     factor = step_s / result.step_time_s
     parts = {f.name: factor * getattr(result.breakdown, f.name) for f in fields(result.breakdown)}
     return replace(result, step_time_s=step_s, breakdown=replace(result.breakdown, **parts))

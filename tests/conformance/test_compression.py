@@ -91,9 +91,15 @@ def test_a_method_runs_on_the_edges_that_have_a_hook_and_is_simulated_on_the_oth
     pytest.importorskip("torch")
     from plansim.execute.comm_hooks import HOOKS
     from plansim.execute.outer import OUTER_METHODS
+    from plansim.execute.parallel.coded_stage import BOUNDARY_METHODS
     from plansim.execute.sharded_comm import SHARDED_METHODS
 
-    tables = {"gradients": HOOKS, "parameters": SHARDED_METHODS, "outer": OUTER_METHODS}
+    tables = {
+        "gradients": HOOKS,
+        "parameters": SHARDED_METHODS,
+        "activations": BOUNDARY_METHODS,
+        "outer": OUTER_METHODS,
+    }
     edges = {edge for edge, known in tables.items() if name in known}
     assert COMPRESSION_METHODS[name].run_edges == edges
     assert edges <= COMPRESSION_METHODS[name].edges
@@ -144,6 +150,7 @@ def test_model_methods_never_need_more_bytes_and_name_their_source(name):
         ("gradients", Method(method="onebit"), {"zero_stage": 3}, "use zero_stage 0 or 1, or one of bf16"),
         ("gradients", Method(method="onebit"), {"zero_stage": 1, "zero_group": 4}, "leave zero_group out"),
         ("activations", Method(method="powersgd"), {}, "use one of bf16, fp16, fp8, int8, int4"),
+        ("activations", Method(method="int8", options={"error_feedback": True}), {}, "leave it out"),
         ("outer", Method(method="diloco"), {"zero_stage": 1}, "use zero_stage 0"),
         ("outer", Method(method="diloco"), {}, None),
         ("gradients", Method(method="gzip"), {}, "unknown compression method 'gzip'"),

@@ -350,7 +350,7 @@ def test_compressed_plans_run_and_learn(parallel, compression):
         ({"zero_stage": 1}, {"outer": Method(method="diloco")}, "plain data parallelism only"),
         ({}, {"outer": Method(method="int8")}, "use local_sgd or diloco"),
         ({}, {"outer": Method(method="diloco"), "gradients": Method(method="bf16")}, "sends no gradients"),
-        ({}, {"activations": Method(method="int8")}, "simulated only"),
+        ({}, {"activations": Method(method="topk")}, "can be run with bf16, fp16, fp8, int8, int4"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_starts(parallel, compression, message):

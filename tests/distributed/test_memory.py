@@ -1,5 +1,7 @@
 """Predicted peaks of every rank against the allocator's: memory is deterministic, so they nearly agree."""
 
+from dataclasses import replace
+
 import pytest
 from runs import GPT, plan
 
@@ -7,6 +9,7 @@ from plansim.costs.layout import Layout
 from plansim.costs.memory import stage_memory
 from plansim.execute import RunOptions, run_plan
 from plansim.hardware.read import load_profile
+from plansim.plan.model import Compression, Method
 from plansim.validate.live import with_blocks
 
 pytestmark = pytest.mark.distributed
@@ -19,6 +22,9 @@ CASES = {
     "some layers recomputed": plan(GPT, dp=2, microbatch=8, recompute="full:2", **SHAPE),
     "recomputed by stage": plan(GPT, pp=2, microbatch=4, recompute=("full:1", "full"), **SHAPE),
     "1f1b": plan(GPT, pp=2, microbatch=4, **SHAPE),
+    "coded messages": replace(
+        plan(GPT, pp=2, microbatch=2, **SHAPE), compression=Compression(activations=Method(method="int8"))
+    ),
     "1f1b with many microbatches": plan(GPT, pp=2, microbatch=2, **SHAPE),
     "interleaved": plan(GPT, pp=2, microbatch=4, schedule="interleaved", virtual_stages=2, **SHAPE),
 }

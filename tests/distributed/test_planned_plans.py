@@ -1,12 +1,14 @@
 """What the planner may choose runs: plans of its own default space, their losses those of one process."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
 
 from plansim.execute import RunOptions, check_plan_runs, run_plan
-from plansim.hardware.read import load_profile
+from plansim.hardware.read import at_speed, load_profile
 from plansim.plan.model import Job
+from plansim.plan.recompute import parse_mode
 from plansim.planner import plan as best_plans
 from plansim.validate.live import plan_id
 from plansim.workload.read import load_model
@@ -26,12 +28,16 @@ SMALL = {
 OTHERS = ("moe-tiny", "bert-tiny", "vit-tiny", "resnet-tiny", "vgg-tiny", "lstm-small", "gru-small")
 """Models of the other families, planned but not run here."""
 
+ALIKE = {1: (), 2: ("full:2",), 4: ("full:2", "selective")}
+"""Recomputation that is not planned on so many ranks: it runs through the same code as what is."""
+
 
 def kind(plan):
     """Return what makes a plan run through other code: its axes, sharding, schedule and recomputation."""
     p = plan.parallel
     axes = tuple(axis for axis in ("dp", "tp", "pp", "cp") if getattr(p, axis) > 1)
-    return axes, p.zero_stage, p.sequence_parallel, p.schedule if p.pp > 1 else "", plan.recompute
+    modes = tuple(parse_mode(plan.recompute_of(stage))[0] for stage in range(p.pp))
+    return axes, p.zero_stage, p.sequence_parallel, p.schedule if p.pp > 1 else "", modes
 
 
 @lru_cache
@@ -42,7 +48,10 @@ def planned(ranks, *names):
     for name in names:
         model = load_model(name, SMALL.get(name, {}))
         job = Job(global_batch=16, seq_len=model.seq_len, dtype="fp32")
-        for ranked in best_plans(model, profile, job, top=10_000, backend="plansim").plans:
+        every = best_plans(
+            model, profile, job, top=10_000, backend="plansim", forbid={"recompute": ALIKE[ranks]}
+        )
+        for ranked in every.plans:
             found.setdefault(kind(ranked.plan), {}).setdefault(name, (model, ranked.plan))
     kinds = sorted(found)
     return [list(found[k].values())[i % len(found[k])] for i, k in enumerate(kinds)]
@@ -59,6 +68,38 @@ def test_planned_plans_train_like_one_process(ranks, every):
 
         assert len(measured.step_times_s) == 2, plan_id(model, plan)
         assert any("equal a single process" in note for note in measured.notes), plan_id(model, plan)
+
+
+def with_a_slow_rank(profile):
+    """Return two nodes of one rank each, the second at a third of the speed of the first."""
+    group = replace(profile.groups[0], devices=1, count=1)
+    return replace(profile, groups=(group, replace(group, device=at_speed(group.device, 1 / 3))))
+
+
+@pytest.mark.parametrize(
+    ("fix", "slow"),
+    [
+        ({"pp": 2, "recompute": "full:1"}, False),
+        ({"dp": 2, "batch_shares": "sized"}, True),
+        ({"pp": 2, "compression.activations": "int8"}, False),
+    ],
+    ids=["some layers recomputed", "unequal shares", "coded messages"],
+)
+def test_what_is_asked_for_is_planned_and_runs(fix, slow):
+    profile, model = (
+        load_profile("local-cpu", {"node.devices": "2"}),
+        load_model("gpt-mini", SMALL["gpt-mini"]),
+    )
+    job = Job(global_batch=16, seq_len=model.seq_len, dtype="fp32")
+    asked = with_a_slow_rank(profile) if slow else profile
+    best = best_plans(model, asked, job, fix=fix, backend="plansim").best.plan
+
+    measured = run_plan(best, model, steps=2, warmup=0, options=QUICK)
+
+    assert best.recompute == fix.get("recompute", "none")
+    assert (best.parallel.batch_shares is not None) == slow
+    assert best.compression.activations.method == fix.get("compression.activations", "none")
+    assert any("equal a single process" in note for note in measured.notes)
 
 
 @pytest.mark.parametrize(("ranks", "names"), [(2, OTHERS), (4, tuple(SMALL))])

@@ -121,10 +121,10 @@ def test_latent_attention_is_simulated_only():
         check_plan_runs(plan(GPT), replace(GPT, mla=mla))
 
 
-def test_other_edges_are_refused():
-    given = replace(plan(GPT, pp=2), compression=Compression(activations=Method(method="int8")))
-    with pytest.raises(PlanError, match="compression of activations"):
-        check_plan_runs(given, GPT)
+def test_options_that_messages_between_stages_do_not_have_are_refused():
+    method = Method(method="int8", options={"error_feedback": True})
+    with pytest.raises(InputError, match="error_feedback"):
+        check_plan_runs(replace(plan(GPT, pp=2), compression=Compression(activations=method)), GPT)
 
 
 def test_every_family_has_a_builder():

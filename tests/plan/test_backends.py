@@ -146,12 +146,14 @@ def test_megatron_orders_pp_inside_dp_where_experts_fill_what_lies_inside():
 def test_the_plansim_rules_are_those_of_its_executor():
     from plansim.execute.comm_hooks import HOOKS
     from plansim.execute.outer import OUTER_METHODS
+    from plansim.execute.parallel.coded_stage import BOUNDARY_METHODS
     from plansim.execute.sharded_comm import SHARDED_METHODS
 
     allows = BACKENDS["plansim"].allows
 
     assert set(allows["compression.gradients"]) == {"none", *HOOKS}
     assert set(allows["compression.parameters"]) == {"none", *SHARDED_METHODS}
+    assert set(allows["compression.activations"]) == {"none", *BOUNDARY_METHODS}
     assert set(allows["compression.outer"]) == {"none", *OUTER_METHODS}
 
 

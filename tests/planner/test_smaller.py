@@ -132,3 +132,35 @@ def test_bounds_are_below_what_is_simulated_with_a_method(method):
         figures = evaluate(pool.plan(number))
         if not isinstance(figures, Rejected):
             assert bound <= question.objective.score(figures)
+
+
+def test_coding_what_stages_send_is_a_choice_with_a_proof():
+    """Slow links between four stages: both forms are searched, and the answer is the better of the two."""
+    slow = replace(PROFILE, fabric=tuple(replace(f, bandwidth_bytes_per_s=5e7) for f in PROFILE.fabric))
+    fix = SPACE | {"pp": 4, "recompute": "none"}
+    scores = {}
+    for method in ("none", "int8"):
+        found = plan(MODEL, slow, JOB, fix=fix | {"compression.activations": method}).best
+        assert found.plan.compression.activations.method == method
+        scores[method] = found.score
+    both = plan(MODEL, slow, JOB, fix=fix | {"compression.activations": ("none", "int8")}, backend="plansim")
+
+    assert scores["int8"] < scores["none"]
+    assert both.best.plan.compression.activations.method == "int8"
+    assert both.best.score == scores["int8"]
+    assert len({p.plan for p in both.plans}) == len(both.plans)
+
+
+@pytest.mark.parametrize("method", ["int8", "fp8"])
+def test_bounds_are_below_what_is_simulated_with_coded_sends(method):
+    question = replace(ask(MODEL, PROFILE, JOB, fix=SPACE), activations=Method(method=method))
+    pool, evaluate = Pool(question, (4,)), Evaluator(MODEL, PROFILE)
+    pairs = []
+    while pool.floor() < float("inf"):
+        pairs += pool.take()
+
+    assert any(pool.plan(n).compression.activations.method == method for _, n in pairs)
+    for bound, number in pairs[:: max(1, len(pairs) // 20)]:
+        figures = evaluate(pool.plan(number))
+        if not isinstance(figures, Rejected):
+            assert bound <= question.objective.score(figures)

@@ -65,6 +65,12 @@ def test_all_on_one_core_is_all_the_work():
     assert shared_cores_s(costs(4, 3), grid(pp=4), 1) == pytest.approx(4 * 3 * 3.0)
 
 
+def test_every_replica_runs_its_own_share():
+    """Four replicas on two cores: those of a core take turns, and the fuller core ends last."""
+    assert shared_cores_s(costs(), grid(dp=4), 2, shares=(3, 1, 1, 3)) == pytest.approx(4 * 3.0)
+    assert shared_cores_s(costs(), grid(dp=4), 2, shares=(3, 1, 3, 1)) == pytest.approx(6 * 3.0)
+
+
 def test_contention_counts_only_where_cores_are_shared():
     assert shared_cores_s(costs(), grid(dp=4), 2, contention=1.1) == pytest.approx(6.6)
     assert shared_cores_s(costs(), grid(dp=2), 2, contention=1.1) == pytest.approx(3.0)

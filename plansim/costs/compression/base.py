@@ -187,6 +187,10 @@ class CompressionMethod(ABC):
     ) -> Work:
         """Return what decoding asks, all messages that one rank receives together."""
 
+    def receive_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return what decoding one message from one sender asks."""
+        return self.decode_work(traffic, 1, options, fused)
+
     @abstractmethod
     def step_inflation(self, options: Mapping[str, Any] | None = None) -> Inflation:
         """Return how many more steps the same loss takes."""

@@ -23,6 +23,7 @@ class Cast(CompressionMethod):
     """A cast to a 16-bit format that the collective itself can add."""
 
     edges: ClassVar[frozenset[str]] = frozenset({"gradients", "parameters", "activations", "outer"})
+    run_edges: ClassVar[frozenset[str]] = frozenset({"gradients", "activations"})
     blocking: ClassVar[bool] = False
     shards: ClassVar[bool] = True
     options: ClassVar[tuple[Option, ...]] = (SECONDARY,)

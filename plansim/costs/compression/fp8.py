@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from plansim.costs.compression.base import PROXY, Inflation, Traffic, Transfer
@@ -10,6 +11,9 @@ from plansim.costs.compression.options import Option
 from plansim.costs.compression.two_hop import TwoHop
 from plansim.costs.compression.work import Work
 from plansim.costs.compression.zeropp import HIERARCHICAL
+
+SCALE_BYTES = 4.0
+"""The scale of a message, in fp32."""
 
 
 class Fp8(TwoHop):
@@ -33,9 +37,11 @@ class Fp8(TwoHop):
     def wire(
         self, operation: str, traffic: Traffic, ranks: int, options: Mapping[str, Any] | None = None
     ) -> tuple[Transfer, ...]:
-        """Return the all-reduce of the 4-byte maximum and the hops."""
+        """Return the all-reduce of the 4-byte maximum and the hops; a single message carries its scale."""
         hops = super().wire(operation, traffic, ranks, options)
-        return hops if operation == "send_recv" else (Transfer(collective="all_reduce", nbytes=4.0), *hops)
+        if operation == "send_recv":
+            return tuple(replace(hop, nbytes=hop.nbytes + SCALE_BYTES) for hop in hops)
+        return (Transfer(collective="all_reduce", nbytes=SCALE_BYTES), *hops)
 
     def encode_once(self, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the maximum (read 4), then scale and cast (read 4, write 1); the two meet in the cache."""

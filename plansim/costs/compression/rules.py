@@ -51,6 +51,8 @@ def _message(case: Case, edge: str, method: Method) -> str | None:
     for option, its_edge in (("secondary", "parameters"), ("hierarchical", "gradients")):
         if method.options.get(option) and edge != its_edge:
             return f"{option} is an option of compression.{its_edge}; leave it out here"
+    if edge == "activations" and method.options.get("error_feedback"):
+        return "error_feedback adds what was lost to the next gradient, activations have none; leave it out"
     if edge == "outer" and case.plan.compression.gradients.method != "none":
         return (
             f"replicas that step alone with {entry.name} send no gradients; "

@@ -138,7 +138,10 @@ def _compressed_s(
     rates = network.rates or rates_of(network.device)
     fused = network.device.kind != "cpu"
     encode = method.encode_work(traffic, resolved, fused)
-    decode = method.decode_work_on(traffic, group, resolved, fused)
+    if operation == "send_recv":
+        decode = method.receive_work(traffic, resolved, fused)
+    else:
+        decode = method.decode_work_on(traffic, group, resolved, fused)
     coding = coding_s(encode, traffic.num_elements, rates) + coding_s(decode, traffic.num_elements, rates)
     every = method.period(resolved)
     blocking = coding + (wire_s if method.blocking else 0.0)

@@ -27,7 +27,7 @@ class TwoHop(CompressionMethod):
     """
 
     edges: ClassVar[frozenset[str]] = frozenset({"gradients", "parameters", "activations", "outer"})
-    run_edges: ClassVar[frozenset[str]] = frozenset({"gradients", "parameters"})
+    run_edges: ClassVar[frozenset[str]] = frozenset({"gradients", "parameters", "activations"})
     shards: ClassVar[bool] = True
 
     @abstractmethod
@@ -79,6 +79,10 @@ class TwoHop(CompressionMethod):
     def encode_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
         """Return the work before the first hop: the whole message once."""
         return self.encode_once(options, fused)
+
+    def receive_work(self, traffic: Traffic, options: Mapping[str, Any], fused: bool = False) -> Work:
+        """Return decoding a message that nobody adds to."""
+        return self.decode_once(options, fused)
 
     def decode_work(
         self, traffic: Traffic, ranks: int, options: Mapping[str, Any], fused: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.profiler import record_function
 from plansim.errors import PlanError
 from plansim.execute.mesh import Mesh
 from plansim.execute.models.base import Loss
+from plansim.execute.parallel.coded_stage import CodedStage, boundary_codec, decode_first
 from plansim.execute.phases import PhaseClock
 from plansim.plan.model import Plan
 from plansim.schedules import Schedule, find_schedule
@@ -44,12 +46,17 @@ class Pipeline:
         count, mean = plan.microbatches_of(mesh.index("dp")), plan.mean_microbatches
         actions = schedule.actions(p.pp, count, p.virtual_stages)
         num_chunks, group = p.pp * p.virtual_stages, mesh.groups["pp"]
+        given = plan.compression.activations
+        make: Callable[..., PipelineStage] = PipelineStage
+        if given.method != "none":
+            make = partial(CodedStage, codec=boundary_codec(given.method, given.options))
         self.stages = [
-            PipelineStage(chunk, index, num_chunks, mesh.device, group=group)
-            for index, chunk in chunks.items()
+            make(chunk, index, num_chunks, mesh.device, group=group) for index, chunk in chunks.items()
         ]
         for stage in self.stages:
             _watch(stage, clock)
+            if isinstance(stage, CodedStage):
+                decode_first(stage)
         self.has_first = any(stage.is_first for stage in self.stages)
         self.has_last = any(stage.is_last for stage in self.stages)
         self.runtime = _PipelineScheduleRuntime(

@@ -53,9 +53,9 @@ def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.
 def keep_local_parameters(module: nn.Module) -> None:
     """Hold the local parts of cut parameters, and put whole DTensors in their place only during a forward.
 
-    DDP and the sharded optimizer take plain tensors. DDP's own transform (`DDP(device_mesh=)`) visits a shared
-    parameter once, so that a head tied to its embedding keeps the DTensor; here every place gets the same
-    local parameter. A block that runs again in the backward pass takes its DTensors out again for that.
+    DDP and the sharded optimizer take plain tensors. DDP's own transform (`DDP(device_mesh=)`) visits a
+    shared parameter once, so that a head tied to its embedding keeps the DTensor; here every place gets the
+    same local parameter. A block that runs again in the backward pass takes its DTensors out again for that.
     """
     places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for part in module.modules():

@@ -17,6 +17,8 @@ HOOKS = ("bf16", "fp16", "fp8", "int8", "int4", "qsgd", "onebit", "topk", "randk
 """Gradient methods with a communication hook."""
 SHARDED = ("fp8", "int8", "int4")
 """Methods of the sharded collectives of ZeRO-2 and 3."""
+BOUNDARIES = ("bf16", "fp16", "fp8", "int8", "int4")
+"""Methods that code what pipeline stages send each other."""
 
 STAGES_OF_CUT_LAYERS = Relation(
     name="tp with pp needs attention",
@@ -40,7 +42,7 @@ PLANSIM = Backend(
         "offload": (False,),
         "compression.gradients": ("none", *HOOKS),
         "compression.parameters": ("none", *SHARDED),
-        "compression.activations": ("none",),
+        "compression.activations": ("none", *BOUNDARIES),
         "compression.outer": ("none", "local_sgd", "diloco"),
     },
     batch_shares=True,
@@ -55,7 +57,6 @@ PLANSIM = Backend(
     remedies={
         "etp": "leave etp out: experts are cut by tp; whole ones over tensor ranks are simulated only",
         "offload": "keep the optimizer state on the device; offload is simulated only",
-        "compression.activations": "use none; compressed activations are simulated only",
     },
     relations=(
         TP_DIVIDES_HEADS,
