@@ -19,7 +19,7 @@ NVLINK = {
     "pascal": "nvlink2",
 }
 NODE_GBIT = {
-    "volta": 800.0,
+    "volta": 400.0,
     "ampere": 1600.0,
     "hopper": 3200.0,
     "blackwell": 3200.0,
@@ -28,7 +28,7 @@ NODE_GBIT = {
 }
 """Usual network of one eight-device node by generation, Gbit/s.
 
-DGX-1V 4x100 and DGX-2 8x100, DGX A100 8x200, DGX H100 8x400.
+DGX-1V 4x100 and half of a DGX-2 with 8x100, DGX A100 8x200, DGX H100 8x400.
 """
 
 DEFAULT_NODE_GBIT = 1600.0
