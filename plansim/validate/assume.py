@@ -112,10 +112,15 @@ def _case(row: Row) -> Case:
         )
     if not row.gbs:
         raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
-    if row.seq and row.seq >= BINNED_FROM and row.family == "bert" and "deeplearningexamples" in row.source.lower():
+    if (
+        row.seq
+        and row.seq >= BINNED_FROM
+        and row.family == "bert"
+        and "deeplearningexamples" in row.source.lower()
+    ):
         row = replace(row, seq=round(row.seq * (1 - PADDED_SHARE)) + BIN // 2)
         notes.append(f"sequences sorted into bins by length: {row.seq} tokens on average assumed")
-    plan, plan_notes, known = _plan(row, model, stack, device, profile.groups[0].devices)
+    plan, plan_notes, known = _plan(row, model, stack, device, profile)
     if row.workload == "layer-microbenchmark":
         model = replace(model, vocab=0)
         notes.append("one layer alone: embedding, head and optimizer left out")
@@ -139,7 +144,7 @@ def _case(row: Row) -> Case:
 
 
 def _plan(
-    row: Row, model: Model, stack: Stack, device: Device, per_node: int
+    row: Row, model: Model, stack: Stack, device: Device, profile: Profile
 ) -> tuple[Plan, list[str], bool]:
     notes: list[str] = []
     assert row.n_devices and row.gbs  # noqa: PT018, S101  # the caller checked
@@ -157,7 +162,7 @@ def _plan(
     dp, mbs, batch = _batch(row, stack, dp, pp, known, notes)
     flash = _flash(row, stack, device, notes)
     vp = _virtual(row, model, stack, pp, notes)
-    usual = dp * cp if zero == 3 else per_node
+    usual = dp * cp if zero == 3 else profile.groups[0].devices
     etp = _expert_tp(row, model, stack, tp, dp * cp, sp, notes)
     ranks = dp * cp * (tp if etp == 1 else 1)
     dtype = DTYPES.get(row.dtype.lower(), row.dtype)
@@ -170,7 +175,8 @@ def _plan(
         job=Job(global_batch=batch, seq_len=row.seq or model.seq_len, dtype=arithmetic_class(dtype)),
         parallel=Parallel(
             dp=dp, tp=tp, pp=pp, cp=cp, ep=_experts(row, model, stack, ranks, usual, notes), etp=etp,
-            zero_stage=zero, sequence_parallel=sp, microbatch=mbs,
+            zero_stage=zero, zero_group=slice_group(profile, zero, tp * pp, dp * cp),
+            sequence_parallel=sp, microbatch=mbs,
             schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
             stage_layers=_stage_layers(row, model, pp, vp, notes),
         ),
@@ -213,6 +219,17 @@ def _zero_stage(row: Row, stack: Stack, dp: int, notes: list[str]) -> int:
     if dp > 1:
         notes.append(f"zero_stage not stated: {stage} assumed")
     return stage
+
+
+def slice_group(profile: Profile, zero: int, apart: int, ranks: int) -> int | None:
+    """Return the ranks that share one sharded copy where a cluster has several TPU slices: those of a slice.
+
+    Slices repeat the copy, for the network between them is slow (MaxText's dcn_data_parallelism).
+    """
+    pod = profile.fabric[0].group
+    if profile.device.kind != "tpu" or pod is None or zero < 3 or not 1 < pod // apart < ranks:
+        return None
+    return pod // apart
 
 
 def _sequence_parallel(row: Row, stack: Stack, tp: int, notes: list[str]) -> bool:

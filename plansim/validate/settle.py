@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 
 from plansim.costs.layout import Layout
@@ -11,7 +10,7 @@ from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_w
 from plansim.errors import PlansimError
 from plansim.plan.model import Plan
 from plansim.simulate.predict import predict_layout
-from plansim.validate.assume import TUNED, Case
+from plansim.validate.assume import TUNED, Case, slice_group
 from plansim.validate.balance import balanced
 from plansim.validate.software import SHARDED_STACKS, UNSTATED_RECOMPUTE
 
@@ -73,38 +72,45 @@ def _noted(case: Case, plan: Plan, note: str) -> Case:
 
 
 def _fits(case: Case, plan: Plan, allowance: float = 1.0) -> bool:
+    return _fill(case, plan) <= allowance
+
+
+def _fill(case: Case, plan: Plan) -> float:
+    """Return the peak of the fuller of the outer stages over the memory limit."""
     layout = Layout.of(case.model, case.profile, plan, case.stack)
-    limit = memory_limit_bytes(layout) * allowance
-    stages = {0, plan.parallel.pp - 1}
-    held = (stage_memory(layout, s) for s in stages)
+    held = (stage_memory(layout, s) for s in {0, plan.parallel.pp - 1})
     if case.work == "lora":
         held = (with_frozen_weights(m) for m in held)
-    return all(m.total_bytes <= limit for m in held)
+    return max(m.total_bytes for m in held) / memory_limit_bytes(layout)
 
 
 def _with_layout(case: Case) -> Case:
-    """Return the case with the fastest layout among the least divided ones that fit."""
+    """Return the case with the fastest layout among the least divided ones that fit.
+
+    Where none fits it is the one that holds least: the run had means that no table states (offload).
+    """
     found: list[Plan] = []
-    smallest = 0
+    smallest, least, closest = 0, float("inf"), case.plan
     allowance = TUNED_ALLOWANCE if case.stack.name in OFFLOADING_STACKS else 1.0
-    for plan in _candidates(case):
+    for plan in _candidates(case) or _candidates(case, waiting=True):
         p = plan.parallel
         divided = p.tp * p.pp * p.cp
         if (smallest and divided > 2 * smallest) or len(found) == MOST:
             break
         try:
-            if _fits(case, plan, allowance):
-                found.append(plan)
-                smallest = smallest or divided
+            fill = _fill(case, plan)
         except PlansimError:
             continue
-    if not found:
-        return _noted(case, case.plan, "layout not stated and none we tried fits: data parallel assumed")
-    best = min(found, key=lambda plan: _step_s(case, plan))
-    p = best.parallel
+        if fill <= allowance:
+            found.append(plan)
+            smallest = smallest or divided
+        elif fill < least:
+            least, closest = fill, plan
+    best = min(found, key=lambda plan: _step_s(case, plan)) if found else closest
+    p, why = best.parallel, "fastest that fits" if found else "none fits, it holds least"
     text = (
         f"layout not stated: tp {p.tp} pp {p.pp} cp {p.cp} zero {p.zero_stage} microbatch {p.microbatch}, "
-        f"recompute {best.recompute} assumed (fastest that fits)"
+        f"recompute {best.recompute} assumed ({why})"
     )
     return _noted(case, best, text)
 
@@ -115,8 +121,12 @@ def _step_s(case: Case, plan: Plan) -> float:
     ).step_time_s
 
 
-def _candidates(case: Case) -> Iterator[Plan]:
-    """Yield layouts from the least divided to the most; each with the least recomputation that may fit."""
+def _candidates(case: Case, *, waiting: bool = False) -> list[Plan]:
+    """Return layouts from the least divided to the most; each with the least recomputation that may fit.
+
+    Pipelines have a microbatch for every stage, but where some may be `waiting` all the time.
+    """
+    found = []
     row, base = case.row, case.plan.parallel
     sharded = case.stack.name in SHARDED_STACKS
     inside = DEGREES if sharded else [d for d in DEGREES if d <= case.profile.groups[0].devices]
@@ -139,17 +149,14 @@ def _candidates(case: Case) -> Iterator[Plan]:
             continue
         for zero in zeros:
             for microbatch in MICROBATCHES if not row.mbs else (row.mbs,):
-                if (batch // dp) % microbatch or batch // dp // microbatch < pp:
+                if (batch // dp) % microbatch or not (waiting or batch // dp // microbatch >= pp):
                     continue
                 parallel = replace(
                     base, tp=tp, pp=pp, cp=cp, dp=dp, zero_stage=zero, microbatch=microbatch,
-                    virtual_stages=1, schedule="1f1b", sequence_parallel=tp > 1,
+                    zero_group=slice_group(case.profile, zero, tp * pp, dp * cp), virtual_stages=1,
+                    schedule="1f1b", sequence_parallel=tp > 1,
                     ep=min(base.ep, dp * cp * (tp if base.etp == 1 else 1)),
                 )  # fmt: skip
-                for mode in modes:
-                    yield replace(
-                        case.plan,
-                        parallel=parallel,
-                        recompute=mode,
-                        job=replace(case.plan.job, global_batch=batch),
-                    )
+                job = replace(case.plan.job, global_batch=batch)
+                found += [replace(case.plan, parallel=parallel, recompute=mode, job=job) for mode in modes]
+    return found
