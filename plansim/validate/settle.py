@@ -124,12 +124,13 @@ def _step_s(case: Case, plan: Plan) -> float:
 def _candidates(case: Case, *, waiting: bool = False) -> list[Plan]:
     """Return layouts from the least divided to the most; each with the least recomputation that may fit.
 
-    Pipelines have a microbatch for every stage, but where some may be `waiting` all the time.
+    Pipelines have a microbatch for every stage and tensor parallelism stays in a node; neither where nothing
+    else divides a small batch and stages may be `waiting` all the time.
     """
     found = []
     row, base = case.row, case.plan.parallel
     sharded = case.stack.name in SHARDED_STACKS
-    inside = DEGREES if sharded else [d for d in DEGREES if d <= case.profile.groups[0].devices]
+    inside = DEGREES if sharded or waiting else [d for d in DEGREES if d <= case.profile.groups[0].devices]
     tps = inside if row.tp is None else (row.tp,)
     cps = DEGREES if row.cp is None else (row.cp,)
     pps = (row.pp,) if row.pp is not None else (1,) if sharded else DEGREES
