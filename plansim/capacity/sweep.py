@@ -170,6 +170,9 @@ def merge_files(paths: Iterable[Path], out: Path) -> Summary:
 
     problems: list[str] = []
     rows = merged(paths, problems)
+    if not rows:
+        why = f": {problems[0]}" if problems else ""
+        raise InputError(f"nothing to merge, no file holds a scenario{why}")
     write_atomic(out, "".join(f"{encode(row)}\n" for row in rows.values()))
     summary = Summary(scenarios=len(rows), kept=len(rows), problems=problems)
     for row in rows.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,11 @@ def factors(option: str, given: Iterable[str] | None) -> dict[int, float]:
     for text in given or ():
         rank, _, factor = text.partition("=")
         try:
-            found[int(rank)] = float(factor)
+            found[int(rank)] = value = float(factor)
         except ValueError:
-            raise InputError(f"{option}: expected RANK=FACTOR such as 17=1.5, got {text!r}") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(f"{option}: expected RANK=FACTOR such as 17=1.5, got {text!r}")
     return found
 
 

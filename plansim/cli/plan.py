@@ -32,10 +32,11 @@ def plan(
         int | None, typer.Option("--nodes", metavar="N", help="Nodes instead of the profile's.")
     ] = None,
     global_batch: Annotated[
-        int | None, typer.Option("--global-batch", metavar="B", help="Sequences (samples) in one step.")
+        int | None,
+        typer.Option("--global-batch", metavar="B", min=1, help="Sequences (samples) in one step."),
     ] = None,
     seq_len: Annotated[
-        int | None, typer.Option("--seq-len", metavar="S", help="Tokens in a sequence.")
+        int | None, typer.Option("--seq-len", metavar="S", min=1, help="Tokens in a sequence.")
     ] = None,
     objective: Annotated[
         str, typer.Option("--objective", help="throughput, cost, energy, memory or time-to-target.")

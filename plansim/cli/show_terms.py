@@ -56,8 +56,8 @@ def difference(found: Difference) -> list[RenderableType]:
     return [
         Text(head),
         changed if found.choices else Text("the plans are equal"),
-        _changes("\nTime", found.time, "s"),
-        _changes("\nMemory of the largest device", found.memory, "bytes"),
+        *([_changes("\nTime", found.time, "s")] if found.time else []),
+        *([_changes("\nMemory of the largest device", found.memory, "bytes")] if found.memory else []),
     ]
 
 

@@ -45,7 +45,7 @@ def with_structures(
     rows = []
     many = options.dividing and bool(np.any(world_of(grid) > FEW_DEVICES))
     pp, m = grid["pp"][at], job.global_batch // (grid["dp"][at] * size)
-    for i, (name, v, balanced) in enumerate(options.structures):
+    for i, (name, v, sized_at) in enumerate(options.structures):
         here = np.flatnonzero((pp > 1) == (i > 0))
         if not len(here):
             continue
@@ -53,7 +53,7 @@ def with_structures(
             odd = -(-pipeline_layers(model) // pp[here]) % v != 0
             tally.candidates -= int(counts.below_structure[at[here[odd]]].sum())
             here = here[~odd]
-        if balanced:  # where the even split is as good there is no other
+        if sized_at:  # where the even split is as good there is no other
             devices = grid["devices"][at[here]]
             first, back = distinct(pp[here], devices)
             depths = zip(pp[here[first]].tolist(), devices[first].tolist(), strict=True)
@@ -156,7 +156,7 @@ def backend_degrees(
     replicas = columns.dp * columns.cp
     group = replicas if end.zero_group is None else shard_group(end, columns.tp, columns.cp, node)
     virtual = np.array([s.virtual_stages for s in options.structures], dtype=np.int64)[columns.structure]
-    balanced = np.array([s.balanced for s in options.structures], dtype=bool)[columns.structure]
+    sized = np.array([s.sized_at > 0 for s in options.structures], dtype=bool)[columns.structure]
     return {
         "dp": columns.dp,
         "tp": columns.tp,
@@ -170,7 +170,7 @@ def backend_degrees(
         "virtual_stages": virtual,
         "num_microbatches": columns.num_microbatches.astype(np.int64),
         "sequence_parallel": columns.sequence_parallel.astype(bool),
-        "uneven": balanced,
+        "uneven": sized,
         "seq_len": job.seq_len,
         "heads": model.heads if attention else 0,
         "kv_heads": model.kv_heads if attention else 0,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -70,11 +71,11 @@ class Columns:
 
 
 class Structure(NamedTuple):
-    """A schedule, its chunks on each rank, and whether chunks are sized to their cost."""
+    """A schedule, its chunks on each rank, and the microbatch whose cost chunks are sized to (0: even)."""
 
     schedule: str
     virtual_stages: int
-    balanced: bool = False
+    sized_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +97,7 @@ class Options:
     microbatches: tuple[int, ...]
     ends: tuple[End, ...]
     dividing: bool = False
-    balance: Balance | None = None
+    balance: Mapping[int, Balance] = field(default_factory=dict)
     shared: bool = False
     devices: tuple[Kinds | None, ...] = (None,)
     mixtures: tuple[Mixture, ...] = ()
@@ -108,15 +109,18 @@ class Options:
         return self.sizing == "stage" and len(self.recompute) > 1
 
     def layers_of(self, structure: int, pp: int, devices: int = 0) -> tuple[int, ...] | None:
-        """Return the layers of every chunk where they are sized to their cost, else None."""
-        name, v, balanced = self.structures[structure]
-        if not balanced or self.balance is None:
+        """Return the layers of every chunk where they are sized to their cost, else None.
+
+        None also where another microbatch, that is sized to as well, has them.
+        """
+        name, v, sized_at = self.structures[structure]
+        if sized_at not in self.balance:
             return None
-        kinds = self.devices[devices]
-        if kinds is None:
-            return self.balance.layers(pp * v)
-        owner = find_schedule(name).rank_of_chunk
-        return self.balance.layers(pp * v, tuple(kinds[owner(c, pp, v)] for c in range(pp * v)))
+        kinds, owner = self.devices[devices], find_schedule(name).rank_of_chunk
+        chunks = None if kinds is None else tuple(kinds[owner(c, pp, v)] for c in range(pp * v))
+        found = self.balance[sized_at].layers(pp * v, chunks)
+        before = (b for size, b in self.balance.items() if size < sized_at)
+        return None if any(b.layers(pp * v, chunks) == found for b in before) else found
 
 
 def distinct(*columns: Ints) -> tuple[Ints, Ints]:
@@ -157,7 +161,7 @@ def options_of(
     ends: tuple[End, ...],
     *,
     tp_overlaps: bool,
-    balance: Balance | None = None,
+    balance: Mapping[int, Balance],
     sizing: str = "stage",
 ) -> Options:
     """Return the lists of a space; values that change nothing for this model or stack are left out."""
@@ -167,7 +171,7 @@ def options_of(
         overlap = (tp_overlaps,)
     sizes = USUAL_MICROBATCHES if space.cut("microbatch") else MICROBATCHES
     return Options(
-        structures=_structures(space),
+        structures=_structures(space, balance),
         placements=space.of("placement"),
         sequence_parallel=tuple(int(v) for v in space.of("sequence_parallel")),
         unfused=tuple(int(v == "unfused") for v in space.of("attention")) if attention else (0,),
@@ -181,8 +185,8 @@ def options_of(
     )
 
 
-def _structures(space: Space) -> tuple[Structure, ...]:
-    """Return (schedule, virtual stages): the first is for one stage, where the order of work is no choice."""
+def _structures(space: Space, sizes: Iterable[int]) -> tuple[Structure, ...]:
+    """Return the structures: the first is for one stage, where the order of work is no choice."""
     names = space.of("schedule")
     single = "1f1b" if "1f1b" in names else names[0]
     found: list[tuple[str, int]] = []
@@ -192,9 +196,10 @@ def _structures(space: Space) -> tuple[Structure, ...]:
         if space.fixed("virtual_stages") and name == "interleaved":
             found += [(name, v) for v in space.of("virtual_stages") if v not in depth and v > 1]
     sized = [
-        Structure(name, v, choice == "balanced")
+        Structure(name, v, size)
         for name, v in found
         for choice in space.of("stage_layers")
         if choice == "even" or name not in V_SHAPED
+        for size in ((0,) if choice == "even" else sizes)
     ]
     return (Structure(single, 1), *sized)

@@ -149,6 +149,10 @@ def _stacked(rows: Sequence[Sequence[tuple[float, ...]]], size: tuple[int, int])
     return np.array(rows, dtype=np.float64).reshape(*size, 5)
 
 
+SIZED_AT = (1, 2, 4, 8)
+"""Microbatches that stages on several kinds of device are sized to."""
+
+
 class Workbench:
     """Makes the tables for one model, cluster, job and software stack by asking `costs`.
 
@@ -319,17 +323,27 @@ class Workbench:
         dtype = self.base.job.dtype
         return [Arithmetic(device=device, dtype=dtype, stack=self.stack) for device in self.devices]
 
-    def balance(self) -> Balance | None:
-        """Return the splits sized to what layers cost here; None where there is nothing to split."""
+    def balance(self) -> dict[int, Balance]:
+        """Return the splits sized to what layers cost here, by the microbatch they cost that with.
+
+        Kinds of device differ most where little of the time is launches: there several microbatches count.
+        """
         if not self.kinds.body:
-            return None
-        blocks = self.distinct(self.layout(Parallel()))
-        cost = np.array(
-            [
-                [f.first + i.first + w.first for f, _, _, i, w in (ideal_s(b, how) for b in blocks)]
-                for how in self._arithmetic
-            ]
+            return {}
+        if self.num_devices == 1:
+            blocks = self.distinct(self.layout(Parallel()))
+            lines = [[ideal_s(b, how) for b in blocks] for how in self._arithmetic]
+            return {1: self._balanced([[f.first + i.first + w.first for f, _, _, i, w in r] for r in lines])}
+        sizes = [m for m in SIZED_AT if m <= self.base.job.global_batch]
+        times = self.times([self.layout(Parallel(microbatch=m)) for m in sizes])
+        costs = (times.forward + times.backward_input + times.backward_weight).reshape(
+            len(sizes), self.num_devices, len(self.kinds)
         )
+        return {m: self._balanced(cost) for m, cost in zip(sizes, costs, strict=True)}
+
+    def _balanced(self, seconds: Sequence[Sequence[float]] | Array) -> Balance:
+        """Return the splits by the seconds of every kind of block, a row for each kind of device."""
+        cost = np.array(seconds)
         first, last = self.kinds.ends
         return Balance(
             cost[:, list(self.kinds.body)],

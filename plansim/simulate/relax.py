@@ -216,13 +216,16 @@ def _move(machine: Machine, seconds: list[float], blocks: int, lost: list[tuple[
 
 
 def _state(machine: Machine, order: Order) -> list[float]:
-    """Return everything that decides the future: clock of rank 0, then all other times relative to it."""
-    base = machine.clock[0]
+    """Return everything that decides the future: clock of rank 0, then all other times relative to it.
+
+    A wire that was free before every clock is as good as one that is free now.
+    """
+    base, earliest = machine.clock[0], min(machine.clock)
     state = [base, *(t - base for t in machine.clock)]
     for box in machine.boxes:
         state += [t - base for t in box]
     for free in machine.link_free:
-        state.append(free - base)
+        state.append(max(free, earliest) - base)
     for rank, streams in enumerate(machine.streams):
         state += streams.state(machine.clock[rank])
     return state

@@ -296,7 +296,7 @@ def _virtual(row: Row, model: Model, stack: Stack, pp: int, notes: list[str]) ->
     if row.schedule.lower().startswith("dualpipe"):
         return 2
     if named := _named_schedule(row):
-        return row.vp or ZERO_BUBBLE[named]
+        return ZERO_BUBBLE[named]
     if not row.vp and stack.name in MICROBATCH_EACH_STAGE and "interleaved" in row.schedule.lower():
         notes.append("virtual stages not stated: 2 assumed (the stack's default)")
         return 2
@@ -362,6 +362,8 @@ def _experts(row: Row, model: Model, stack: Stack, ranks: int, usual: int, notes
     every pass.
     """
     if model.moe is None:
+        if (row.ep or 1) > 1:
+            notes.append(f"ep {row.ep} of a model without experts: 1 predicted")
         return 1
     inside = 1 if stack.name in ("jax", "jax-gpu") else usual
     ep = row.ep or min(inside, ranks)

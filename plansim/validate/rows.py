@@ -23,6 +23,12 @@ SWITCHES = frozenset({"sp"})
 SWITCH_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 FOLDED = frozenset({"family", "recompute"})
 """Columns of words that are compared in small letters."""
+LARGEST = {
+    "layers": 20_000, "hidden": 2**24, "ffn": 2**24, "heads": 2**16, "kv_heads": 2**16, "vocab": 2**27,
+    "seq": 2**27,
+}  # fmt: skip
+"""Where figures of a model end, as in a model file; other counts end at `LARGEST_COUNT`."""
+LARGEST_COUNT = 2**31
 REQUIRED = ("model", "n_devices", "device", "gbs")
 """Columns without which no row can be predicted."""
 
@@ -115,8 +121,9 @@ def read_rows(path: Path) -> list[Row]:
     if len(set(header)) < len(header):
         twice = sorted({h for h in header if header.count(h) > 1})
         raise InputError(f"{path}:1: columns named twice: {', '.join(twice)}")
-    if len(header) == 1 and ";" in header[0]:
-        raise InputError(f"{path}:1: cells are separated by ';', expected commas")
+    for mark, name in ((";", "';'"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise InputError(f"{path}:1: cells are separated by {name}, expected commas")
     missing = [c for c in REQUIRED if c not in header]
     if missing:
         raise InputError("\n".join(f"{path}:1: {_missing(c, header)}" for c in missing))
@@ -180,7 +187,10 @@ def _cell(column: str, text: str, kind: type) -> str | int | float:
         return int(SWITCH_WORDS[text.lower()])
     if kind is str:
         return text.lower() if column in FOLDED else text
-    return _number(text, kind)
+    number = _number(text, kind)
+    if kind is int and number > (most := LARGEST.get(column, LARGEST_COUNT)):
+        raise ValueError(f"'{text}' is out of range: at most {most:,}")
+    return number
 
 
 def _number(text: str, kind: type) -> int | float:

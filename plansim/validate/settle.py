@@ -12,6 +12,7 @@ from plansim.plan.model import Plan
 from plansim.simulate.predict import predict_layout
 from plansim.validate.assume import TUNED, Case, slice_group
 from plansim.validate.balance import balanced
+from plansim.validate.rows import Unpredictable
 from plansim.validate.software import SHARDED_STACKS, UNSTATED_RECOMPUTE
 
 RECOMPUTE = ("none", "selective", "full")
@@ -106,6 +107,11 @@ def _with_layout(case: Case) -> Case:
             smallest = smallest or divided
         elif fill < least:
             least, closest = fill, plan
+    if closest is case.plan and not found and case.row.gbs and case.row.gbs < case.plan.parallel.dp:
+        raise Unpredictable(
+            f"layout not stated, and none we tried leaves each of {case.row.n_devices:,} devices a part of "
+            f"global batch {case.row.gbs:,}"
+        )
     best = min(found, key=lambda plan: _step_s(case, plan)) if found else closest
     p, why = best.parallel, "fastest that fits" if found else "none fits, it holds least"
     text = (

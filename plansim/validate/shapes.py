@@ -126,6 +126,8 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
     old = stack.name in BEFORE_FLASH
     while row.hidden % heads:
         heads -= 1
+    if row.heads and heads != row.heads:
+        notes.append(f"heads {row.heads} does not divide hidden {row.hidden}: {heads} predicted")
     known = _built_in(row.model)
     if known is not None and (known.hidden, known.heads) != (row.hidden, heads):
         known = None

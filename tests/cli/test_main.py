@@ -78,6 +78,8 @@ def test_help_takes_under_300_ms_of_cpu():
             "'3 GB' is in bytes, expected seconds",
         ),
         (["simulate", "{plan}", "-o", "plan.compression.gradients=powersg"], 3, "did you mean 'powersgd'"),
+        (["simulate", "{plan}", "--slow", "3=nan"], 3, "expected RANK=FACTOR such as 17=1.5, got '3=nan'"),
+        (["merge", "{plan}", "--out", "/proc/none"], 3, "nothing to merge, no file holds a scenario"),
         (["simulate", "{plan}", "--profile", "a100x9"], 3, "no profile 'a100x9' (did you mean 'a100x8'?"),
         (["simulate", "{plan}", "--model", "gpt-22c"], 3, "no model 'gpt-22c' (did you mean 'gpt-22b'?"),
         (["simulate", "{plan}", "--model", "zoo.nets:small"], 3, "module 'zoo.nets' cannot be imported"),

@@ -96,6 +96,10 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
         ),
         (["--backend", "deepspeed", "--fix", "recompute_per_stage=on"], 3, "deepspeed has none; use off"),
         (["--top", "0"], 3, "top must be at least 1"),
+        (["--global-batch", "0"], 2, "Invalid value for"),
+        (["--seq-len", "0"], 2, "Invalid value for"),
+        (["--limit", "devices=nan"], 3, "'devices=nan': expected a number"),
+        (["--limit", "devices=1.5"], 3, "expected a whole number from 1"),
         (["--nodes", "0"], 3, "at least 1 node"),
     ],
 )

@@ -121,7 +121,7 @@ def test_runtimes_without_uneven_stages_are_spared_them(name):
     pool = Pool(ask(MODEL, load_profile("a100x8"), JOB, backend=name), (8,))
 
     assert not any(
-        part.options.structures[i].balanced
+        part.options.structures[i].sized_at
         for part in pool.parts
         for i in set(part.columns.structure.tolist())
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from plansim.costs.layout import Layout, default_stack
 from plansim.errors import InfeasibleError, InputError, PlanError
 from plansim.hardware.read import at_speed, load_profile
+from plansim.hardware.stack import find_stack
 from plansim.plan.emit import EMITTERS, emit
 from plansim.plan.kinds import kinds_of_replicas
 from plansim.plan.model import Job, Overlap, Parallel, Plan
@@ -93,7 +94,7 @@ def every_plan(model, profile, job):
             bench = Workbench(model, profile, probe, stack)
             rows = kinds_of_replicas(probe, profile)
             slowest = max(rows, key=sum)
-            layouts = {None, bench.balance().layers(pp, slowest)} if pp > 1 else {None}
+            layouts = {None, *(b.layers(pp, slowest) for b in bench.balance().values() if pp > 1)}
             for layers in layouts:
                 one = replace(parallel, stage_layers=layers)
                 yield replace(probe, parallel=one)
@@ -193,14 +194,27 @@ def test_a_mixed_cluster_is_planned_by_speed_and_says_so():
 
 
 def test_stages_hold_layers_by_the_speed_of_their_devices():
-    """One layer costs a V100 about 2.5 times what it costs an A100 here."""
+    """One layer costs a V100 about 2.5 times what it costs an A100 here, and the head is the V100's."""
     found = plan(MODEL, MIXED, JOB, top=1, fix={"pp": 2, "placement": ("tp", "cp", "dp", "pp"), "vp": 1})
     fast, slow = found.best.plan.parallel.stage_layers
 
     assert fast + slow == MODEL.layers
-    assert 2.0 < fast / slow < 4.0
-    even = replace(found.best.plan, parallel=replace(found.best.plan.parallel, stage_layers=None))
-    assert predict(MODEL, MIXED, even).step_time_s > 1.2 * found.best.prediction.step_time_s
+    assert fast / slow > 2.0
+    splits_ = [replace(found.best.plan.parallel, stage_layers=(n, 24 - n)) for n in range(12, 24)]
+    steps = [predict(MODEL, MIXED, replace(found.best.plan, parallel=p)).step_time_s for p in splits_]
+    assert found.best.prediction.step_time_s == pytest.approx(min(steps), rel=0.01)
+    assert steps[0] > 1.2 * min(steps), "even stages wait for the slow device"
+
+
+def test_stages_are_sized_to_the_microbatch_that_runs():
+    """Launches cost all devices alike: with larger microbatches the fast one takes more layers."""
+    bench = Workbench(MODEL, MIXED, ask(MODEL, MIXED, JOB).tabled, find_stack("pytorch-ddp"))
+    sized = {m: b.layers(2, (0, 1)) for m, b in bench.balance().items()}
+    fast = [layers[0] for layers in sized.values() if layers]
+
+    assert list(sized) == [1, 2, 4, 8]
+    assert fast == sorted(fast)
+    assert fast[0] < fast[-1]
 
 
 def test_a_slow_node_takes_a_smaller_share():

@@ -109,9 +109,8 @@ def every_plan(model, profile, job):
             stack = default_stack(profile, probe)
             overlap = Overlap(tensor_parallel=stack.tp_overlap and tp > 1)
             yield replace(probe, overlap=overlap)
-            balance = Workbench(model, profile, probe, stack).balance() if pp > 1 else None
-            layers = balance.layers(pp * v) if balance else None
-            if layers:
+            balance = Workbench(model, profile, probe, stack).balance() if pp > 1 else {}
+            for layers in {b.layers(pp * v) for b in balance.values()} - {None}:
                 yield replace(probe, overlap=overlap, parallel=replace(parallel, stage_layers=layers))
 
 

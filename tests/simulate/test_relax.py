@@ -142,6 +142,14 @@ def test_gpipe_skips_what_only_adds_the_same(passes, m, send, waits):
         assert machine.blocks_run < 2 * repeats
 
 
+@pytest.mark.parametrize("pp", [1, 4])
+def test_many_microbatches_take_no_longer_than_few(pp):
+    """A wire that nobody uses stands still while all clocks go on: that is no other state."""
+    machine, _, repeats = relax(step_costs(pp, 100_000))
+    assert repeats > 90_000
+    assert machine.blocks_run < 20
+
+
 @given(costs=random_costs(max_microbatches=12), more=st.floats(0.01, 1))
 def test_more_work_never_makes_a_step_shorter(costs, more):
     slower = replace(costs.chunks[0], forward=costs.chunks[0].forward + Parts(compute_s=more))

@@ -55,6 +55,12 @@ def test_a_published_step_is_predicted(tmp_path):
         ({"family": "hybrid-mamba"}, "the pattern of state-space layers"),
         ({"device": "3x t4 + 4x v100"}, "do not make up 8"),
         ({"dtype": "posit16"}, "unknown data type"),
+        ({"layers": 10**9}, "layers: '1000000000' is out of range: at most 20,000"),
+        ({"gbs": 10**15}, "gbs: '1000000000000000' is out of range"),
+        (
+            {"n_devices": 10**9, "tp": "", "pp": "", "dp": ""},
+            "none we tried leaves each of 1,000,000,000 devices",
+        ),
         ({"pp": 64, "tp": 1, "n_devices": 64}, "layers do not fill"),
     ],
 )
