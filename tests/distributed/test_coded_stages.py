@@ -104,8 +104,8 @@ def test_stages_send_the_bytes_that_the_cost_model_counts(method, degrees):
     ids=["int8", "bf16 beside shares and recomputation", "fp8 beside cut tensors"],
 )
 def test_coded_runs_stay_near_one_process_and_learn(model, given):
-    measured = run_plan(given, model, steps=6, warmup=0, options=QUICK)
+    measured = run_plan(given, model, steps=2, warmup=0, options=QUICK)
 
     losses = measured.ranks[0].losses
     assert any("equal a single process" in note for note in measured.notes)
-    assert min(losses[-4:]) < losses[0]
+    assert losses[4] < losses[0]  # the same batch again
