@@ -110,9 +110,9 @@ class HostStep:
             times = (modelled.forward, again, modelled.backward_input, modelled.backward_weight)
             f, r, i, w = (Parts(compute_s=t.compute_s, host_s=t.host_s) for t in times)
         else:
-            f, r, i, w = self._measured_parts(measured, modelled, mode)
+            f, r, i, w = (p.scaled(self._longer) for p in self._measured_parts(measured, modelled, mode))
         m = self.layout.plan.num_microbatches
-        accumulate = measured["accumulate_s"] * (m - 1) / m if measured else 0.0
+        accumulate = self._longer * measured["accumulate_s"] * (m - 1) / m if measured else 0.0
         compute_s = f.compute_s + r.compute_s + i.compute_s + w.compute_s
         (tp_f, tp_b), (cp_f, cp_b), (ep_f, ep_b) = (
             self._collectives(block, axis, compute_s) for axis in ("tp", "cp", "ep")
@@ -120,6 +120,11 @@ class HostStep:
         f = f + Parts(tp_s=tp_f, cp_s=cp_f, ep_s=ep_f)
         i = i + Parts(tp_s=tp_b, cp_s=cp_b, ep_s=ep_b)
         return f, r, i, w + Parts(compute_s=accumulate)
+
+    @property
+    def _longer(self) -> float:
+        """How much longer this device computes than the one that was measured: a node may be slower."""
+        return 1.0 / self.layout.profile.device.sustained_fraction
 
     def _measured_parts(
         self, row: Mapping[str, Any], modelled: BlockTime, mode: str
@@ -235,7 +240,8 @@ class HostStep:
             for block, mode in zip(layout.chunks[chunk], modes, strict=True):
                 row = self.host.block(layout, block, mode)
                 tensors += row["tensors"] if row else FULL_TENSORS
-        return float(rate * parameters / shards + each * tensors / (shards if p.zero_stage == 1 else 1))
+        seconds = rate * parameters / shards + each * tensors / (shards if p.zero_stage == 1 else 1)
+        return float(self._longer * seconds)
 
     def _tail_s(self, modelled: StageEnd) -> float:
         if not modelled.tail_s:

@@ -1,0 +1,81 @@
+"""Steps of a CPU host from timed blocks: each in its own recompute mode, on its own node, with messages."""
+
+from dataclasses import replace
+
+import pytest
+
+from plansim.costs.build import step_costs
+from plansim.costs.layout import Layout
+from plansim.hardware.read import at_speed, load_profile
+from plansim.plan.model import Compression, Job, Method, Parallel, Plan
+from plansim.workload.read import load_model
+
+MODEL = load_model("gpt-mini")
+SECONDS = {"none": (1.0, 2.0), "full": (1.125, 3.25)}
+"""Forward and backward of every block by mode; a repeated forward is in the backward."""
+
+
+def row(kind, mode):
+    forward, backward = SECONDS[mode]
+    return {
+        "model": "gpt-mini", "kind": kind, "wrapper": "plain", "microbatch": 1, "seq_len": 128, "tp": 1,
+        "recompute": mode, "attention": "flash", "dtype": "fp32", "forward_s": forward,
+        "backward_s": backward, "accumulate_s": 0.5, "parameters": 10, "tensors": 1,
+    }  # fmt: skip
+
+
+PROFILE = load_profile("local-cpu")
+TIMED = replace(
+    PROFILE,
+    calibration={
+        **PROFILE.calibration,
+        "blocks": [row(kind, mode) for kind in ("embedding", "layer", "head") for mode in SECONDS],
+    },
+)
+
+
+def costs(profile=TIMED, recompute="none", activations="none", **parallel):
+    plan = Plan(
+        model="gpt-mini",
+        profile="local-cpu",
+        job=Job(global_batch=4, seq_len=128, dtype="fp32"),
+        parallel=Parallel(**parallel),
+        recompute=recompute,
+        compression=Compression(activations=Method(method=activations)),
+    )
+    return step_costs(Layout.of(MODEL, profile, plan))
+
+
+def seconds(chunk):
+    parts = (chunk.forward, chunk.recompute, chunk.backward_input, chunk.backward_weight)
+    return sum(part.compute_s for part in parts)
+
+
+@pytest.mark.parametrize("layers", [1, 3, 4])
+def test_layers_that_are_recomputed_take_what_they_took_so_and_others_what_they_took(layers):
+    (chunk,) = costs(recompute=f"full:{layers}").chunks
+    blocks, added = MODEL.layers + 2, 0.5 * 3 / 4
+
+    assert seconds(chunk) == pytest.approx(
+        (blocks - layers) * sum(SECONDS["none"]) + layers * sum(SECONDS["full"]) + blocks * added
+    )
+    assert chunk.recompute.compute_s == pytest.approx(layers * SECONDS["full"][0])
+
+
+def test_a_node_at_half_the_speed_computes_twice_as_long():
+    slow = TIMED.uniform(at_speed(TIMED.device, 0.5))
+
+    assert seconds(costs(slow).chunks[0]) == pytest.approx(2 * seconds(costs().chunks[0]))
+    assert costs(slow).stages[0].optimizer_s == pytest.approx(2 * costs().stages[0].optimizer_s)
+
+
+def test_coded_messages_keep_a_slow_link_busy_for_less_and_their_coding_is_work():
+    link = replace(TIMED.fabric[0], name="links", group=None, bandwidth_bytes_per_s=1e6)
+    slow = replace(TIMED, fabric=(link,), groups=(replace(TIMED.groups[0], devices=1, count=2),))
+    plain, coded = (costs(slow, activations=method, pp=2) for method in ("none", "int8"))
+
+    assert 3.5 < plain.chunks[0].send_forward_s / coded.chunks[0].send_forward_s < 4.0
+    for before, after in zip(plain.chunks, coded.chunks, strict=True):
+        assert seconds(before) == seconds(after)
+        assert before.forward.compression_s == 0 < after.forward.compression_s
+        assert before.backward_input.compression_s == 0 < after.backward_input.compression_s
