@@ -13,7 +13,11 @@ import typer
 from plansim.cli.options import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from plansim.capacity.executors import Executor
+    from plansim.capacity.grid import Grid
+    from plansim.capacity.store import Row
     from plansim.capacity.sweep import Progress, Summary
 
 REPORT_EVERY_S = 5.0
@@ -76,11 +80,26 @@ def sweep(
     if json:
         console.emit_json({"schema": 1, "sweep": grid.name, "results": str(path), **summary.to_json()})
         return
-    rows = list(merged([path]).values())
+    rows = _own(grid, merged([path]), summary.scenarios, path) if part[1] == 1 else merged([path]).values()
     console.show(
         f"{grid.name}: {_words(summary)}", *([options_table(rows, top)] if top else []), *_refused(rows)
     )
     console.plain(f"\nresults: {path}\nreport:  plansim report {path} --out report.html\n")
+
+
+def _own(grid: Grid, found: dict[str, Row], scenarios: int, path: Path) -> Iterable[Row]:
+    """Return the results of this grid; say where the file holds others."""
+    from plansim.capacity.scenario import key_of
+    from plansim.cli import console
+
+    if len(found) <= scenarios:
+        return found.values()
+    keys = {key_of(scenario) for scenario in grid.scenarios()}
+    console.say(
+        f"note: {path} also holds {len(found) - scenarios:,} results of another grid, or of inputs since "
+        "changed; a report of it shows them too"
+    )
+    return [row for key, row in found.items() if key in keys]
 
 
 def merge(
@@ -161,7 +180,7 @@ def _words(summary: Summary) -> str:
     )
 
 
-def _refused(rows: list[dict[str, Any]], most: int = 5) -> list[str]:
+def _refused(rows: Iterable[Row], most: int = 5) -> list[str]:
     """Return why scenarios have no answer, reasons counted; the results hold each in full."""
     found = Counter(
         f"{row['status']}: {str(row.get('reason')).splitlines()[0]}"
@@ -173,28 +192,31 @@ def _refused(rows: list[dict[str, Any]], most: int = 5) -> list[str]:
     return ["\nWithout an answer", *lines, *more] if lines else []
 
 
-def options_table(rows: list[dict[str, Any]], most: int) -> Any:  # noqa: ANN401  (a rich table)
+def options_table(rows: Iterable[Row], most: int) -> Any:  # noqa: ANN401  (a rich table)
     """Return the answers as a table, cheapest first."""
     from plansim.capacity.size import time_text
     from plansim.cli import console
     from plansim.cli.show import plan_short
     from plansim.plan.read import plan_from_data
 
+    able = sorted((r for r in rows if r.get("status") == "ok"), key=_money)[:most]
+    conditions = _conditions(able)
     made = console.table(
         where="cluster",
         model="model",
+        **({"given": "given~"} if any(conditions) else {}),
         plan="plan~",
         mfu="MFU>",
         days="run>",
         good="goodput>",
         usd="$>",
     )
-    able = sorted((r for r in rows if r.get("status") == "ok"), key=_money)
-    for row in able[:most]:
+    for row, given in zip(able, conditions, strict=True):
         run, prediction = row["reality"], row["prediction"]
         made.add_row(
             f"{row['scenario']['profile']} x {row['cluster']['devices']:,}",
             row["scenario"]["model"],
+            *([given] if any(conditions) else []),
             plan_short(plan_from_data(row["plan"])),
             f"{prediction['mfu']:.1%}",
             time_text(run["wall_s"]),
@@ -202,6 +224,26 @@ def options_table(rows: list[dict[str, Any]], most: int) -> Any:  # noqa: ANN401
             f"{run['usd']:,.0f}" if run["usd"] else "no price",
         )
     return made
+
+
+def _conditions(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what tells each scenario from the others beside model and cluster, in words."""
+    from plansim.capacity.grid import ALIASES
+    from plansim.units import format_count
+
+    short = {full: name for name, full in reversed(ALIASES.items())}
+    each = [
+        {**s["job"], **s["changes"], **{f"plan.{key}": value for key, value in s["fix"].items()}}
+        for s in (row["scenario"] for row in rows)
+    ]
+    names = list(dict.fromkeys(name for values in each for name in values))
+    names = [name for name in names if len({values.get(name) for values in each}) > 1]
+
+    def words(name: str, value: object) -> str:
+        text = format_count(value) if name == "target_tokens" and isinstance(value, float) else str(value)
+        return f"{short.get(name, name.removeprefix('plan.'))} {text}"
+
+    return [", ".join(words(n, values[n]) for n in names if values.get(n) is not None) for values in each]
 
 
 def _money(row: dict[str, Any]) -> tuple[float, float]:

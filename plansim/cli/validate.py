@@ -113,7 +113,12 @@ def validate(
     if json:
         console.emit_json(data)
     else:
-        console.show(*([_rows(result)] if rows else []), *_summaries(data["summary"]), *_skipped(result))
+        console.show(
+            *([_rows(result)] if rows else []),
+            *_summaries(data["summary"]),
+            *_unmeasured(result),
+            *_skipped(result),
+        )
     check_gate(data["summary"]["all"]["median_ape"], gate)
 
 
@@ -310,16 +315,19 @@ def _rows(result: TableResult) -> RenderableType:
         id="run", predicted="predicted>", range="80 % interval", measured="measured>", error="error>"
     )
     for r in result.rows:
-        if r.pair:
-            low, high = format_seconds(r.pair.low_s), format_seconds(r.pair.high_s)
-            made.add_row(
-                r.row.id,
-                format_seconds(r.pair.predicted_s),
-                f"{low} to {high}",
-                format_seconds(r.pair.measured_s),
-                f"{r.pair.error:+.1%}",
-            )
+        if r.prediction is None:
+            continue
+        p, scale = r.prediction, r.scale
+        low, high = (format_seconds(t * scale) for t in (p.step_time_low_s, p.step_time_high_s))
+        beside = (format_seconds(r.pair.measured_s), f"{r.pair.error:+.1%}") if r.pair else ("-", "")
+        made.add_row(r.row.id, format_seconds(p.step_time_s * scale), f"{low} to {high}", *beside)
     return made
+
+
+def _unmeasured(result: TableResult) -> list[RenderableType]:
+    """Return how many rows are predicted beside no measurement."""
+    alone = sum(r.prediction is not None and r.pair is None for r in result.rows)
+    return [f"{alone:,} rows predicted without a measured step time: --rows shows them"] if alone else []
 
 
 def _summaries(summary: Mapping[str, Any]) -> list[RenderableType]:

@@ -116,3 +116,20 @@ def test_wrong_targets_and_outputs(run, tmp_path):
     assert run("size", "-m", "gpt2-small", "--target", "soon").code == 3
     assert run("report", tmp_path / "none.json").code == 3
     assert run("report", tmp_path / "none.json", "--out", tmp_path / "x.pdf").code == 3
+
+
+def test_results_of_other_inputs_are_told_from_those_of_the_sweep(run, sweep_file, tmp_path):
+    out = tmp_path / "r.jsonl"
+    run("sweep", sweep_file, "--executor", "serial", "--out", out)
+    again = run("sweep", sweep_file, "--executor", "serial", "--out", out, "-o", "sweep.grid.price=[3]")
+
+    assert "also holds 4 results of another grid" in again.err
+    assert sum(line.startswith("a100x8 x") for line in again.out.splitlines()) == 2
+
+
+def test_rows_say_what_tells_them_apart(run, sweep_file, tmp_path):
+    done = run("sweep", sweep_file, "--executor", "serial", "--out", tmp_path / "r.jsonl")
+
+    lines = [line for line in done.out.splitlines() if line.startswith("a100x8 x")]
+    assert len(lines) == 4
+    assert {"price 1", "price 2"} <= {" ".join(line.split()[4:6]) for line in lines}

@@ -188,3 +188,13 @@ def test_pipes_get_no_colour_and_a_sensible_width(plan_file, columns):
     assert max(map(len, done.stdout.splitlines())) <= 120
     assert "…" not in done.stdout
     assert not any(line.endswith(" ") for line in done.stdout.splitlines())
+
+
+def test_rows_without_a_measured_time_are_predicted_all_the_same(run, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("id,model,n_devices,device,gbs,step_time_derived\na,llama-3.1-8b,8,h100,64,\n")
+    done, every = run("validate", "--table", path), run("validate", "--table", path, "--rows")
+
+    assert "1 rows predicted without a measured step time: --rows shows them" in done.out
+    row = next(line for line in every.out.splitlines() if line.startswith("a "))
+    assert row.split()[-1] == "-"

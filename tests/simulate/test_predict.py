@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from layouts import GPT, layout, layouts
 
 from plansim.costs.layout import with_plan
+from plansim.hardware.read import load_profile
 from plansim.hardware.stack import find_stack
+from plansim.plan.model import Job, Parallel, Plan
 from plansim.simulate.predict import Z80, predict, predict_layout
+from plansim.workload.read import load_model
 from plansim.workload.totals import model_flop_per_sample
 
 
@@ -100,3 +103,20 @@ def test_adapters_and_layer_benchmarks_do_less_than_pretraining():
     )
 
     assert adapters < layer < whole
+
+
+@pytest.mark.parametrize("name", ["a100x8", "h100x8", "b200x8", "gb200-nvl72", "v100x8", "mi300x8"])
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_a_faster_link_never_makes_a_step_longer(name, ranks):
+    """What a profile says of its links changes alone: the library's protocols stay those of the device."""
+    shape, job = load_model("gpt3-1.3b"), Job(global_batch=16, seq_len=2048, dtype="fp16")
+    parallel = Parallel(tp=ranks, dp=2 if name == "gb200-nvl72" else 1, sequence_parallel=True)
+    asked = Plan(model="gpt3-1.3b", profile=name, job=job, parallel=parallel)
+    steps = []
+    for factor in (0.3, 0.6, 1.0, 1.4, 2.0, 4.0):
+        base = load_profile(name)
+        rate = base.fabric[0].bandwidth_bytes_per_s * factor
+        faster = load_profile(name, {"fabric.0.bandwidth_per_direction": str(rate)})
+        steps.append(predict(shape, faster, asked).step_time_s)
+
+    assert steps == sorted(steps, reverse=True)
