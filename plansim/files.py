@@ -168,7 +168,7 @@ def check(
         Fills in, after the overrides, what a file may leave out.
     """
     if not isinstance(data, Mapping):
-        found = "nothing" if data is None else "a list" if isinstance(data, list) else f"'{data}'"
+        found = "nothing" if data is None else "a list" if isinstance(data, list) else f"'{data!s:.40}'"
         raise InputError(f"{source}: expected a mapping of keys, found {found}")
     _limit_depth(data, source)
     for path, text in (overrides or {}).items():

@@ -113,8 +113,8 @@ class CurvesSchema(files.Schema):
 class PriceSchema(files.Schema):
     """Price of one device for one hour."""
 
-    low: float
-    high: float
+    low: Annotated[float, Field(ge=0)]
+    high: Annotated[float, Field(ge=0)]
     basis: str
 
 
@@ -129,16 +129,16 @@ class DeviceSchema(files.Schema):
     architecture: str = ""
     kind: Literal["gpu", "tpu", "cpu", "accelerator"] = "gpu"
     year: int = 0
-    memory: files.Bytes
-    memory_bandwidth: files.BytesPerSecond
-    peak_flop_per_s: dict[str, files.FlopPerSecond]
-    power: files.Watts = 0.0
+    memory: Annotated[files.Bytes, Field(gt=0)]
+    memory_bandwidth: Annotated[files.BytesPerSecond, Field(gt=0)]
+    peak_flop_per_s: dict[str, Annotated[files.FlopPerSecond, Field(gt=0)]]
+    power: Annotated[files.Watts, Field(ge=0)] = 0.0
     sustained_fraction: Annotated[float, Field(gt=0, le=1.2)] = 1.0
     host_speed: Annotated[float, Field(gt=0, le=10)] = 1.0
-    compute_units: int = 1
-    l2: files.Bytes = 0.0
-    scaleup_bandwidth_per_direction: files.BytesPerSecond = 0.0
-    pcie_per_direction: files.BytesPerSecond = 0.0
+    compute_units: Annotated[int, Field(ge=1)] = 1
+    l2: Annotated[files.Bytes, Field(ge=0)] = 0.0
+    scaleup_bandwidth_per_direction: Annotated[files.BytesPerSecond, Field(ge=0)] = 0.0
+    pcie_per_direction: Annotated[files.BytesPerSecond, Field(ge=0)] = 0.0
     usd_per_hour: PriceSchema | None = None
     curves: CurvesSchema = CurvesSchema()
     sources: dict[str, str] = Field(default_factory=dict)
