@@ -314,9 +314,9 @@ def _dumped(data: Any, *, allow_unicode: bool) -> str:
     return out.getvalue()
 
 
-def dump_json(data: Any) -> str:
+def dump_json(data: Any, *, ascii_only: bool = False) -> str:
     """Return plain data as strict JSON text (no NaN)."""
-    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=ascii_only) + "\n"
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MIN_WIDTH, MAX_WIDTH = 80, 120
+SIGNS = str.maketrans(
+    {"█": "#", "─": "-", "→": "->", "×": "x", "±": "+-", "…": "...", "⁹": "^9", "µ": "u"}
+    | dict.fromkeys("▏▎▍▌▋▊▉", " ")
+)
+"""What stands for signs that a terminal without Unicode cannot show."""
 
 
 def out() -> Console:
@@ -35,28 +41,78 @@ def _console(*, stderr: bool) -> Console:
 
 
 def show(*parts: RenderableType) -> None:
-    """Print tables and text to stdout; a reader that closed the pipe ends the command quietly."""
+    """Print tables and text to stdout; a reader that closed the pipe ends the command quietly.
+
+    A table whose cells need more room than the terminal has is printed as wide as it is: no figure is cut.
+    """
+    if sys.stdout is None:
+        return
     console = out()
-    with console.capture() as captured:
+    with _writing(), console.capture() as captured:
         for part in parts:
-            console.print(part)
+            console.print(part, width=_width(console, part), crop=False)
     plain("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
+def _width(console: Console, part: RenderableType) -> int:
+    """Return the columns a part needs, at least those of the console; cells that may not wrap are whole."""
+    from rich.cells import cell_len
+    from rich.console import Group
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    if isinstance(part, Group):
+        return max((_width(console, each) for each in part.renderables), default=console.width)
+    if not isinstance(part, Table):
+        return console.width
+    for column in part.columns:
+        if column.no_wrap:
+            column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+    room = console.options.update(max_width=10 * MAX_WIDTH)
+    return max(console.width, Measurement.get(console, room, part).minimum)
+
+
 def plain(text: str) -> None:
-    """Print text to stdout as it is."""
+    """Print text to stdout as it is, or in the signs that stdout has.
+
+    Raises
+    ------
+    InputError
+        When stdout cannot take it (a full disk).
+    """
+    if sys.stdout is None:
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(SIGNS).encode(encoding, "replace").decode(encoding)
+    with _writing():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Leave quietly when the reader closed the pipe; say it when stdout refuses otherwise."""
+    from plansim.errors import InputError
+
+    try:
+        yield
     except BrokenPipeError:
         _leave()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError(f"standard output cannot be written: {error.strerror or error}") from None
 
 
 def emit_json(data: Mapping[str, Any]) -> None:
     """Print one JSON document to stdout."""
     from plansim.files import dump_json
 
-    plain(dump_json(data))
+    text = dump_json(data)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    plain(text if encoding.lower().startswith("utf") else dump_json(data, ascii_only=True))
 
 
 def _leave() -> None:

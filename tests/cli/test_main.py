@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -198,3 +199,41 @@ def test_rows_without_a_measured_time_are_predicted_all_the_same(run, tmp_path):
     assert "1 rows predicted without a measured step time: --rows shows them" in done.out
     row = next(line for line in every.out.splitlines() if line.startswith("a "))
     assert row.split()[-1] == "-"
+
+
+def test_no_figure_is_cut_on_a_narrow_terminal(run, plan_file, monkeypatch):
+    wide = run("simulate", plan_file)
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = run("simulate", plan_file)
+
+    def rows(text):
+        lines = text.split("Memory of one device")[1].splitlines()
+        return [line.split() for line in lines if line.strip()[:1].isdigit()][:2]
+
+    assert rows(narrow.out) == rows(wide.out)
+    assert "activ   comm   work   reserve" in narrow.out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_terminals_without_unicode_get_signs_they_have(plan_file, encoding):
+    for arguments in (["simulate", plan_file], ["simulate", plan_file, "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "plansim.cli.main", *arguments],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+
+        assert done.returncode == 0, done.stderr
+        assert "#####" in done.stdout.decode(encoding) or "--json" in arguments
+
+
+def test_a_full_disk_is_said(plan_file):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "plansim.cli.main", "simulate", str(plan_file)],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 3
+    assert "standard output cannot be written: No space left on device" in done.stderr
