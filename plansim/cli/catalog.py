@@ -103,7 +103,7 @@ def _schedules() -> list[Row]:
     from plansim.schedules import SCHEDULES
 
     return [
-        {"name": n, "splits backward": s.splits_backward, "what": _first_line(s)}
+        {"name": n, "splits backward": s.splits_backward, "what": s.about, "source": s.source}
         for n, s in SCHEDULES.items()
     ]
 

@@ -1,6 +1,6 @@
 """Pipeline schedules as data: ordered actions per rank, shared by the simulator and the real run."""
 
-from plansim.schedules.base import Action, Program, Schedule, validate_program
+from plansim.schedules.base import Action, Program, RuleSchedule, Schedule, validate_program
 from plansim.schedules.dualpipe import DUALPIPE_V
 from plansim.schedules.find import find_in
 from plansim.schedules.in_flight import peak_in_flight
@@ -9,7 +9,7 @@ from plansim.schedules.one_forward_one_backward import GPIPE, ONE_F_ONE_B
 from plansim.schedules.table import TableSchedule, read_table
 from plansim.schedules.zero_bubble import ZB_H1, ZB_H2, ZB_V
 
-SCHEDULES: dict[str, Schedule] = {
+SCHEDULES: dict[str, RuleSchedule] = {
     "gpipe": GPIPE,
     "1f1b": ONE_F_ONE_B,
     "interleaved": INTERLEAVED,

@@ -88,6 +88,8 @@ class RuleSchedule:
         (pp, num_microbatches, virtual_stages) to the reason why it cannot run, or None.
     v_shaped : bool
         Whether chunks lie in a V over the ranks instead of round and round.
+    about, source : str
+        What it does in a line, and who says so.
     """
 
     name: str
@@ -95,6 +97,8 @@ class RuleSchedule:
     limits: Callable[[int, int, int], str | None]
     splits_backward: bool = False
     v_shaped: bool = False
+    about: str = ""
+    source: str = ""
 
     def rank_of_chunk(self, chunk: int, pp: int, virtual_stages: int) -> int:
         """Return the pipeline rank that holds `chunk`."""

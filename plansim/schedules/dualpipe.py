@@ -94,5 +94,11 @@ def _cool_down(w: _Writer, rank: int, down: int, up: int) -> bool:
 
 
 DUALPIPE_V = RuleSchedule(
-    "dualpipev", dualpipev_order, enough_microbatches, splits_backward=True, v_shaped=True
+    "dualpipev",
+    dualpipev_order,
+    enough_microbatches,
+    splits_backward=True,
+    v_shaped=True,
+    about="two chunks a rank in a V; forwards of one beside backwards of the other",
+    source="DeepSeek-V3, arXiv 2412.19437, section 3.2.1, folded into a V",
 )

@@ -48,4 +48,10 @@ def interleaved_order(rank: int, pp: int, num_microbatches: int, virtual_stages:
     return actions + backward[len(forward) - warmup :]
 
 
-INTERLEAVED = RuleSchedule("interleaved", interleaved_order, rounds_divide)
+INTERLEAVED = RuleSchedule(
+    "interleaved",
+    interleaved_order,
+    rounds_divide,
+    about="1F1B with several chunks a rank: the bubble is divided by them, stages talk as many times more",
+    source="Narayanan et al., arXiv 2104.04473, section 2.2",
+)

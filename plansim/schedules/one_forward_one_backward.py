@@ -36,5 +36,17 @@ def one_f_one_b_order(rank: int, pp: int, num_microbatches: int, virtual_stages:
     return actions
 
 
-GPIPE = RuleSchedule("gpipe", gpipe_order, one_chunk_only)
-ONE_F_ONE_B = RuleSchedule("1f1b", one_f_one_b_order, one_chunk_only)
+GPIPE = RuleSchedule(
+    "gpipe",
+    gpipe_order,
+    one_chunk_only,
+    about="all forwards, then all backwards: every microbatch is in flight at once",
+    source="Huang et al., arXiv 1811.06965",
+)
+ONE_F_ONE_B = RuleSchedule(
+    "1f1b",
+    one_f_one_b_order,
+    one_chunk_only,
+    about="one forward, one backward in turns: as long as GPipe, at most pp microbatches in flight",
+    source="Narayanan et al., arXiv 2006.09503 (PipeDream-Flush)",
+)

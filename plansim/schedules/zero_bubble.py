@@ -115,6 +115,29 @@ def zbv_order(rank: int, pp: int, num_microbatches: int, virtual_stages: int) ->
     return [a for a in actions if a.microbatch < num_microbatches]
 
 
-ZB_H1 = RuleSchedule("zb-h1", zb_h1_order, one_chunk_only, splits_backward=True)
-ZB_H2 = RuleSchedule("zb-h2", zb_h2_order, one_chunk_only, splits_backward=True)
-ZB_V = RuleSchedule("zbv", zbv_order, two_chunks, splits_backward=True, v_shaped=True)
+SOURCE = "Qi et al., arXiv 2401.10241"
+ZB_H1 = RuleSchedule(
+    "zb-h1",
+    zb_h1_order,
+    one_chunk_only,
+    splits_backward=True,
+    about="1F1B whose weight gradients fill part of the bubble, in the memory of 1F1B",
+    source=SOURCE,
+)
+ZB_H2 = RuleSchedule(
+    "zb-h2",
+    zb_h2_order,
+    one_chunk_only,
+    splits_backward=True,
+    about="weight gradients fill the whole bubble, with up to twice the microbatches in flight",
+    source=SOURCE,
+)
+ZB_V = RuleSchedule(
+    "zbv",
+    zbv_order,
+    two_chunks,
+    splits_backward=True,
+    v_shaped=True,
+    about="two chunks a rank in a V: hardly a bubble, in the memory of 1F1B",
+    source=f"{SOURCE}, section 6",
+)

@@ -66,3 +66,10 @@ def test_other_kinds_depend_on_no_device(run):
 
     assert done.code == 3
     assert "only compression depends on a device" in " ".join(done.err.split())
+
+
+def test_every_schedule_says_what_it_does_and_who_says_so(run):
+    rows = run("catalog", "list", "schedules", "--json").json["entries"]
+
+    assert len({row["what"] for row in rows}) == len(rows)
+    assert all("arXiv" in row["source"] for row in rows)
