@@ -45,12 +45,8 @@ COUNTS = (
 PACKED_SAMPLE = 512
 """Tokens of one sample in packed fine-tuning data: assumed."""
 
-BIN, PADDED_SHARE, BINNED_FROM = 64, 0.5, 512
-"""NVIDIA's BERT examples train sequences of up to 512 tokens in bins of 64 (their run_pretraining.sh).
-
-Half of all places are padding where Wikipedia is cut to 512 tokens (Krell et al., arXiv 2107.02027), and a
-bin pads half its width.
-"""
+BIN, BINNED_FROM = 64, 512
+"""NVIDIA's BERT examples sort sequences of up to 512 tokens into bins of 64 (their run_pretraining.sh)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +61,31 @@ class Case:
     assumptions: tuple[str, ...]
     layout_known: bool = True
     work: str = "pretrain"
+    share: float = 1.0
+    """Sequences that are computed over those that the row counts."""
+
+    @property
+    def scale(self) -> float:
+        """Time of the row's batch over that of the plan's."""
+        batch = self.plan.job.global_batch
+        return self.share * (self.row.gbs or batch) / batch
+
+
+def binned(longest: int) -> tuple[int, float]:
+    """Return the sequences of one length that are as much work as those sorted into bins by length.
+
+    Lengths are spread evenly, so half of the places would be padding, as where Wikipedia is cut to 512 tokens
+    (Krell et al., arXiv 2107.02027). Attention grows with the square of the length: length and share keep
+    both the tokens and the sum of squares.
+
+    Examples
+    --------
+    >>> binned(512)
+    (360, 0.8)
+    """
+    lengths = range(BIN, longest + 1, BIN)
+    length = 8 * round(sum(n * n for n in lengths) / sum(lengths) / 8)  # bins are aligned, as kernels want it
+    return length, sum(lengths) / len(lengths) / length
 
 
 def case_of(row: Row) -> Case:
@@ -112,14 +133,15 @@ def _case(row: Row) -> Case:
         )
     if not row.gbs:
         raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
+    share = 1.0
     if (
-        row.seq
-        and row.seq >= BINNED_FROM
-        and row.family == "bert"
+        row.family == "bert"
+        and (row.seq or 0) >= BINNED_FROM
         and "deeplearningexamples" in row.source.lower()
     ):
-        row = replace(row, seq=round(row.seq * (1 - PADDED_SHARE)) + BIN // 2)
-        notes.append(f"sequences sorted into bins by length: {row.seq} tokens on average assumed")
+        length, share = binned(row.seq or 0)
+        notes.append(f"sequences in bins by length: {share:.0%} as many of {length} tokens assumed")
+        row = replace(row, seq=length)
     plan, plan_notes, known = _plan(row, model, stack, device, profile)
     if row.workload == "layer-microbenchmark":
         model = replace(model, vocab=0)
@@ -140,6 +162,7 @@ def _case(row: Row) -> Case:
         assumptions=tuple(notes + plan_notes),
         layout_known=known,
         work=row.workload,
+        share=share,
     )
 
 

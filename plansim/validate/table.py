@@ -206,7 +206,6 @@ def predict_case(case: Case) -> RowResult:
     prediction = predict_layout(layout, work=case.work, contention=False)
     if not case.layout_known:
         prediction = widened(prediction, UNSTATED_LAYOUT_LOG_STD)
-    scale = (case.row.gbs or case.plan.job.global_batch) / case.plan.job.global_batch
     return RowResult(
-        row=case.row, case=case, prediction=prediction, assumptions=case.assumptions, scale=scale
+        row=case.row, case=case, prediction=prediction, assumptions=case.assumptions, scale=case.scale
     )

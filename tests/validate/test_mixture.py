@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from plansim.errors import UnknownNameError
-from plansim.validate.assume import case_of
+from plansim.validate.assume import binned, case_of
 from plansim.validate.mixture import clusters, device_kinds
 from plansim.validate.rows import Row, Unpredictable
 from plansim.validate.settle import settled
@@ -96,3 +99,23 @@ def test_boundaries_of_stages_in_the_notes_are_taken():
     empty = case_of(row(pp=4, notes=stages.replace("0,9,15", "0,15,15")))
     assert empty.plan.parallel.stage_layers is None
     assert any("even stages assumed" in note for note in empty.assumptions)
+
+
+def test_sequences_in_bins_keep_tokens_and_squares():
+    bins = np.arange(64, 513, 64)
+    length, share = binned(512)
+
+    assert share * length == bins.mean()
+    assert share * length**2 == pytest.approx((bins**2).mean(), rel=0.01)
+
+
+def test_long_sequences_of_nvidias_bert_examples_come_in_bins():
+    bert = Row(
+        source="NVIDIA DeepLearningExamples PyTorch BERT", model="bert-large", family="bert", layers=24, hidden=1024,
+        heads=16, vocab=30528, seq=512, gbs=4096, mbs=16, n_devices=8, device="a100-80g-sxm", dtype="tf32",
+    )  # fmt: skip
+    case, short = case_of(bert), case_of(replace(bert, seq=128))
+
+    assert (case.plan.job.seq_len, case.scale) == (360, 0.8)
+    assert any("bins by length" in note for note in case.assumptions)
+    assert (short.plan.job.seq_len, short.scale) == (128, 1.0)
