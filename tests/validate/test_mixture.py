@@ -112,7 +112,8 @@ def test_sequences_in_bins_keep_tokens_and_squares():
 def test_long_sequences_of_nvidias_bert_examples_come_in_bins():
     bert = Row(
         source="NVIDIA DeepLearningExamples PyTorch BERT", model="bert-large", family="bert", layers=24,
-        hidden=1024, heads=16, vocab=30528, seq=512, gbs=4096, mbs=16, n_devices=8, device="a100-80g-sxm", dtype="tf32",
+        hidden=1024, heads=16, vocab=30528, seq=512, gbs=4096, mbs=16, n_devices=8,
+        device="a100-80g-sxm", dtype="tf32",
     )  # fmt: skip
     case, short = case_of(bert), case_of(replace(bert, seq=128))
 
