@@ -44,6 +44,9 @@ HEAD_PRODUCTS = frozenset({"lm_head", "router", "classifier"})
 ROUTING = frozenset({"permute", "unpermute"})
 """Operators that sort tokens to experts and back."""
 
+RESIDUAL_STREAM = ("norm", "residual", "final_norm", "embedding_norm")
+"""What the names of norms and of sums with the residual stream begin with."""
+
 EXPERT_BIAS = "expert_bias"
 """Counted kernel by kernel, so nothing of it is fused."""
 
@@ -185,15 +188,21 @@ def _attention(op: Attention, how: Arithmetic) -> OperatorTime:
     return OperatorTime(forward_s=core("forward"), input_s=core("backward"))
 
 
-def passes_of(op: Elementwise, stack: Stack) -> float:
-    """Return the bytes a memory-bound operator really moves over what perfect fusion would move."""
+def passes_of(op: Elementwise, stack: Stack, wide: str = "bf16") -> float:
+    """Return the bytes a memory-bound operator really moves over what perfect fusion would move.
+
+    `wide` is the type of activations.
+    """
     if op.name == "loss":
         return stack.loss_passes
     if stack.fused_experts and op.name in FUSED_INTO_EXPERTS:
         return 0.0
     if op.name == EXPERT_BIAS:
         return 1.0
-    return stack.routing_passes if op.name in ROUTING else stack.elementwise_passes
+    if op.name in ROUTING:
+        return stack.routing_passes
+    doubled = stack.autocast and wide not in ("fp32", "tf32") and op.name.startswith(RESIDUAL_STREAM)
+    return stack.elementwise_passes * (2.0 if doubled else 1.0)
 
 
 def launches_of(op: Operator, stack: Stack) -> float:
@@ -206,7 +215,7 @@ def launches_of(op: Operator, stack: Stack) -> float:
 
 
 def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
-    passes = passes_of(op, how.stack)
+    passes = passes_of(op, how.stack, how.wide)
     if not (op.launches and passes):
         return OperatorTime(forward_s=0.0)
     return OperatorTime(

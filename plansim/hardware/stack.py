@@ -35,6 +35,8 @@ class Stack:
         The same for grouped products of experts, beyond what their padded shapes cost.
     elementwise_passes : float
         Bytes that memory-bound operators really move over what perfect fusion would move.
+    autocast : bool
+        Norms and the sums of the residual stream stay in 32 bits where products have 16 (torch.autocast).
     routing_passes : float
         The same for sorting tokens to experts and back.
     collective_efficiency : float
@@ -108,6 +110,7 @@ class Stack:
     scan_efficiency: float = 1.0
     grouped_efficiency: float = 1.0
     elementwise_passes: float = 1.0
+    autocast: bool = False
     routing_passes: float = 2.0
     collective_efficiency: float = 1.0
     expert_overlap: float = 0.0

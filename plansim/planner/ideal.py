@@ -269,7 +269,7 @@ def _attention(op: Attention, how: Arithmetic, direction: str) -> Line:
 
 def _moved(op: Elementwise, nbytes: float, how: Arithmetic) -> Line:
     """Return a line of a memory-bound operator: what fits in the cache moves at the cache's rate."""
-    nbytes *= passes_of(op, how.stack)
+    nbytes *= passes_of(op, how.stack, how.wide)
     if not nbytes:
         return Line()
     curve, bandwidth = memory_curve_of(how.device), how.device.memory_bandwidth_bytes_per_s

@@ -112,6 +112,7 @@ def _resized(known: Model, row: Row) -> Model:
         pattern=known.pattern and known.pattern[:layers],
         seq_len=row.seq or known.seq_len,
         moe=moe,
+        dropout=known.dropout or known.family == "bert",
         options=options,
     )
 
@@ -144,7 +145,7 @@ def _dense(row: Row, stack: Stack, notes: list[str]) -> Model:
         seq_len=seq,
         gated=gated,
         bias=not llama,
-        dropout=old,
+        dropout=old or row.family == "bert",  # Devlin et al., arXiv 1810.04805: in every layer
         norm="rmsnorm" if gated else "layernorm",
         positions="rotary" if llama else "learned",
         tied_embeddings=not llama,

@@ -220,3 +220,11 @@ def test_8_bit_attention_halves_the_products_and_not_the_softmax(name):
     assert how.attention_product_speed == 2.0
     assert replace(how, dtype="bf16").attention_product_speed == 1.0
     assert replace(how, stack=find_stack("megatron-core-26.02")).attention_product_speed == 1.0
+
+
+def test_under_autocast_the_residual_stream_stays_in_32_bits():
+    stack = replace(find_stack("fsdp"), autocast=True)
+    ops = {op.name: op for op in block().operators if isinstance(op, Elementwise)}
+
+    for name, wide, factor in (("norm_1", "bf16", 2), ("norm_1", "fp32", 1), ("mlp_activation", "bf16", 1)):
+        assert passes_of(ops[name], stack, wide) == factor * stack.elementwise_passes
