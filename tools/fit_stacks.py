@@ -40,7 +40,7 @@ STACK_PRIORS = {
     "attention_efficiency": (0.85, 0.30, 0.2, 1.6),
     "scan_efficiency": (0.8, 0.4, 0.1, 1.0),
     "elementwise_passes": (1.3, 0.35, 1.0, 5.0),
-    "operator_host_s": (3e-5, 0.8, 1e-6, 2e-4),
+    "operator_host_s": (3e-5, 0.8, 1.5e-5, 2e-4),
     "straggler_fraction": (0.004, 0.7, 1e-4, 0.03),
     "routing_passes": (2.5, 0.5, 1.0, 12.0),
     "grouped_efficiency": (0.85, 0.2, 0.3, 1.1),
