@@ -139,8 +139,8 @@ def _case(row: Row) -> Case:
         and (row.seq or 0) >= BINNED_FROM
         and "deeplearningexamples" in row.source.lower()
     ):
-        length, share = binned(row.seq or 0)
-        notes.append(f"sequences in bins by length: {share:.0%} as many of {length} tokens assumed")
+        length, computed = binned(row.seq or 0)
+        notes.append(f"sequences in bins by length: {computed:.0%} as many of {length} tokens assumed")
         row = replace(row, seq=length)
     plan, plan_notes, known = _plan(row, model, stack, device, profile)
     if row.workload == "layer-microbenchmark":
@@ -162,7 +162,7 @@ def _case(row: Row) -> Case:
         assumptions=tuple(notes + plan_notes),
         layout_known=known,
         work=row.workload,
-        share=share,
+        share=computed,
     )
 
 
