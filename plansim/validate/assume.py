@@ -133,7 +133,7 @@ def _case(row: Row) -> Case:
         )
     if not row.gbs:
         raise Unpredictable("gbs (global batch) is blank and nothing can stand in for it")
-    share = 1.0
+    computed = 1.0
     if (
         row.family == "bert"
         and (row.seq or 0) >= BINNED_FROM
