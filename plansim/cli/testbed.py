@@ -24,7 +24,10 @@ Rate = Annotated[
     str | None, typer.Option("--rate", help='Rate of every link, e.g. "1 Gbit/s"; unshaped when left out.')
 ]
 RanksPerHost = Annotated[int, typer.Option("--ranks-per-host", min=1, help="Ranks placed on one host.")]
-Cpu = Annotated[float | None, typer.Option("--cpu", help="CPU cores every host may use, e.g. 0.5.")]
+Cpu = Annotated[
+    str | None,
+    typer.Option("--cpu", metavar="CORES", help="CPU cores every host may use: 0.5, or of each: 1,0.5."),
+]
 Name = Annotated[str, typer.Option("--name", help="Which testbed.")]
 Base = Annotated[str, typer.Option("--profile", "-p", metavar="P", help="Profile of this machine.")]
 
@@ -189,12 +192,34 @@ def _rates(spec: TestbedSpec) -> str:
     return ", ".join(sorted({"unshaped" if r is None else format_rate(r) for r in spec.rates_bytes_per_s}))
 
 
-def _spec(hosts: int, rate: str | None, ranks_per_host: int, cpu: float | None) -> TestbedSpec:
+def _spec(hosts: int, rate: str | None, ranks_per_host: int, cpu: str | None) -> TestbedSpec:
+    from dataclasses import replace
+
     from plansim.execute.testbed import TestbedSpec
     from plansim.units import parse
 
     bytes_per_s = None if rate is None else parse(rate, "bytes/s")
-    return TestbedSpec.even(hosts, bytes_per_s, ranks_per_host=ranks_per_host, cores=cpu)
+    even = TestbedSpec.even(hosts, bytes_per_s, ranks_per_host=ranks_per_host)
+    cores = _cores(cpu)
+    return replace(even, cores=cores * hosts if len(cores) == 1 else cores)
+
+
+def _cores(cpu: str | None) -> tuple[float | None, ...]:
+    """Return the cores of one host for all, or of each.
+
+    Examples
+    --------
+    >>> _cores("1,0.5"), _cores(None)
+    ((1.0, 0.5), (None,))
+    """
+    from plansim.errors import InputError
+
+    if cpu is None:
+        return (None,)
+    try:
+        return tuple(float(part) for part in cpu.split(","))
+    except ValueError:
+        raise InputError(f"--cpu {cpu}: expected a number of cores, or one for each host as 1,0.5") from None
 
 
 def _profile_text(spec: TestbedSpec, base: str) -> str:

@@ -82,6 +82,9 @@ def device_data(device: Device) -> dict[str, Any]:
         "curves": {k: v for k, v in curves.items() if v},
         "sources": {k: v for k, v in device.sources.items() if k != "usd_per_hour"},
     }
+    for name in ("sustained_fraction", "host_speed"):
+        if getattr(device, name) != 1.0:
+            data[name] = getattr(device, name)
     if device.usd_per_hour is not None:
         low, high = device.usd_per_hour
         basis = device.sources.get("usd_per_hour", "printed: not stated").removeprefix("printed: ")

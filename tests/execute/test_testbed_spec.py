@@ -87,3 +87,17 @@ def test_unshaped_links_are_the_machine():
     links = profile_of_testbed(TestbedSpec.even(2), base).fabric[-1]
 
     assert links.bandwidth_bytes_per_s == base.fabric[0].bandwidth_bytes_per_s
+
+
+def test_a_host_with_a_part_of_a_core_is_a_slower_node():
+    spec = TestbedSpec(hosts=3, rates_bytes_per_s=(None,) * 3, cores=(1.0, 0.5, 0.5))
+
+    profile = profile_of_testbed(spec, load_profile("local-cpu"))
+    again = profile_from_data(profile_data(profile))
+
+    fast, slow = profile.groups
+    assert (fast.count, slow.count) == (1, 2)
+    assert slow.device.sustained_fraction == fast.device.sustained_fraction / 2
+    assert profile.mixed
+    assert again.groups == profile.groups
+    assert profile_of_testbed(spec, profile) == profile
