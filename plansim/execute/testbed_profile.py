@@ -26,10 +26,8 @@ def profile_of_testbed(spec: TestbedSpec, base: Profile) -> Profile:
     ----------
     spec : TestbedSpec
     base : Profile
-        The machine itself, as ``plansim calibrate`` wrote it; a testbed's own profile stays as it is.
+        The machine itself, as ``plansim calibrate`` wrote it.
     """
-    if "shared_cores" in base.calibration:
-        return base
     inner = base.fabric[0]
     fabric = (replace(inner, group=spec.ranks_per_host), _links(spec, inner))
     cores = max(1, base.host.cores // spec.hosts)

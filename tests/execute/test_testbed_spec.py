@@ -100,4 +100,3 @@ def test_a_host_with_a_part_of_a_core_is_a_slower_node():
     assert slow.device.sustained_fraction == fast.device.sustained_fraction / 2
     assert profile.mixed
     assert again.groups == profile.groups
-    assert profile_of_testbed(spec, profile) == profile
