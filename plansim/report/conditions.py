@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from plansim.capacity.grid import ALIASES
 from plansim.errors import UnitError
+from plansim.report.choose import wall_of
 from plansim.report.option import Option
 from plansim.report.words import short
 from plansim.units import UNITS, parse
@@ -45,6 +46,17 @@ def value_of(text: object) -> float | None:
         except UnitError:
             continue
     return None
+
+
+def workloads(options: Sequence[Option]) -> list[list[Option]]:
+    """Return the options by what is trained (model and tokens), the work of most device-hours first.
+
+    A cluster is chosen for a workload; results of several are not weighed against each other.
+    """
+    found: dict[tuple[str, float | None], list[Option]] = {}
+    for o in options:
+        found.setdefault((o.model, o.run.target_tokens if o.run else None), []).append(o)
+    return sorted(found.values(), key=lambda mine: -min(o.devices * wall_of(o) for o in mine))
 
 
 def varying(options: Sequence[Option]) -> list[str]:

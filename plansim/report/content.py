@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plansim.errors import PlansimError
 from plansim.report.assumptions import Assumption, assumptions
@@ -18,7 +18,7 @@ from plansim.report.charts.scaling import scaling_charts
 from plansim.report.charts.tornado import tornado_chart
 from plansim.report.charts.waterfall import waterfall_chart
 from plansim.report.choose import Choice, choose, front, usd_of, wall_of
-from plansim.report.conditions import conditions, under, varying
+from plansim.report.conditions import conditions, under, varying, workloads
 from plansim.report.option import Option
 from plansim.report.read import Results
 from plansim.report.sensitivity import Effect, compression_of, effects, rebuilt, step_of
@@ -96,10 +96,14 @@ def _title(results: Results) -> str:
 
 def _options(content: Content) -> None:
     options = content.results.options
-    content.given = conditions(options)
+    kinds = workloads(options)
+    content.given = conditions(kinds[0])
     content.varying = varying(options)
-    candidates = under(options, content.given)
-    choice = content.choice = choose(candidates, content.results.wish)
+    candidates = under(kinds[0], content.given)
+    choice = choose(candidates, content.results.wish)
+    if len(kinds) > 1:
+        choice = replace(choice, why=f"{choice.why}; for the largest of the {len(kinds)} workloads here")
+    content.choice = choice
     best = choice.best
     content.on_front = {o.key for o in front(candidates)}
     order = sorted(

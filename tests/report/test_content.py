@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from small_planner import small_planner
 
+from plansim.capacity.grid import grid_from_data
 from plansim.capacity.size import parse_target, size_clusters
 from plansim.capacity.store import decode, encode
+from plansim.capacity.sweep import run_sweep
 from plansim.errors import InputError, MissingExtraError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Job
@@ -219,3 +221,21 @@ def test_the_examples_are_small():
     pages = list((Path(__file__).parents[2] / "reports").glob("*/*"))
 
     assert all(p.stat().st_size < 1_000_000 for p in pages)
+
+
+def test_models_are_not_weighed_against_each_other(tmp_path):
+    """A cluster is chosen for a workload: the larger model is not left out because the smaller is cheaper."""
+    grid = grid_from_data(
+        {
+            "name": "two models",
+            "grid": {"model": ["gpt3-125m", "llama-3.2-1b"], "profile": "a100x8", "devices": [8, 16]},
+            "job": {"global_batch": 256, "seq_len": 2048, "target_tokens": "100 Gtokens"},
+        }
+    )
+    path = tmp_path / "two.jsonl"
+    run_sweep(grid, path, planner=small_planner)
+    found = content_of(read_results([path]))
+
+    assert found.choice.best.model == "llama-3.2-1b"
+    assert {o.model for o in found.results.options if o.key in found.on_front} == {"llama-3.2-1b"}
+    assert "the largest of the 2 workloads" in html(found)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from plansim.report.charts.facets import facets
 from plansim.report.choose import front
-from plansim.report.conditions import conditions, under
+from plansim.report.conditions import conditions, under, workloads
 from plansim.report.option import Option
 from plansim.report.svg import WIDE, Chart, legend, padded, plane, series
 from plansim.report.words import dollars, tip
@@ -23,7 +23,8 @@ def pareto_chart(options: Sequence[Option], best: Option, colours: dict[str, int
         return ""
     days = [o.run.wall_s / DAY for o in priced if o.run]
     cost = [o.run.usd for o in priced if o.run]
-    on_front = front(under(priced, conditions(priced)))
+    same = workloads(priced)[0]
+    on_front = front(under(same, conditions(same)))
     summary = f"{len(priced)} options; {len(on_front)} of them are not beaten in both cost and time"
     chart = plane(
         "Cost against time",
