@@ -73,6 +73,9 @@ class BlockSample:
     kept_bytes, forward_peak_bytes, backward_peak_bytes : float
         Allocated from forward to backward (output included); the most above the start of the forward pass;
         the most above the start of the backward pass, gradients of parameters included.
+    owed_bytes, weight_peak_bytes : float
+        Of a backward pass in two halves: what the first adds until the second; the most above the start of
+        the second, gradients of parameters included.
     batch_bytes : float
         Of a model's first block: samples and targets of a microbatch.
     """
@@ -94,6 +97,8 @@ class BlockSample:
     kept_bytes: float = 0.0
     forward_peak_bytes: float = 0.0
     backward_peak_bytes: float = 0.0
+    owed_bytes: float = 0.0
+    weight_peak_bytes: float = 0.0
     output_bytes: float = 0.0
     batch_bytes: float = 0.0
     weight_bytes: float = 0.0
@@ -240,7 +245,7 @@ def _sample(
         held = inference_memory(blocks[0], place.x) if memory else Held()
     else:
         times = time_training(blocks, place, relative, split=case.split)
-        held = training_memory(blocks[0], place) if memory else Held()
+        held = training_memory(blocks[0], place, split=case.split) if memory else Held()
     parameters = list(blocks[0].parameters())
     return BlockSample(
         **asdict(case), **asdict(times), **asdict(held),

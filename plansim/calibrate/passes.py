@@ -70,11 +70,16 @@ class Times:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Bytes kept from forward to backward, and the most above the start of either pass."""
+    """Bytes kept from forward to backward, and the most above the start of either pass.
+
+    Of a backward pass in two halves: what the first adds until the second, and the most in the second.
+    """
 
     kept_bytes: float = 0.0
     forward_peak_bytes: float = 0.0
     backward_peak_bytes: float = 0.0
+    owed_bytes: float = 0.0
+    weight_peak_bytes: float = 0.0
 
 
 class Relative:
@@ -169,8 +174,9 @@ def _backward_apart(
     return lambda: stage_backward_weight(iter(block.parameters()), groups)
 
 
-def training_memory(block: nn.Module, place: Place) -> Held:
-    """Return bytes kept, and the peaks of both passes, from the allocator's own events."""
+def training_memory(block: nn.Module, place: Place, *, split: bool) -> Held:
+    """Return bytes kept, and the peaks of the passes, from the allocator's own events."""
+    apart = split and place.differentiable
     block.zero_grad(set_to_none=True)
     given = place.x.detach().requires_grad_(place.differentiable)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
@@ -181,13 +187,16 @@ def training_memory(block: nn.Module, place: Place) -> Held:
             out = _Next.apply(out)
         grad = torch.ones_like(out)
         with loss_parallel() if place.cut else nullcontext(), record_function("plansim::backward"):
-            out.backward(grad)
+            weights = (_backward_apart if apart else _backward)(block, given, out, grad)
+            given.grad = None  # the block before takes it over
+        with record_function("plansim::weights"):
+            weights()
     block.zero_grad(set_to_none=True)
     events = prof.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    forward, backward = (
+    forward, backward, weight = (
         next((e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() == f"plansim::{name}")
-        for name in ("forward", "backward")
+        for name in ("forward", "backward", "weights")
     )
 
     def during(first: int, last: int) -> list[int]:
@@ -200,6 +209,8 @@ def training_memory(block: nn.Module, place: Place) -> Held:
         kept_bytes=float(levels[-1]),
         forward_peak_bytes=float(max(levels)),
         backward_peak_bytes=float(gone + max(later)),
+        owed_bytes=float(gone + later[-1]) if apart else 0.0,
+        weight_peak_bytes=float(max(during(*weight))) if apart else 0.0,
     )
 
 

@@ -172,10 +172,14 @@ def _walk(
                 peak = max(peak, level + gradients + row["forward_peak_bytes"])
                 level += row["kept_bytes"]
                 continue
-            peak = max(peak, level + gradients + row["backward_peak_bytes"])
+            owed, most = float(row.get("owed_bytes", 0.0)), row["backward_peak_bytes"]
+            if kind == "W":
+                most = row.get("weight_peak_bytes") or most
+            peak = max(peak, level + gradients + most)
             if kind == "I":  # what the weight gradients need stays until their own pass
+                level += owed
                 continue
-            level -= row["kept_bytes"]
+            level -= row["kept_bytes"] + (owed if kind == "W" else 0.0)
             if chunk not in seen and kept_gradients:
                 gradients += 4.0 * row["parameters"] / shard
         held = (outputs or {}).get(chunk, 0.0)

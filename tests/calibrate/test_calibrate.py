@@ -103,6 +103,20 @@ def test_nobody_asks_for_the_gradient_of_the_data():
     assert first.backward_peak_bytes < 0.5 * 256 * 4096 * 4 + 4 * first.parameters
 
 
+@pytest.mark.distributed
+def test_a_backward_pass_in_halves_owes_the_gradients_of_its_products():
+    """A layer's four products put out 3, 1, 4 and 1 times its hidden size for every token, in 32 bits."""
+    job = Job(global_batch=8, seq_len=16, dtype="fp32")
+    plan = Plan(model="gpt", profile="", job=job, parallel=Parallel(pp=2, microbatch=2, schedule="zb-h1"))
+
+    layer = next(r for r in measure_blocks([(GPT, plan)]) if r.kind == "layer")
+
+    tokens = 2 * 16
+    assert layer.split
+    assert 4 * GPT.hidden * GPT.ffn <= layer.weight_peak_bytes, "one gradient at least, while others are freed"
+    assert 9 * tokens * GPT.hidden * 4 * 0.5 < layer.owed_bytes < 9 * tokens * GPT.hidden * 4 * 2
+
+
 def test_a_rank_of_tensor_parallelism_holds_its_heads():
     local = local_model(LLAMA, 2)
 

@@ -18,3 +18,14 @@ def test_a_split_backward_gives_back_with_its_second_half():
     """Between its halves a microbatch keeps what the weight gradients need: the next forward stands on it."""
     assert peak("F", "I", "W", "F", "I", "W") == peak("F", "B", "F", "B")
     assert peak("F", "I", "F", "W", "I", "W") == (40.0, 4.0)
+
+
+def test_a_split_backward_owes_gradients_until_its_second_half():
+    """Gradients of what every product puts out wait for the weight pass, beside the kept activations."""
+    row = {**ROW, "owed_bytes": 7.0, "weight_peak_bytes": 5.0}
+
+    def highest(*passes):
+        return _walk([(kind, 0) for kind in passes], {0: [row]}, {}, kept_gradients=True, shard=1)
+
+    assert highest("F", "I", "F", "W", "I", "W") == (47.0, 4.0)  # the second forward stands on 10 + 7
+    assert highest("F", "I", "W", "F", "I", "W") == peak("F", "B", "F", "B")
