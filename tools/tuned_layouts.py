@@ -233,7 +233,7 @@ def _moved(plan: Plan, best: Plan) -> list[str]:
 def stagings(model: Model, profile: Profile, plan: Plan) -> list[Plan]:
     """Return the layout with even stages, and with stages sized to their cost as recipes set them by hand."""
     p = plan.parallel
-    balance = Workbench(model, profile, plan, default_stack(profile, plan)).balance()
+    balance = Workbench(model, profile, plan, default_stack(profile, plan)).balance().get(1)
     layers = balance.layers(p.pp * p.virtual_stages) if p.pp > 1 and balance else None
     return [plan, *([replace(plan, parallel=replace(p, stage_layers=layers))] if layers else [])]
 
