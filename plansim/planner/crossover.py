@@ -12,7 +12,7 @@ from plansim.costs.layout import Layout
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Compression, Method, Plan
 from plansim.plan.read import plan_data
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner.objective import Figures
 from plansim.planner.sensitivity import with_bandwidth
 

@@ -14,7 +14,8 @@ from plansim.errors import PlanError
 from plansim.hardware.profile import Profile
 from plansim.plan.backends.base import Backend
 from plansim.plan.model import Job, Plan
-from plansim.plan.rules import Rejected, check_plan
+from plansim.plan.rule import Rejected
+from plansim.plan.rules import check_plan
 from plansim.planner.objective import Constraints, Figures
 from plansim.simulate.predict import interval_factor
 from plansim.simulate.replicas import paced_costs

@@ -13,7 +13,7 @@ from plansim.costs.layout import Layout
 from plansim.errors import InfeasibleError, InputError, UnknownNameError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner import mixed
 from plansim.planner.crossover import crossovers
 from plansim.planner.evaluate import Bounded, Evaluator

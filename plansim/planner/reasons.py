@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from plansim.costs.layout import Layout
 from plansim.plan.model import Plan
-from plansim.plan.rules import Rejected, check_plan
+from plansim.plan.rule import Rejected
+from plansim.plan.rules import check_plan
 from plansim.planner.evaluate import fits, peak_memory
 from plansim.planner.question import Question
 from plansim.units import format_bytes

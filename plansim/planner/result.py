@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from plansim.plan.model import Plan
 from plansim.plan.read import plan_data
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner.crossover import Crossover
 from plansim.results import Prediction
 

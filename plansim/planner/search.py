@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Generic, Protocol, TypeVar
 
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 
 P = TypeVar("P")
 P_co = TypeVar("P_co", covariant=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from plansim.plan.model import Method, Plan
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner.evaluate import quality_loss
 from plansim.planner.objective import Constraints, Figures
 from plansim.planner.pool import Pool

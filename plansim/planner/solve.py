@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from plansim.plan.model import Plan
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.objective import Constraints, Figures
 from plansim.planner.pool import Pool

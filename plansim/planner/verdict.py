@@ -8,7 +8,7 @@ from dataclasses import replace
 from plansim.costs.layout import Layout
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Method, Plan
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner.objective import Figures
 from plansim.planner.result import CompressionVerdict
 from plansim.units import format_rate

@@ -10,8 +10,9 @@ from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_w
 from plansim.errors import PlansimError
 from plansim.plan.model import Plan
 from plansim.simulate.predict import predict_layout
-from plansim.validate.assume import TUNED, Case, slice_group
+from plansim.validate.assume import Case
 from plansim.validate.balance import balanced
+from plansim.validate.plans import TUNED, slice_group
 from plansim.validate.rows import Unpredictable
 from plansim.validate.software import SHARDED_STACKS, UNSTATED_RECOMPUTE
 

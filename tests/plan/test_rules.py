@@ -14,7 +14,8 @@ from plansim.hardware.fabric import FabricLevel
 from plansim.hardware.profile import NodeGroup, Profile
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Compression, Job, Method, Parallel, Plan
-from plansim.plan.rules import RULES, Broken, check_plan, require, without_effect
+from plansim.plan.rule import Broken
+from plansim.plan.rules import RULES, check_plan, require, without_effect
 from plansim.workload.model import Model, MoE
 
 LLAMA = Model(

@@ -11,7 +11,7 @@ from plansim.costs.layout import Layout
 from plansim.errors import InputError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Compression, Job, Method, Parallel, Plan
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner import Constraints, plan
 from plansim.planner.crossover import crossovers
 from plansim.planner.evaluate import Bounded, Evaluator

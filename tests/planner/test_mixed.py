@@ -15,7 +15,8 @@ from plansim.hardware.stack import find_stack
 from plansim.plan.emit import EMITTERS, emit
 from plansim.plan.kinds import kinds_of_replicas
 from plansim.plan.model import Job, Overlap, Parallel, Plan
-from plansim.plan.rules import Rejected, check_plan
+from plansim.plan.rule import Rejected
+from plansim.plan.rules import check_plan
 from plansim.planner import plan
 from plansim.planner.evaluate import Evaluator
 from plansim.planner.plan import ask

@@ -11,7 +11,8 @@ from plansim.costs.layout import Layout, default_stack
 from plansim.errors import InfeasibleError, InputError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Job, Overlap, Parallel, Plan
-from plansim.plan.rules import Rejected, check_plan
+from plansim.plan.rule import Rejected
+from plansim.plan.rules import check_plan
 from plansim.planner import plan
 from plansim.planner.evaluate import Evaluator, peak_memory
 from plansim.planner.objective import OBJECTIVES

@@ -11,7 +11,7 @@ from plansim.costs.layout import Layout
 from plansim.errors import InfeasibleError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Job, Parallel, Plan
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner import plan
 from plansim.planner.evaluate import Evaluator, peak_memory
 from plansim.planner.objective import Constraints

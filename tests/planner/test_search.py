@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plansim.plan.model import Job, Plan
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner import Listed, search
 
 PLAN = Plan(model="m", profile="p", job=Job(global_batch=1, seq_len=1))

@@ -10,7 +10,7 @@ from plansim.costs.layout import default_stack
 from plansim.errors import InfeasibleError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Compression, Job, Method, Overlap, Parallel, Plan
-from plansim.plan.rules import Rejected
+from plansim.plan.rule import Rejected
 from plansim.planner import plan
 from plansim.planner.evaluate import Evaluator
 from plansim.planner.objective import OBJECTIVES, Constraints

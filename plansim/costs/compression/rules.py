@@ -7,7 +7,7 @@ from plansim.costs.compression.model.registry import MODEL_METHODS
 from plansim.costs.compression.registry import COMPRESSION_METHODS
 from plansim.errors import InputError, UnknownNameError
 from plansim.plan.model import Method
-from plansim.plan.rules import Broken, Case, Rule
+from plansim.plan.rule import Broken, Case, Rule
 
 
 def compression_supported(case: Case) -> Broken | None:
