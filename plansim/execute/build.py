@@ -8,8 +8,9 @@ from torch import nn
 from plansim.execute.mesh import Mesh
 from plansim.execute.models.attention import Attention, SequenceShare
 from plansim.execute.models.base import Blueprint, Chunk, DataShape
-from plansim.execute.models.experts import Experts, ExpertShare
+from plansim.execute.models.experts import Experts
 from plansim.execute.models.transformer import TokenEmbedding
+from plansim.execute.parallel.expert_ranks import ExpertShare
 from plansim.execute.parallel.pipeline import chunks_of_rank
 from plansim.execute.parallel.recompute import recomputing
 from plansim.execute.parallel.sharded import shard_module

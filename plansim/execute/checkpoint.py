@@ -179,10 +179,10 @@ def _optimizer_state(optimizer: Any) -> Iterator[tuple[int, nn.Parameter, dict[s
     """Yield (number, parameter, state) of an optimizer, of a sharded one its own share."""
     if optimizer is None:
         return
-    inner = getattr(optimizer, "optim", optimizer)
-    parameters = [p for group in inner.param_groups for p in group["params"]]
-    for index, parameter in enumerate(parameters):
-        yield index, parameter, inner.state[parameter]
+    parts = [getattr(part, "optim", part) for part in getattr(optimizer, "parts", (optimizer,))]
+    held = [(part.state, p) for part in parts for group in part.param_groups for p in group["params"]]
+    for index, (state, parameter) in enumerate(held):
+        yield index, parameter, state[parameter]
 
 
 @torch.no_grad()

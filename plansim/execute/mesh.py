@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import gcd
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ class Mesh:
     root : DeviceMesh
         torch's mesh with the grid's axes.
     meshes : dict
-        Parts of it by name: every axis, and ``replicas`` (dp and cp together: the ranks that share a
-        gradient).
+        Parts of it by name: every axis, ``replicas`` (dp and cp together: the ranks that share a gradient),
+        and what sharded state is divided over: ``shards``, and ``expert_shards`` for experts that lie on
+        different ranks. These two have two axes, (copies, shard), where one copy spans fewer ranks.
     groups, members : dict
         Process group of this rank and its ranks in order, by name; besides the above ``ep`` (consecutive
-        replicas that divide the experts) and ``expert_replicas`` (replicas with equal experts).
+        replicas that divide the experts) and ``expert_replicas`` (replicas with equal experts). Those of
+        ``shards`` and ``expert_shards`` are the ranks of one copy.
     """
 
     grid: Grid
@@ -49,13 +52,6 @@ class Mesh:
         """Return this rank's position in its group."""
         return self.members[name].index(self.rank)
 
-    def hybrid(self, shard: int) -> DeviceMesh:
-        """Return the replicas as (copies, shard): parameters are divided over `shard` neighbours."""
-        replicas = self.meshes["replicas"]
-        if shard == replicas.size():
-            return replicas
-        return replicas._unflatten(0, (replicas.size() // shard, shard), ("copies", "shard"))
-
 
 @contextmanager
 def process_mesh(
@@ -65,11 +61,13 @@ def process_mesh(
     device: torch.device,
     timeout_s: float,
     expert_parallel: int = 1,
+    shard: int | None = None,
     tied: bool = False,
 ) -> Iterator[Mesh]:
     """Join the job at `meet` and yield this rank's mesh; leave the job at the end, also after an error.
 
-    With `tied`, the first and the last rank of every pipeline get a group of their own (``ends``).
+    Sharded state is divided over `shard` neighbours among the replicas, all of them by default. With `tied`,
+    the first and the last rank of every pipeline get a group of their own (``ends``).
     """
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
@@ -84,7 +82,7 @@ def process_mesh(
             backend, store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout, **options
         )
     try:
-        yield _mesh(grid, meet.rank, device, expert_parallel, tied, timeout)
+        yield _mesh(grid, meet.rank, device, expert_parallel, shard, tied, timeout)
     finally:
         dist.destroy_process_group()
 
@@ -96,7 +94,15 @@ def _store(meet: Rendezvous, timeout: timedelta) -> Any:
     )
 
 
-def _mesh(grid: Grid, rank: int, device: torch.device, ep: int, tied: bool, timeout: timedelta) -> Mesh:
+def _mesh(
+    grid: Grid,
+    rank: int,
+    device: torch.device,
+    ep: int,
+    shard: int | None,
+    tied: bool,
+    timeout: timedelta,
+) -> Mesh:
     root = init_device_mesh(device.type, grid.sizes, mesh_dim_names=grid.axes)
     meshes = {axis: root[axis] for axis in grid.axes}
     meshes["replicas"] = _replicas(root, grid)
@@ -110,7 +116,24 @@ def _mesh(grid: Grid, rank: int, device: torch.device, ep: int, tied: bool, time
             group = dist.new_group(row, timeout=timeout)
             if rank in row:
                 groups[name], members[name] = group, row
+    replicas = meshes["replicas"]
+    shard = shard or replicas.size()
+    meshes["shards"] = _divided(replicas, shard, "")
+    if ep > 1:
+        held = replicas._unflatten(0, (replicas.size() // ep, ep), ("expert_replicas", "ep"))
+        here = held["expert_replicas"]
+        meshes["expert_shards"] = _divided(here, gcd(max(1, shard // ep), here.size()), "expert_")
+    for name in ("shards", "expert_shards") if ep > 1 else ("shards",):
+        copy = meshes[name][meshes[name].mesh_dim_names[-1]]
+        groups[name], members[name] = copy.get_group(), tuple(copy.mesh.flatten().tolist())
     return Mesh(grid=grid, rank=rank, device=device, root=root, meshes=meshes, groups=groups, members=members)
+
+
+def _divided(ranks: DeviceMesh, shard: int, prefix: str) -> DeviceMesh:
+    """Return ranks as (copies, shard), `shard` neighbours holding one copy together; all of them as they are."""
+    if shard == ranks.size():
+        return ranks
+    return ranks._unflatten(0, (ranks.size() // shard, shard), (f"{prefix}copies", f"{prefix}shard"))
 
 
 def _replicas(root: DeviceMesh, grid: Grid) -> DeviceMesh:

@@ -21,11 +21,12 @@ from plansim.execute.models.base import Blueprint
 from plansim.execute.optimizers import make_optimizer
 from plansim.execute.outer import OuterSync
 from plansim.execute.parallel.pipeline import Pipeline
-from plansim.execute.parallel.replicas import FlatReducer, ParameterServer
-from plansim.execute.parallel.sharded import sharded_optimizer
+from plansim.execute.parallel.replicas import FlatReducer, ParameterServer, spread_experts
+from plansim.execute.parallel.sharded import Optimizers, sharded_optimizer
 from plansim.execute.parallel.tensor import (
     cut_gradients,
     keep_local_parameters,
+    local,
     partial_parameters,
     sum_gradients,
 )
@@ -79,6 +80,7 @@ class Trainer:
         # DDP over cut tensors puts new parameter objects into the module at every forward; these are the
         # ones it reduces.
         self.parameters = list(self.model.parameters())
+        self.experts = spread_experts(self.model)
         self.optimizer = self._optimizer()
         self.outer = self._outer()
         self.scores, self.last_loss = SCORED_STEPS, torch.zeros((), device=mesh.device)
@@ -141,6 +143,9 @@ class Trainer:
             cut_gradients(self.parameters)
         if self.tied is not None:
             sum_gradients([self.tied], self.mesh.groups["ends"])
+        if self.experts and self.plan.parallel.zero_stage > 1:
+            for expert in self.experts:  # averaged over the ranks that hold it; others sent tokens too
+                local(expert.grad).div_(self.mesh.size("ep"))
         if self.partial:
             sum_gradients(self.partial, self.mesh.groups["tp"])
         if self.reducer is not None:
@@ -224,11 +229,11 @@ class Trainer:
         outer = self.plan.compression.outer
         if outer.method == "none" or self.mesh.size("replicas") == 1:
             return None
-        if outer.options.get("engine", "own") == "torchft" and self.optimizer is not None:
+        if outer.options.get("engine", "own") == "torchft" and isinstance(self.optimizer, torch.optim.Optimizer):
             return TorchftSync(outer.options, self.model, self.optimizer, self.mesh.groups["replicas"])
         return OuterSync(outer.method, outer.options, self.parameters, self.mesh.groups["replicas"])
 
-    def _optimizer(self) -> torch.optim.Optimizer | None:
+    def _optimizer(self) -> torch.optim.Optimizer | Optimizers | None:
         name = self.plan.job.optimizer
         if self.plan.job.phase == "infer":
             return None
@@ -236,7 +241,9 @@ class Trainer:
             owned = self.reducer.owned()
             return make_optimizer(name, owned) if owned else None
         if self.plan.parallel.zero_stage == 1 and self.mesh.size("replicas") > 1:
-            return sharded_optimizer(name, self.parameters, self.mesh.groups["replicas"])
+            experts = set(map(id, self.experts))
+            dense = [p for p in self.parameters if id(p) not in experts]
+            return sharded_optimizer(name, dense, self.experts, self.mesh)
         return make_optimizer(name, self.parameters)
 
     def _tied_table(self, chunks: dict[int, Any]) -> nn.Parameter | None:

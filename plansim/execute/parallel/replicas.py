@@ -18,6 +18,12 @@ from plansim.execute.models.experts import Experts
 from plansim.execute.parallel.tensor import local, scatter_back, sum_gradients
 
 
+def spread_experts(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of experts that lie on several ranks: replicas do not hold all the same."""
+    parts = [m for m in model.modules() if isinstance(m, Experts) and m.share.size > 1]
+    return [p for part in parts for p in part.expert_parameters()]
+
+
 class FlatReducer:
     """Averages gradients over the replicas in one flat all-reduce, or through a compression hook.
 
@@ -26,14 +32,9 @@ class FlatReducer:
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh, hook: Hook | None = None) -> None:
-        experts = {
-            id(p)
-            for m in model.modules()
-            if isinstance(m, Experts) and m.share.size > 1
-            for p in m.expert_parameters()
-        }
-        self.dense = [p for p in model.parameters() if p.requires_grad and id(p) not in experts]
-        self.experts = [p for p in model.parameters() if id(p) in experts]
+        self.experts = spread_experts(model)
+        spread = set(map(id, self.experts))
+        self.dense = [p for p in model.parameters() if p.requires_grad and id(p) not in spread]
         self.mesh, self.hook = mesh, hook
 
     def reduce(self) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 
 from plansim.execute.mesh import Mesh
-from plansim.execute.optimizers import grouped, optimizer_class
+from plansim.execute.models.experts import ExpertWeights
+from plansim.execute.optimizers import grouped, make_optimizer, optimizer_class
 from plansim.execute.sharded_comm import (
     SHARDED_METHODS,
     CodedAllGather,
@@ -27,20 +31,44 @@ REDUCE_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def shard_module(
     module: nn.Module, mesh: Mesh, plan: Plan, *, compute_dtype: torch.dtype | None
 ) -> nn.Module:
-    """Return the module divided over the replicas; ZeRO-2 keeps it whole from forward to backward."""
-    p = plan.parallel
+    """Return the module divided over the replicas; ZeRO-2 keeps it whole from forward to backward.
+
+    Experts that lie on different ranks are divided over the ranks with equal ones alone.
+    """
+    for part in module.modules() if plan.parallel.ep > 1 else ():
+        if isinstance(part, ExpertWeights) and not isinstance(part, FSDPModule):
+            ranks = mesh.meshes["expert_shards"]
+            _shard(part, ranks, plan, compute_dtype, partial(even_cut, ranks=ranks.shape[-1]))
+    return _shard(module, mesh.meshes["shards"], plan, compute_dtype)
+
+
+def _shard(
+    module: nn.Module,
+    ranks: DeviceMesh,
+    plan: Plan,
+    compute_dtype: torch.dtype | None,
+    cut: Callable[[nn.Parameter], Shard] | None = None,
+) -> nn.Module:
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype,
         reduce_dtype=REDUCE_DTYPES.get(plan.compression.gradients.method) or torch.float32,
     )
     fully_shard(
         module,
-        mesh=mesh.hybrid(p.zero_group or mesh.size("replicas")),
-        reshard_after_forward=p.zero_stage == 3,
+        mesh=ranks,
+        reshard_after_forward=plan.parallel.zero_stage == 3,
+        shard_placement_fn=cut,
         mp_policy=policy,
     )
-    _code_messages(module, plan)
+    if ranks.shape[-1] > 1:
+        _code_messages(module, plan)
     return module
+
+
+def even_cut(parameter: nn.Parameter, ranks: int) -> Shard:
+    """Return the first axis of a parameter that `ranks` divide: there may be more of them than experts."""
+    even = [axis for axis, size in enumerate(parameter.shape) if size % ranks == 0]
+    return Shard(even[0] if even else 0)
 
 
 def _code_messages(module: FSDPModule, plan: Plan) -> None:
@@ -57,8 +85,32 @@ def _code_messages(module: FSDPModule, plan: Plan) -> None:
         )
 
 
-def sharded_optimizer(name: str, parameters: Iterable[nn.Parameter], group: Any) -> torch.optim.Optimizer:
-    """Return a ZeRO-1 optimizer: each replica keeps the state of some parameters and broadcasts them."""
+class Optimizers:
+    """Several optimizers that step as one: dense parameters and experts are shared by different ranks."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    def step(self) -> None:
+        """Update all parameters."""
+        for part in self.parts:
+            part.step()
+
+
+def sharded_optimizer(
+    name: str, dense: list[nn.Parameter], experts: list[nn.Parameter], mesh: Mesh
+) -> torch.optim.Optimizer | Optimizers:
+    """Return a ZeRO-1 optimizer: experts that lie on different ranks are shared by those with equal ones."""
+    first = _shared_state(name, dense, mesh.groups["shards"])
+    if not experts:
+        return first
+    alone = mesh.size("expert_shards") == 1
+    second = make_optimizer(name, experts) if alone else _shared_state(name, experts, mesh.groups["expert_shards"])
+    return Optimizers(first, second)
+
+
+def _shared_state(name: str, parameters: Iterable[nn.Parameter], group: Any) -> torch.optim.Optimizer:
+    """Return an optimizer whose ranks keep the state of some parameters each and broadcast those."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own use of torch.jit on import
         from torch.distributed.optim import ZeroRedundancyOptimizer

@@ -16,6 +16,7 @@ from plansim.execute.mesh import Mesh
 from plansim.execute.models.attention import SequenceShare
 from plansim.execute.models.experts import Experts
 from plansim.execute.models.transformer import TokenEmbedding
+from plansim.execute.parallel.expert_ranks import ExpertSlices
 from plansim.execute.parallel.recompute import Recomputed
 
 _Held = tuple[DTensor, nn.Parameter, list[tuple[nn.Module, str]]]
@@ -43,7 +44,11 @@ def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.
     plan = block.tensor_parallel_plan(sequence_parallel=sequence_parallel)
     for part in block.modules():
         if isinstance(part, Experts):
-            part.cut(mesh.index("tp"), mesh.size("tp"), mesh.groups["tp"])
+            part.cut(
+                ExpertSlices(
+                    mesh.index("tp"), mesh.size("tp"), mesh.groups["tp"], of_sequence=sequence_parallel
+                )
+            )
     parallelize_module(block, mesh.meshes["tp"], plan, src_data_rank=None)
     if sequence_parallel and isinstance(block, TokenEmbedding):
         block.slice = SequenceShare(mesh.index("tp"), mesh.size("tp"), mesh.groups["tp"])

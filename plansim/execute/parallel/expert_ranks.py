@@ -1,0 +1,111 @@
+"""The ranks that experts lie on: those that hold different ones, and those that hold slices of the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed._functional_collectives import (
+    all_gather_tensor_autograd,
+    all_to_all_single_autograd,
+    reduce_scatter_tensor_autograd,
+)
+from torch.nn import functional
+
+
+class ExpertShare:
+    """Which experts this rank holds: all of them by default."""
+
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
+        self.rank, self.size, self.group = rank, size, group
+
+    def exchange(self, rows: torch.Tensor, receive: list[int], send: list[int]) -> torch.Tensor:
+        """Return the rows every rank of the group sent here; the gradient travels back the same way."""
+        if self.size == 1:
+            return rows
+        return all_to_all_single_autograd(rows.contiguous(), receive, send, self.group)
+
+
+class ExpertSlices:
+    """Which slice of every expert's width this tensor-parallel rank holds: the whole by default.
+
+    Attributes
+    ----------
+    of_sequence : bool
+        Whether each rank brings the tokens of its own slice of the sequence, in place of all tokens.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, group: Any = None, *, of_sequence: bool = False
+    ) -> None:
+        self.rank, self.size, self.group, self.of_sequence = rank, size, group, of_sequence
+
+    def enter(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows that every slice works on; the ranks' gradients are added."""
+        if self.size == 1:
+            return rows
+        return self._gather(rows) if self.of_sequence else _Enter.apply(rows, self.group)
+
+    def all(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return what belongs to those rows and has no gradient."""
+        return self._gather(numbers) if self.of_sequence else numbers
+
+    def leave(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the slices, of the rows that this rank brought."""
+        if self.size == 1:
+            return rows
+        return self._scatter(rows) if self.of_sequence else _Leave.apply(rows, self.group)
+
+    def gather_uneven(
+        self, rows: torch.Tensor, owner: torch.Tensor, padding: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows of all ranks and their owners, each rank's padded to the longest; `padding` owns those."""
+        most = torch.tensor(max(1, len(rows)), device=rows.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self.group)
+        missing = int(most) - len(rows)
+        return (
+            self._gather(functional.pad(rows, (0, 0, 0, missing))),
+            self._gather(functional.pad(owner, (0, missing), value=padding)),
+        )
+
+    def scatter_uneven(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the sum over the slices, of the `count` rows that this rank brought to `gather_uneven`."""
+        return self._scatter(rows)[:count]
+
+    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return all_gather_tensor_autograd(rows.contiguous(), gather_dim=0, group=self.group)
+
+    def _scatter(self, rows: torch.Tensor) -> torch.Tensor:
+        return reduce_scatter_tensor_autograd(rows.contiguous(), "sum", scatter_dim=0, group=self.group)
+
+
+class _Enter(torch.autograd.Function):
+    """Identity whose gradient is summed over the tensor-parallel group (Megatron's f)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        grad = grad.contiguous()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
+
+
+class _Leave(torch.autograd.Function):
+    """Sum over the tensor-parallel group whose gradient is the identity (Megatron's g)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: Any) -> torch.Tensor:
+        del ctx
+        total = x.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        del ctx
+        return grad, None
