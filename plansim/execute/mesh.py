@@ -130,7 +130,7 @@ def _mesh(
 
 
 def _divided(ranks: DeviceMesh, shard: int, prefix: str) -> DeviceMesh:
-    """Return ranks as (copies, shard), `shard` neighbours holding one copy together; all of them as they are."""
+    """Return ranks as (copies, shard), where `shard` neighbours hold one copy together."""
     if shard == ranks.size():
         return ranks
     return ranks._unflatten(0, (ranks.size() // shard, shard), (f"{prefix}copies", f"{prefix}shard"))

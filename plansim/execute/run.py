@@ -125,11 +125,6 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
         raise PlanError(f"etp {p.etp} cannot be run: experts are cut by tp here; leave etp out")
     if p.ep > 1 and (model.moe is None or model.moe.experts % p.ep or (p.dp * p.cp) % p.ep):
         raise PlanError(f"ep {p.ep} must divide the experts and dp x cp ({p.dp * p.cp})")
-    if p.ep > 1 and p.zero_stage:
-        raise PlanError(
-            f"ep {p.ep} with zero_stage {p.zero_stage} cannot be run: shards are cut over all replicas, "
-            "which hold different experts; use zero_stage 0"
-        )
     if p.pp > 1 and p.zero_stage == 3 and find_schedule(p.schedule).splits_backward:
         raise PlanError(
             f"zero_stage 3 with schedule '{p.schedule}' gives slightly wrong gradients in torch; use "

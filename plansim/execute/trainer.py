@@ -229,7 +229,9 @@ class Trainer:
         outer = self.plan.compression.outer
         if outer.method == "none" or self.mesh.size("replicas") == 1:
             return None
-        if outer.options.get("engine", "own") == "torchft" and isinstance(self.optimizer, torch.optim.Optimizer):
+        if outer.options.get("engine", "own") == "torchft" and isinstance(
+            self.optimizer, torch.optim.Optimizer
+        ):
             return TorchftSync(outer.options, self.model, self.optimizer, self.mesh.groups["replicas"])
         return OuterSync(outer.method, outer.options, self.parameters, self.mesh.groups["replicas"])
 

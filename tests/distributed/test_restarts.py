@@ -12,7 +12,7 @@ from collections import namedtuple
 from dataclasses import replace
 
 import pytest
-from runs import GPT, MLP, TIED, plan
+from runs import GPT, MLP, MOE, TIED, plan
 
 from plansim.errors import ExecutionError, PlanError
 from plansim.execute import RunOptions, run_plan
@@ -43,14 +43,14 @@ class Killer(threading.Thread):
 
 CASES = {
     "data parallel": plan(GPT, dp=2, optimizer="adamw"),
-    "zero 1": plan(GPT, dp=2, optimizer="adamw", zero_stage=1),
+    "zero 1, experts": plan(MOE, dp=2, ep=2, optimizer="adamw", zero_stage=1),
     "zero 3": plan(GPT, dp=2, optimizer="adamw", zero_stage=3),
     "tied, tensor": plan(TIED, tp=2, optimizer="momentum"),
     "pipeline": plan(GPT, pp=2, optimizer="adam"),
     "parameter server": plan(MLP, dp=2, optimizer="adamw", aggregation="parameter_server"),
 }
 DTENSORS_ARE_SLOW = {"zero 3", "tied, tensor"}
-MODELS = {m.name: m for m in (GPT, MLP, TIED)}
+MODELS = {m.name: m for m in (GPT, MLP, MOE, TIED)}
 
 
 @pytest.mark.parametrize(

@@ -127,12 +127,8 @@ def test_who_cuts_experts_and_who_keeps_them_whole():
     assert "use etp 1" in says["torchtitan"][0][0]
     assert says["torchtitan"][1] == []
     assert any("keeps experts whole" in reason for reason in says["deepspeed"][0])
+    assert says["plansim"][0] == []
     assert says["plansim"][1]
-    refused = " ".join(says["plansim"][0])
-    assert "hold different experts" in refused
-    assert "whole tokens" in refused
-    plain = replace(cut, parallel=replace(cut.parallel, zero_stage=0, sequence_parallel=False))
-    assert BACKENDS["plansim"].check(plain, MIXTRAL) == []
 
 
 def test_megatron_orders_pp_inside_dp_where_experts_fill_what_lies_inside():

@@ -36,9 +36,7 @@ class ExpertSlices:
         Whether each rank brings the tokens of its own slice of the sequence, in place of all tokens.
     """
 
-    def __init__(
-        self, rank: int = 0, size: int = 1, group: Any = None, *, of_sequence: bool = False
-    ) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, *, of_sequence: bool = False) -> None:
         self.rank, self.size, self.group, self.of_sequence = rank, size, group, of_sequence
 
     def enter(self, rows: torch.Tensor) -> torch.Tensor:
@@ -60,7 +58,7 @@ class ExpertSlices:
     def gather_uneven(
         self, rows: torch.Tensor, owner: torch.Tensor, padding: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rows of all ranks and their owners, each rank's padded to the longest; `padding` owns those."""
+        """Return the rows of all ranks and their owners; `padding` owns what fills up to the longest."""
         most = torch.tensor(max(1, len(rows)), device=rows.device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self.group)
         missing = int(most) - len(rows)

@@ -105,7 +105,9 @@ def sharded_optimizer(
     if not experts:
         return first
     alone = mesh.size("expert_shards") == 1
-    second = make_optimizer(name, experts) if alone else _shared_state(name, experts, mesh.groups["expert_shards"])
+    second = (
+        make_optimizer(name, experts) if alone else _shared_state(name, experts, mesh.groups["expert_shards"])
+    )
     return Optimizers(first, second)
 
 

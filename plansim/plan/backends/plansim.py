@@ -70,19 +70,6 @@ PLANSIM = Backend(
     pairs=(
         *(
             Pair(
-                features=(f"zero {stage}", "ep"),
-                reason="shards are cut over all replicas, which hold different experts",
-                remedy="use zero_stage 0",
-            )
-            for stage in (1, 2, 3)
-        ),
-        Pair(
-            features=("cut experts", "sequence parallel"),
-            reason="the router needs whole tokens",
-            remedy="switch sequence_parallel off",
-        ),
-        *(
-            Pair(
                 features=(f"zero {stage}", "pp", "tied embeddings"),
                 reason="the table of both ends cannot be divided over the replicas",
                 remedy="use zero_stage 0 or 1",
