@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -136,14 +137,15 @@ def blocks_and_pace(
     todo: dict[tuple[object, ...], tuple[Model, _Case, Plan]] = {}
     for model, plan in cases:
         p = plan.parallel
-        for mode in modes_of_plan(plan):
+        halves = (False, True) if splits_backward(plan) else (False,)
+        for mode, split in product(modes_of_plan(plan), halves):
             wrapper = "dtensor" if p.tp > 1 else "sharded" if p.zero_stage > 1 else "plain"
             case = _Case(
                 wrapper=wrapper,
                 microbatch=p.microbatch,
                 tp=p.tp,
                 recompute=mode,
-                split=splits_backward(plan),
+                split=split,
             )
             method = plan.compression.model
             key = (model, case, plan.attention, plan.job.dtype, plan.job.seq_len, plan.job.phase, method)

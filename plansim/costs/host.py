@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from plansim.costs.boundaries import coding, sent_bytes
 from plansim.costs.buckets import held_parameters
 from plansim.costs.compression import find_method
-from plansim.costs.hostdata import HostCalibration, on_host
+from plansim.costs.hostdata import HostCalibration, on_host, splits_backward
 from plansim.costs.hostlinks import HostLinks
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 
@@ -74,7 +74,7 @@ class HostStep:
     def _chunk(self, index: int, modelled: ChunkCosts) -> ChunkCosts:
         forward = backward_input = backward_weight = recompute = Parts()
         for block, mode in zip(self.layout.chunks[index], self.layout.recompute_modes[index], strict=True):
-            f, r, i, w = self._block(block, mode)
+            f, r, i, w = self._block(block, mode, index)
             forward, recompute = forward + f, recompute + r
             backward_input, backward_weight = backward_input + i, backward_weight + w
         p = self.layout.plan.parallel
@@ -96,10 +96,10 @@ class HostStep:
             else (),
         )
 
-    def _block(self, block: Block, mode: str) -> tuple[Parts, Parts, Parts, Parts]:
+    def _block(self, block: Block, mode: str, chunk: int) -> tuple[Parts, Parts, Parts, Parts]:
         layout = self.layout
         modelled: BlockTime = self.block_time(layout, block)
-        measured = self.host.block(layout, block, mode)
+        measured = self.host.block(layout, block, mode, chunk)
         if measured is None:
             again = modelled.recompute_core if mode == "selective" else Parts()
             again = (
@@ -111,6 +111,8 @@ class HostStep:
             f, r, i, w = (Parts(compute_s=t.compute_s, host_s=t.host_s) for t in times)
         else:
             f, r, i, w = (p.scaled(self._longer) for p in self._measured_parts(measured, modelled, mode))
+            if chunk == 0 and splits_backward(layout.plan):
+                i, w = Parts(), i + w
         m = self.layout.plan.num_microbatches
         accumulate = self._longer * measured["accumulate_s"] * (m - 1) / m if measured else 0.0
         compute_s = f.compute_s + r.compute_s + i.compute_s + w.compute_s
@@ -238,7 +240,7 @@ class HostStep:
         for chunk in layout.chunks_of_stage[stage]:
             modes = layout.recompute_modes[chunk]
             for block, mode in zip(layout.chunks[chunk], modes, strict=True):
-                row = self.host.block(layout, block, mode)
+                row = self.host.block(layout, block, mode, chunk)
                 tensors += row["tensors"] if row else FULL_TENSORS
         seconds = rate * parameters / shards + each * tensors / (shards if p.zero_stage == 1 else 1)
         return float(self._longer * seconds)
@@ -260,7 +262,7 @@ class HostStep:
     def _block_seconds(self, chunk: int) -> float:
         """Return the seconds that a chunk computes for one microbatch."""
         blocks = zip(self.layout.chunks[chunk], self.layout.recompute_modes[chunk], strict=True)
-        return sum(part.compute_s for block, mode in blocks for part in self._block(block, mode))
+        return sum(part.compute_s for block, mode in blocks for part in self._block(block, mode, chunk))
 
     def _reduction(self, parameters: float, apart_s: float) -> list[Bucket]:
         """Return the gradient traffic of one rank: an all-reduce, compressed or not, or through servers.

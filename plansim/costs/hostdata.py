@@ -103,8 +103,8 @@ class HostCalibration:
         near = min(rows, key=lambda r: r["ranks"], default=None)
         return 1.0 / near["s_per_byte"] if near and near["s_per_byte"] > 0 else math.inf
 
-    def block(self, layout: Layout, block: Block, mode: str) -> Mapping[str, Any] | None:
-        """Return the measured block of a layout, or None."""
+    def block(self, layout: Layout, block: Block, mode: str, chunk: int) -> Mapping[str, Any] | None:
+        """Return the measured block of a chunk of a layout, or None."""
         p, job = layout.plan.parallel, layout.plan.job
         kind = block.kind
         if layout.model.family in NUMBERED_FAMILIES:
@@ -114,14 +114,18 @@ class HostCalibration:
             "phase": job.phase, "compression": layout.plan.compression.model.words,
             "model": layout.model.name, "kind": kind, "wrapper": wrapper, "microbatch": p.microbatch, "tp":
             p.tp, "seq_len": job.seq_len, "recompute": mode, "attention": layout.plan.attention, "dtype":
-            job.dtype, "split": splits_backward(layout.plan),
+            job.dtype, "split": splits_backward(layout.plan) and chunk > 0,
         }  # fmt: skip
         rows = self.data.get("blocks", ())
         return next((r for r in rows if all(r.get(k, PLAIN.get(k)) == v for k, v in wanted.items())), None)
 
 
 def splits_backward(plan: Plan) -> bool:
-    """Return whether a plan's schedule computes gradients of inputs and of weights apart."""
+    """Return whether a plan's schedule computes gradients of inputs and of weights apart.
+
+    A pipeline's first chunk sends no gradient on: torch runs its whole backward pass when that of its
+    weights is due.
+    """
     return plan.parallel.pp > 1 and find_schedule(plan.parallel.schedule).splits_backward
 
 

@@ -88,7 +88,7 @@ def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
 def _measured(layout: Layout, chunk: int, host: HostCalibration) -> list[Mapping[str, Any]] | None:
     """Return the measured blocks of a chunk, each in its own recompute mode; None where one is missing."""
     pairs = zip(layout.chunks[chunk], layout.recompute_modes[chunk], strict=True)
-    found = [host.block(layout, block, mode) for block, mode in pairs]
+    found = [host.block(layout, block, mode, chunk) for block, mode in pairs]
     known = [row for row in found if row is not None]
     return known if len(known) == len(found) else None
 
@@ -130,7 +130,7 @@ def _boundaries(
         before = 0.0
         if chunk > 0:
             block = layout.chunks[chunk - 1][-1]
-            row = host.block(layout, block, layout.recompute_modes[chunk - 1][-1])
+            row = host.block(layout, block, layout.recompute_modes[chunk - 1][-1], chunk - 1)
             before = block.boundary_bytes if row is None else float(row["output_bytes"])
         after = float(rows[chunk][-1]["output_bytes"]) if chunk < last else 0.0
         buffers += layout.plan.num_microbatches * (before + after)
@@ -151,7 +151,8 @@ def _passes(layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
             yield from ((kind, chunk) for kind in ("F", "B") for chunk in layout.chunks_of_stage[stage])
         return
     for action in find_schedule(p.schedule).actions(p.pp, m, p.virtual_stages)[stage]:
-        yield action.kind, action.chunk
+        if (action.kind, action.chunk) != ("I", 0):  # see `splits_backward`
+            yield action.kind, action.chunk
 
 
 def _walk(
@@ -193,7 +194,7 @@ def _walk(
 
 def _batch_bytes(layout: Layout, host: HostCalibration) -> float:
     """Return samples and targets of a step's global batch, which every rank has made for itself."""
-    first = host.block(layout, layout.chunks[0][0], layout.recompute_modes[0][0])
+    first = host.block(layout, layout.chunks[0][0], layout.recompute_modes[0][0], 0)
     microbatches = layout.plan.job.global_batch / layout.plan.parallel.microbatch
     return microbatches * float(first.get("batch_bytes", 0.0)) if first else 0.0
 

@@ -16,6 +16,7 @@ from plansim.errors import ExecutionError
 
 CLONE_NEWNET = 0x40000000
 NAMESPACES = Path("/var/run/netns")
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 BURST_BYTES = 2**16
 """Token bucket of htb: one offloaded packet. Smaller throttles, larger lets small messages pass freely."""
 
@@ -52,9 +53,14 @@ def namespaces() -> list[str]:
 
 
 def make_namespace(name: str) -> None:
-    """Make a namespace with its loopback up."""
+    """Make a namespace with its loopback up.
+
+    Its connections use Reno, whatever the machine prefers: BBR, which paces by what it believes a link
+    carries, holds the small messages of a step up for 40 ms now and then.
+    """
     command("ip", "netns", "add", name)
     command("ip", "link", "set", "lo", "up", inside=name)
+    inside_namespace(name, lambda: CONGESTION.write_text("reno"))
 
 
 def remove_namespaces(names: Iterable[str]) -> None:

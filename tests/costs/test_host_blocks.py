@@ -79,3 +79,18 @@ def test_coded_messages_keep_a_slow_link_busy_for_less_and_their_coding_is_work(
         assert seconds(before) == seconds(after)
         assert before.forward.compression_s == 0 < after.forward.compression_s
         assert before.backward_input.compression_s == 0 < after.backward_input.compression_s
+
+
+def test_a_pipelines_first_chunk_computes_its_whole_backward_where_its_weights_are_due():
+    halves = [
+        {**row(kind, "none"), "split": True, "backward_s": 1.5, "weight_s": 1.0}
+        for kind in ("embedding", "layer", "head")
+    ]
+    calibration = {**TIMED.calibration, "blocks": [*TIMED.calibration["blocks"], *halves]}
+    first, second = costs(replace(TIMED, calibration=calibration), pp=2, schedule="zb-h1").chunks
+    blocks = MODEL.layers // 2 + 1
+
+    assert first.backward_input.compute_s == 0
+    assert first.backward_weight.compute_s == pytest.approx(blocks * (2.0 + 0.5 * 3 / 4))
+    assert second.backward_input.compute_s == pytest.approx(blocks * 1.5)
+    assert second.backward_weight.compute_s == pytest.approx(blocks * (1.0 + 0.5 * 3 / 4))

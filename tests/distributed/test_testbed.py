@@ -14,7 +14,13 @@ from plansim.errors import ExecutionError, InputError
 from plansim.execute import RunOptions, run_plan
 from plansim.execute.cpu_share import cpu_root
 from plansim.execute.launch import launch
-from plansim.execute.netns import enter_namespace, inside_namespace, namespaces, require_namespaces
+from plansim.execute.netns import (
+    CONGESTION,
+    enter_namespace,
+    inside_namespace,
+    namespaces,
+    require_namespaces,
+)
 from plansim.execute.testbed import TestbedSpec, bring_up, find, standing, sweep, take_down, temporary_testbed
 from plansim.plan.model import Job, Parallel, Plan
 from plansim.workload.read import load_model
@@ -71,6 +77,13 @@ def test_a_link_is_as_fast_as_asked(rate):
     wire = nbytes * 1514 / 1448 / rate
     assert elapsed > 0.85 * wire
     assert elapsed < 2.0 * wire
+
+
+def test_connections_between_hosts_use_reno_whatever_the_machine_prefers():
+    mine = CONGESTION.read_text()
+    with temporary_testbed(TestbedSpec.even(2)) as bed:
+        assert [inside_namespace(bed.namespace(h), CONGESTION.read_text) for h in (0, 1)] == ["reno\n"] * 2
+    assert CONGESTION.read_text() == mine
 
 
 def test_ranks_run_on_their_hosts():
