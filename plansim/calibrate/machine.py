@@ -18,6 +18,7 @@ from plansim.calibrate.collectives import averaged, fitted_lines, measure_collec
 from plansim.calibrate.compute import ComputeSamples, measure_compute
 from plansim.calibrate.contention import measure_contention
 from plansim.calibrate.frameworks import measure_frameworks
+from plansim.calibrate.meeting import measure_meeting, shares
 from plansim.calibrate.pace import PIECE_S, joined, watch_pace
 from plansim.calibrate.within import restart_costs
 from plansim.costs.compute.fit import fit_attention_curve, fit_matmul_curve, fit_memory_curve
@@ -88,6 +89,9 @@ def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
         say(f"gloo collectives of {ranks} ranks, plain and compressed")
         relative += measure_collectives((ranks,), pace_s=1.0, shared_pace=sharing.pace)
         paces.append(watch_pace(cores, seconds=2 * PIECE_S))
+    say("collectives right after another, and after long computing")
+    meeting = {ranks: measure_meeting(ranks) for ranks in groups if ranks <= cores}
+    paces.append(watch_pace(cores))
     pace = joined(paces)
     pace_s = float(f"{pace.pass_s:.4g}")
     lines = fitted_lines(
@@ -115,6 +119,7 @@ def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
             "pace_watched_s": pace.watched_s,
             "slowest_core": float(f"{pace.slowest:.4g}"),
             "collectives": lines,
+            "meeting": [{"ranks": n, "shares": shares(p, pace_s)} for n, p in meeting.items()],
             "frameworks": frameworks,
             "contention": sharing.work,
             "contention_pace": sharing.pace,

@@ -71,11 +71,11 @@ def call_cost(work: Callable[[], Any], compute: Callable[[], Any], *, nbytes: fl
         for _ in range(TRIES if nbytes < LARGE_BYTES else TRIES_OF_LARGE)
     ]
     return CallCost(
-        wall_s=_middle([row[2] for row in rows]),
-        cpu_s=_middle([row[3] for row in rows]),
-        after_wall_s=_middle([row[4] - row[0] for row in rows]),
-        after_cpu_s=_middle([row[5] - row[1] for row in rows]),
-        pace_s=_middle([row[1] for row in rows]) / 2,
+        wall_s=middle([row[2] for row in rows]),
+        cpu_s=middle([row[3] for row in rows]),
+        after_wall_s=middle([row[4] - row[0] for row in rows]),
+        after_cpu_s=middle([row[5] - row[1] for row in rows]),
+        pace_s=middle([row[1] for row in rows]) / 2,
     )
 
 
@@ -93,6 +93,7 @@ def _clocked(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _middle(values: list[float]) -> float:
+def middle(values: list[float]) -> float:
+    """Return the mean without the longest and shortest tries."""
     drop = int(len(values) * (1 - MIDDLE) / 2)
     return statistics.fmean(sorted(values)[drop : len(values) - drop])

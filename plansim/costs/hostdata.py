@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -71,11 +71,7 @@ class HostCalibration:
 
     def restart_s(self, pause_s: float) -> float:
         """Return what computing takes longer after its core stood still for a while, seconds."""
-        points = ((0.0, 0.0), *((p[0], p[1]) for p in self.data.get("restart", ())))
-        if pause_s >= points[-1][0]:
-            return float(points[-1][1])
-        (x0, y0), (x1, y1) = next(pair for pair in pairwise(points) if pause_s <= pair[1][0])
-        return float(y0 + (y1 - y0) * (pause_s - x0) / (x1 - x0))
+        return _between([(0.0, 0.0), *self.data.get("restart", ())], pause_s)
 
     def straggling_s(self, compute_s: float) -> float:
         """Return how long ranks that each computed for `compute_s` wait for the slowest of them, seconds.
@@ -84,6 +80,18 @@ class HostCalibration:
         measured between four passes of the pace's own computing, and so long a wait is already in them.
         """
         return (self.slowest_core - 1.0) * max(0.0, compute_s - 4 * float(self.data.get("pace_s", 0.0)))
+
+    def meeting_share(self, ranks: int, apart_s: float) -> float:
+        """Return the share of a collective's fixed cost that is due where ranks met `apart_s` ago, 0 to 1."""
+        rows = self.data.get("meeting", ())
+        if not rows:
+            return 1.0
+        near = min(rows, key=lambda r: abs(math.log(r["ranks"] / ranks)))
+        return _between(near["shares"], apart_s)
+
+    def fixed_s(self, collective: str, ranks: int) -> float:
+        """Return what the smallest message takes, seconds; 0 if never measured."""
+        return self.collective_s(collective, 0.0, ranks) or 0.0
 
     def collective_s(self, collective: str, nbytes: float, ranks: int, *, cpu: bool = False) -> float | None:
         """Return the seconds of one collective (`cpu`: CPU time of one rank), None if never measured."""
@@ -118,6 +126,16 @@ class HostCalibration:
         }  # fmt: skip
         rows = self.data.get("blocks", ())
         return next((r for r in rows if all(r.get(k, PLAIN.get(k)) == v for k, v in wanted.items())), None)
+
+
+def _between(points: Sequence[Sequence[float]], x: float) -> float:
+    """Return y at x on straight lines between rising points; beyond them that of the nearest."""
+    if x <= points[0][0] or len(points) == 1:
+        return float(points[0][1])
+    if x >= points[-1][0]:
+        return float(points[-1][1])
+    (x0, y0), (x1, y1) = next(pair for pair in pairwise(points) if x <= pair[1][0])
+    return float(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
 
 
 def splits_backward(plan: Plan) -> bool:

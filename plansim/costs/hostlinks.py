@@ -54,9 +54,9 @@ class HostLinks:
         wrapper : str
             Who makes it: ``cut`` (DTensor), ``sharded`` (`fully_shard`), or nobody.
         pause_s : float
-            How long the link stood still before, seconds: so long its burst filled up again.
+            How long ranks computed before, seconds: so long they drifted apart, and a link's burst filled up.
         """
-        measured = self._measured_s(collective, nbytes, ranks, wrapper=wrapper)
+        measured = self._measured_s(collective, nbytes, ranks, wrapper=wrapper, apart_s=pause_s)
         if self.clock == "cpu":
             return measured
         wire = self.wire_s(collective, nbytes, axis)
@@ -90,11 +90,19 @@ class HostLinks:
         known = self.host.collective_s(coded, nbytes, ranks, cpu=self.clock != "wall")
         parts = [
             self._measured_s(
-                t.collective, t.nbytes, ranks, wrapper=wrapper if t.collective == operation else ""
+                t.collective,
+                t.nbytes,
+                ranks,
+                wrapper=wrapper if t.collective == operation else "",
+                apart_s=pause_s,
             )
             for t in sent
         ]
-        busy = sum(parts) + self._coding_s(given, traffic, ranks) if known is None else known
+        if known is None:
+            busy = sum(parts) + self._coding_s(given, traffic, ranks)
+        else:
+            plain = f"{wrapper}:{operation}" if wrapper else operation
+            busy = known - self._sooner_s(plain, ranks, pause_s)
         if self.clock == "cpu":
             return busy
         wires = [self.wire_s(t.collective, t.nbytes, axis) for t in sent]
@@ -112,14 +120,27 @@ class HostLinks:
         coding = encode_s(given.method, traffic, device, given.options, rates)
         return coding + decode_s(given.method, traffic, ranks, device, given.options, rates)
 
-    def _measured_s(self, collective: str, nbytes: float, ranks: int, *, wrapper: str = "") -> float:
+    def _measured_s(
+        self, collective: str, nbytes: float, ranks: int, *, wrapper: str = "", apart_s: float = float("inf")
+    ) -> float:
         """Return what was measured inside the machine; what never was costs as its nearest relative."""
         cpu = self.clock != "wall"
         for name in (f"{wrapper}:{collective}", collective, "all_reduce"):
             found = self.host.collective_s(name, nbytes, ranks, cpu=cpu)
             if found is not None:
-                return found
+                return found - self._sooner_s(name, ranks, apart_s)
         return 0.0
+
+    def _sooner_s(self, collective: str, ranks: int, apart_s: float) -> float:
+        """Return what a collective of all ranks takes less where they met `apart_s` ago, seconds.
+
+        CPU time is left as it is, and so are sends: what a pipeline's stages wait for each other is in its
+        order.
+        """
+        if self.clock != "wall" or collective in ("send_recv", "broadcast"):
+            return 0.0
+        share = self.host.meeting_share(ranks, apart_s)
+        return (1.0 - share) * self.host.fixed_s(collective, ranks)
 
     def wire_s(self, collective: str, nbytes: float, axis: str) -> float:
         """Return how long a collective keeps links busy that are slower than this machine's loopback."""

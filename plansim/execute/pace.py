@@ -18,9 +18,9 @@ WIDTH, ROWS = 256, 64
 class Computing:
     """A small forward and backward pass, the same each time."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int = ROWS) -> None:
         self._net = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-        self._input = torch.randn(ROWS, WIDTH)
+        self._input = torch.randn(rows, WIDTH)
 
     def __call__(self) -> None:
         """Compute once; gradients add up."""

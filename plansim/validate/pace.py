@@ -72,6 +72,10 @@ def at_pace(profile: Profile, pace: float) -> Profile:
     data = dict(found.calibration)
     data["frameworks"] = {name: pace * s for name, s in data.get("frameworks", {}).items()}
     data["restart"] = [[pause, pace * s] for pause, s in data.get("restart", ())]
+    data["meeting"] = [
+        {**row, "shares": [[pace * apart, share] for apart, share in row["shares"]]}
+        for row in data.get("meeting", ())
+    ]
     for name in ("optimizer_s_per_parameter", "pace_s"):
         if name in data:
             data[name] *= pace

@@ -6,6 +6,7 @@ import pytest
 
 from plansim.costs.build import step_costs
 from plansim.costs.hostdata import HostCalibration
+from plansim.costs.hostlinks import HostLinks
 from plansim.costs.layout import Layout
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Compression, Job, Method, Parallel, Plan
@@ -23,15 +24,18 @@ def hosts(rate_bytes_per_s, count=2):
     return replace(base, fabric=(links,), groups=(replace(base.groups[0], devices=1, count=count),))
 
 
-def costs(profile, method="none", **parallel):
-    plan = Plan(
+def plan(method="none", **parallel):
+    return Plan(
         model="gpt-mini",
         profile="local-cpu",
         job=Job(global_batch=8, seq_len=128, dtype="fp32"),
         parallel=Parallel(**parallel),
         compression=Compression(gradients=Method(method=method)),
     )
-    return step_costs(Layout.of(MODEL, profile, plan))
+
+
+def costs(profile, method="none", **parallel):
+    return step_costs(Layout.of(MODEL, profile, plan(method, **parallel)))
 
 
 @pytest.mark.parametrize(("ranks", "share"), [(2, 1.0), (4, 1.5)])
@@ -139,3 +143,25 @@ def test_replicas_that_step_alone_exchange_weights_and_no_gradients():
     assert not often.stages[0].reductions
     assert often.outer_s == pytest.approx(4 * seldom.outer_s, rel=0.05)
     assert 2 * often.outer_s == pytest.approx(bucket.comm_s, rel=0.1)
+
+
+def test_ranks_that_met_a_moment_ago_wait_less_for_each_other():
+    """The fixed part of a collective shrinks; its bytes, the CPU's time and sends do not."""
+    base = load_profile("local-cpu")
+    row = {"ranks": 2, "shares": [[0.0, 0.5], [0.004, 0.75], [0.016, 1.0]]}
+    links = HostLinks(
+        Layout.of(MODEL, base, plan(tp=2)), HostCalibration({**base.calibration, "meeting": [row]})
+    )
+
+    def sooner(collective, nbytes, pause_s, clock="wall"):
+        far, near = (
+            replace(links, clock=clock).collective_s(collective, nbytes, 2, "tp", pause_s=p)
+            for p in (1.0, pause_s)
+        )
+        return far - near
+
+    fixed_s = links.collective_s("all_reduce", 0.0, 2, "tp")
+    for nbytes in (1e4, 1e7):
+        assert sooner("all_reduce", nbytes, 0.0) == pytest.approx(0.5 * fixed_s)
+        assert sooner("all_reduce", nbytes, 0.010) == pytest.approx(0.125 * fixed_s)
+    assert sooner("all_reduce", 1e4, 0.0, clock="cpu") == sooner("send_recv", 1e4, 0.0) == 0
