@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from plansim.costs.boundaries import coding, sent_bytes
 from plansim.costs.buckets import held_parameters
 from plansim.costs.compression import find_method
+from plansim.costs.compute import memory_bound_s
 from plansim.costs.hostdata import HostCalibration, on_host, splits_backward
 from plansim.costs.hostlinks import HostLinks
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
+from plansim.workload.operators import Communication
 
 if TYPE_CHECKING:
     from plansim.costs.blocks import BlockTime
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 
 FULL_TENSORS = 12
 """Tensors of a block that was never measured."""
+
+COUNTS = Communication(name="counts", axis="ep", collective="all_to_all", nbytes=512.0)
+"""Before rows travel to their experts, ranks tell each other how many will come."""
+
+SORTING_KERNELS = 8
+"""Kernels that sort rows that have arrived (owners, their order, indices) and copy them there and back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +165,6 @@ class HostStep:
 
         Between two of them the rank computes, `compute_s` seconds in all.
         """
-        from plansim.workload.operators import Communication
-
         ranks = getattr(self.layout.plan.parallel, axis)
         found = [op for op in block.operators if isinstance(op, Communication) and op.axis == axis]
         count = sum(op.repeat * ((op.collective != "none") + bool(op.backward)) for op in found)
@@ -172,7 +178,16 @@ class HostStep:
             )
 
         forward = sum(seconds(op, op.collective) for op in found if op.collective != "none")
-        return forward, sum(seconds(op, op.backward) for op in found if op.backward)
+        backward = sum(seconds(op, op.backward) for op in found if op.backward)
+        if axis == "ep":
+            sorting_s = self._sorting_s(found[0])
+            forward, backward = forward + sorting_s + seconds(COUNTS, "all_to_all"), backward + sorting_s
+        return forward, backward
+
+    def _sorting_s(self, sent: Communication) -> float:
+        """Return the seconds in which rows that arrived by sender are sorted by expert and back, one pass."""
+        copies = 2 * 2 * sent.nbytes  # each is read and written
+        return self._longer * memory_bound_s(self.layout.profile.device, copies, launches=SORTING_KERNELS)
 
     def _send(self, index: int, compute_s: float) -> float:
         """Return the seconds of a message across a boundary; between two the link rests while ranks compute.

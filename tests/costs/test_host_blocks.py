@@ -5,6 +5,9 @@ from dataclasses import replace
 import pytest
 
 from plansim.costs.build import step_costs
+from plansim.costs.compute import memory_bound_s
+from plansim.costs.hostdata import HostCalibration
+from plansim.costs.hostlinks import HostLinks
 from plansim.costs.layout import Layout
 from plansim.hardware.read import at_speed, load_profile
 from plansim.plan.model import Compression, Job, Method, Parallel, Plan
@@ -94,3 +97,24 @@ def test_a_pipelines_first_chunk_computes_its_whole_backward_where_its_weights_a
     assert first.backward_weight.compute_s == pytest.approx(blocks * (2.0 + 0.5 * 3 / 4))
     assert second.backward_input.compute_s == pytest.approx(blocks * 1.5)
     assert second.backward_weight.compute_s == pytest.approx(blocks * (1.0 + 0.5 * 3 / 4))
+
+
+def test_experts_on_other_ranks_cost_counts_and_sorting_beside_their_exchanges():
+    """A dispatch and a combine each way, the counts before them, and copies into the experts' order."""
+    model = load_model("moe-tiny")
+    plan = Plan(
+        model="moe-tiny",
+        profile="local-cpu",
+        job=Job(global_batch=8, seq_len=64, dtype="fp32"),
+        parallel=Parallel(dp=2, ep=2, microbatch=4),
+    )
+    layout = Layout.of(model, PROFILE, plan)
+    links = HostLinks(layout, HostCalibration(PROFILE.calibration))
+    rows = 4 * 64 * model.moe.top_k * model.hidden * 4.0
+    (chunk,) = step_costs(layout).chunks
+
+    exchange_s = links.collective_s("all_to_all", rows, 2, "ep")
+    counts_s = links.collective_s("all_to_all", 512.0, 2, "ep")
+    sorting_s = memory_bound_s(PROFILE.device, 4 * rows, launches=8)
+    assert chunk.forward.ep_s == pytest.approx(model.layers * (2 * exchange_s + counts_s + sorting_s))
+    assert chunk.backward_input.ep_s == pytest.approx(model.layers * (2 * exchange_s + sorting_s))
