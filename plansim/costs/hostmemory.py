@@ -40,7 +40,10 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
     wrapped = replicas > 1 and p.pp == p.ep == p.cp == 1 and p.zero_stage <= 1 and plan.overlap.gradients
     wrapped = wrapped and not alone
     buckets = 4.0 * parameters if wrapped and plan.aggregation == "all_reduce" else 0.0
-    weights = 4.0 * parameters / (shard if p.zero_stage == 3 else 1)
+    # `fully_shard` has its shards beside the whole weights, which ZeRO-2 gathers once and keeps.
+    weights = {2: 4.0 * parameters * (1 + 1 / shard), 3: 4.0 * parameters / shard}.get(
+        p.zero_stage, 4.0 * parameters
+    )
     state = STATE_BYTES[plan.job.optimizer] * parameters / shard
     grad_shard = shard if p.zero_stage >= 2 else 1
     buffers, left = _boundaries(layout, rows, host)

@@ -8,6 +8,7 @@ from plansim.costs.build import step_costs
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.hostdata import HostCalibration
 from plansim.costs.hostlinks import HostLinks
+from plansim.costs.hostmemory import host_stage_memory
 from plansim.costs.layout import Layout
 from plansim.hardware.read import at_speed, load_profile
 from plansim.plan.model import Compression, Job, Method, Parallel, Plan
@@ -118,3 +119,22 @@ def test_experts_on_other_ranks_cost_counts_and_sorting_beside_their_exchanges()
     sorting_s = memory_bound_s(PROFILE.device, 4 * rows, launches=8)
     assert chunk.forward.ep_s == pytest.approx(model.layers * (2 * exchange_s + counts_s + sorting_s))
     assert chunk.backward_input.ep_s == pytest.approx(model.layers * (2 * exchange_s + sorting_s))
+
+
+@pytest.mark.parametrize(("zero_stage", "copies"), [(0, 1.0), (2, 1.5), (3, 0.5)])
+def test_sharded_weights_stand_beside_whole_ones_where_those_are_kept(zero_stage, copies):
+    """Shards of two replicas; ZeRO-2 keeps the weights whole from the first gather on, ZeRO-3 never does."""
+    peaks = {"kept_bytes": 1.0, "forward_peak_bytes": 2.0, "backward_peak_bytes": 2.0, "output_bytes": 1.0}
+    rows = [
+        {**row(kind, "none"), **peaks, "wrapper": "sharded" if zero_stage else "plain"}
+        for kind in ("embedding", "layer", "head")
+    ]
+    profile = replace(PROFILE, calibration={**PROFILE.calibration, "blocks": rows})
+    plan = Plan(
+        model="gpt-mini", profile="local-cpu", job=Job(global_batch=4, seq_len=128, dtype="fp32"),
+        parallel=Parallel(dp=2, zero_stage=zero_stage),
+    )  # fmt: skip
+    held = host_stage_memory(Layout.of(MODEL, profile, plan), 0, HostCalibration(profile.calibration))
+
+    parameters = 10 * (MODEL.layers + 2) - MODEL.vocab * MODEL.hidden * MODEL.tied_embeddings
+    assert held.weights == pytest.approx(copies * 4 * parameters)
