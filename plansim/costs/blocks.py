@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from plansim.costs.operators import Arithmetic, OperatorTime, launches_of, operator_s
+from plansim.costs.operators import (
+    FUSED_INTO_EXPERTS,
+    Arithmetic,
+    OperatorTime,
+    launches_of,
+    operator_s,
+)
 from plansim.costs.step import Parts
-from plansim.workload.operators import Attention, Block, Communication, Elementwise, Matmul, Operator
+from plansim.workload.operators import Attention, Block, Communication, Matmul, Operator
 
 LAUNCH_SHARPNESS = 2.5
 """Exponent that joins launch time and kernel time of a pass; large means that they overlap perfectly.
@@ -16,17 +23,55 @@ LAUNCH_SHARPNESS = 2.5
 """
 
 
+class Piece(NamedTuple):
+    """One operator of a forward pass: its seconds, those that hide behind compute, its launches.
+
+    `part` is what the seconds count to. `alone` is the operator in a kernel of its own: where the stack fuses
+    it into the one before, and that does not run.
+    """
+
+    part: str
+    seconds: float
+    kernels: float
+    hidden_s: float = 0.0
+    alone: Piece | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockTime:
-    """Seconds of one block for one microbatch on one rank, by pass and by what it waits for."""
+    """Seconds of one block for one microbatch on one rank, by pass and by what it waits for.
+
+    Attributes
+    ----------
+    pieces : tuple of Piece
+        The forward pass by operator.
+    launch_s : float
+        Host time of one launch.
+    """
 
     forward: Parts
-    recompute_core: Parts
-    recompute_elementwise: Parts
-    recompute_all: Parts
     backward_input: Parts
     backward_weight: Parts
     launches: float
+    pieces: tuple[Piece, ...]
+    launch_s: float
+
+    def again(self, repeated: Sequence[int]) -> Parts:
+        """Return the seconds of running some operators of the forward pass again, given by number."""
+        if len(repeated) == len(self.pieces):
+            return self.forward
+        sums: dict[str, float] = {}
+        kernels = hidden_s = 0.0
+        for i in repeated:
+            piece = self.pieces[i]
+            if piece.alone and i - 1 not in repeated:
+                piece = piece.alone
+            sums[piece.part] = sums.get(piece.part, 0.0) + piece.seconds
+            kernels += piece.kernels
+            hidden_s += piece.hidden_s
+        if hidden_s:
+            sums["ep_s"] = sums.get("ep_s", 0.0) + max(0.0, hidden_s - sums.get("compute_s", 0.0))
+        return Parts(**sums, host_s=launch_wait_s(sum(sums.values()), kernels * self.launch_s))
 
 
 def block_s(
@@ -60,7 +105,7 @@ def block_s(
             share = travels(op.axis, op.copies) if op.copies > 1 else 1.0
             _add_communication(tally, block.operators, times, i, how, comm_s, keeps, tp_overlap, share)
         else:
-            tally.add(op, time, launches_of(op, how.stack))
+            tally.add(time, launches_of(op, how.stack), _alone(op, how))
     tally.expose_experts()
     return tally.result(how.operator_host_s)
 
@@ -79,29 +124,33 @@ def launch_wait_s(device_s: float, host_s: float) -> float:
     )
 
 
+def _alone(op: Operator, how: Arithmetic) -> Piece | None:
+    """Return what an operator takes in a kernel of its own, where the stack fuses it into experts."""
+    if not (how.stack.fused_experts and op.name in FUSED_INTO_EXPERTS):
+        return None
+    apart = replace(how, stack=replace(how.stack, fused_experts=False))
+    return Piece("compute_s", operator_s(op, apart).forward_s, launches_of(op, apart.stack))
+
+
 class _Tally:
     """Running sums of one block."""
 
     def __init__(self) -> None:
         self.sums: dict[tuple[str, str], float] = {}
-        self.launches = {"forward": 0.0, "core": 0.0, "elementwise": 0.0, "backward": 0.0}
+        self.pieces: list[Piece] = []
+        self.launches = {"forward": 0.0, "backward": 0.0}
         self.hidden_experts = {"forward": 0.0, "input": 0.0}
 
     def put(self, where: str, part: str, seconds: float) -> None:
         self.sums[where, part] = self.sums.get((where, part), 0.0) + seconds
 
-    def add(self, op: Operator, time: OperatorTime, kernels: float) -> None:
+    def add(self, time: OperatorTime, kernels: float, alone: Piece | None) -> None:
         self.put("forward", "compute_s", time.forward_s)
         self.put("input", "compute_s", time.input_s)
         self.put("weight", "compute_s", time.weight_s)
         self.launches["forward"] += kernels
         self.launches["backward"] += 2 * kernels
-        if op.core:
-            self.put("core", "compute_s", time.forward_s)
-            self.launches["core"] += kernels
-        if op.core or isinstance(op, Elementwise):
-            self.put("elementwise", "compute_s", time.forward_s)
-            self.launches["elementwise"] += kernels
+        self.pieces.append(Piece("compute_s", time.forward_s, kernels, 0.0, alone))
 
     def expose_experts(self) -> None:
         """Add what of the expert exchange outlasts the compute it runs beside: a block hides no more."""
@@ -119,12 +168,11 @@ class _Tally:
         half = self.launches["backward"] / 2
         return BlockTime(
             forward=forward,
-            recompute_core=self.parts("core", self.launches["core"], launch_s),
-            recompute_elementwise=self.parts("elementwise", self.launches["elementwise"], launch_s),
-            recompute_all=forward,
             backward_input=self.parts("input", half, launch_s),
             backward_weight=self.parts("weight", half, launch_s),
             launches=self.launches["forward"] + self.launches["backward"],
+            pieces=tuple(self.pieces),
+            launch_s=launch_s,
         )
 
 
@@ -144,6 +192,7 @@ def _add_communication(
     entering = op.name.endswith("_in")
     neighbour = _neighbour(operators, times, index, +1 if entering else -1)
     nbytes = op.nbytes * share
+    hidden_s = 0.0
     forward = op.repeat * comm_s(op.axis, op.collective, nbytes) if op.collective != "none" else 0.0
     backward = op.repeat * comm_s(op.axis, op.backward, nbytes) if op.backward else 0.0
     if op.axis == "tp":
@@ -167,9 +216,11 @@ def _add_communication(
         )
     elif op.axis == "ep":
         hidden = how.stack.expert_overlap
-        tally.hidden_experts["forward"] += hidden * forward
+        hidden_s = hidden * forward
+        tally.hidden_experts["forward"] += hidden_s
         tally.hidden_experts["input"] += hidden * backward
         forward, backward = (1.0 - hidden) * forward, (1.0 - hidden) * backward
+    tally.pieces.append(Piece(f"{op.axis}_s", forward, 1.0, hidden_s))
     tally.put("forward", f"{op.axis}_s", forward)
     tally.put("input", f"{op.axis}_s", backward)
     tally.launches["forward"] += 1

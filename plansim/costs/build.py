@@ -30,6 +30,7 @@ from plansim.costs.interference import Interference, interference
 from plansim.costs.layout import Layout
 from plansim.costs.operators import Arithmetic
 from plansim.costs.optimizer import accumulate_s, copy_s, optimizer_s
+from plansim.costs.recompute import again_s, kept_bytes, working_bytes
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 from plansim.costs.student import teacher_of, with_teacher
 from plansim.hardware.device import Device
@@ -233,19 +234,24 @@ def _chunk(layout: Layout, index: int) -> ChunkCosts:
         forward=_sum(((codes, factor), *((t.forward, n * factor) for t, _, n in times))),
         backward_input=_sum(((codes_back, factor), *((t.backward_input, n * factor) for t, _, n in times))),
         backward_weight=replace(weight, compute_s=weight.compute_s + summed),
-        recompute=_sum(
-            (_recompute(layout, block_time(layout, b), b, mode), n * factor) for (b, mode), n in modes.items()
-        ),
+        recompute=repeated_s(layout, index),
         send_forward_s=send_s(layout, index),
         send_backward_s=send_s(layout, index - 1),
         activation_bytes=sum(n * kept_bytes(layout, b, mode) for (b, mode), n in modes.items()),
-        backward_extra_bytes=max(
-            (b.saved_bytes - kept_bytes(layout, b, mode) for b, mode in modes), default=0.0
-        ),
+        backward_extra_bytes=max((working_bytes(layout, b, mode) for b, mode in modes), default=0.0),
         gathers_per_pass=chunk_gathers(layout, index)
         if sharded and layout.plan.parallel.zero_stage == 3
         else (),
         reductions_per_pass=gradient_buckets(layout, (index,)) if sharded else (),
+    )
+
+
+def repeated_s(layout: Layout, index: int) -> Parts:
+    """Return what one chunk repeats of a microbatch."""
+    factor = straggler_factor(layout)
+    modes = Counter(zip(layout.chunks[index], layout.recompute_modes[index], strict=True))
+    return _sum(
+        (again_s(layout, block_time(layout, b), b, mode), n * factor) for (b, mode), n in modes.items()
     )
 
 
@@ -260,30 +266,6 @@ def _sum(parts: Iterable[tuple[Parts, float]]) -> Parts:
         compression += n * p.compression_s
         host += n * p.host_s
     return Parts(compute_s=compute, tp_s=tp, cp_s=cp, ep_s=ep, compression_s=compression, host_s=host)
-
-
-def _recompute(layout: Layout, time: BlockTime, block: Block, mode: str) -> Parts:
-    if mode == "full" and block.kind not in ("embedding", "head"):
-        return time.recompute_all
-    if mode != "selective" or block.kind in ("embedding", "head"):
-        return Parts()
-    return time.recompute_elementwise if layout.stack.selective == "elementwise" else time.recompute_core
-
-
-def kept_bytes(layout: Layout, block: Block, mode: str) -> float:
-    """Return what one block keeps from forward to backward for one microbatch, bytes.
-
-    Full recomputation keeps the block's input, selective drops the attention core (Korthikanti et al.,
-    arXiv 2205.05198, section 5) or, where the stack selects by operator, all but products and attention.
-    """
-    if block.kind in ("embedding", "head") or mode == "none":
-        return block.saved_bytes
-    if mode == "full":
-        return block.boundary_bytes
-    dropped = (
-        block.elementwise_saved_bytes if layout.stack.selective == "elementwise" else block.core_saved_bytes
-    )
-    return block.saved_bytes - dropped
 
 
 def _stage_end(layout: Layout, stage: int) -> StageEnd:

@@ -17,6 +17,7 @@ from plansim.costs.compression import find_method
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.hostdata import HostCalibration, on_host, splits_backward
 from plansim.costs.hostlinks import HostLinks
+from plansim.costs.recompute import again_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
 from plansim.workload.operators import Communication
 
@@ -109,16 +110,12 @@ class HostStep:
         modelled: BlockTime = self.block_time(layout, block)
         measured = self.host.block(layout, block, mode, chunk)
         if measured is None:
-            again = modelled.recompute_core if mode == "selective" else Parts()
-            again = (
-                modelled.recompute_all
-                if mode == "full" and block.kind not in ("embedding", "head")
-                else again
-            )
+            again = again_s(layout, modelled, block, mode)
             times = (modelled.forward, again, modelled.backward_input, modelled.backward_weight)
             f, r, i, w = (Parts(compute_s=t.compute_s, host_s=t.host_s) for t in times)
         else:
-            f, r, i, w = (p.scaled(self._longer) for p in self._measured_parts(measured, modelled, mode))
+            parts = self._measured_parts(measured, modelled, block, mode)
+            f, r, i, w = (part.scaled(self._longer) for part in parts)
             if chunk == 0 and splits_backward(layout.plan):
                 i, w = Parts(), i + w
         m = self.layout.plan.num_microbatches
@@ -137,12 +134,15 @@ class HostStep:
         return 1.0 / self.layout.profile.device.sustained_fraction
 
     def _measured_parts(
-        self, row: Mapping[str, Any], modelled: BlockTime, mode: str
+        self, row: Mapping[str, Any], modelled: BlockTime, block: Block, mode: str
     ) -> tuple[Parts, Parts, Parts, Parts]:
-        """Return forward, recompute, input and weight gradients; the last three are the backward."""
-        again = (
-            row["forward_s"] if mode == "full" and not row["kind"].startswith(("embedding", "head")) else 0.0
-        )
+        """Return forward, recompute, input and weight gradients; the last three are the backward.
+
+        What was measured together is told apart as the modelled times are.
+        """
+        whole = modelled.forward.compute_s
+        repeated = again_s(self.layout, modelled, block, mode).compute_s
+        again = row["forward_s"] * (repeated / whole if whole > 0 else 0.0)
         backward = max(0.0, row["backward_s"] - again)
         i, w = modelled.backward_input.compute_s, modelled.backward_weight.compute_s
         share = i / (i + w) if i + w > 0 else 0.5

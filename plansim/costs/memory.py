@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plansim.costs.buckets import gather_bytes, reduce_bytes
-from plansim.costs.build import compression_memory_bytes, kept_bytes
+from plansim.costs.build import compression_memory_bytes
 from plansim.costs.hostdata import on_host
 from plansim.costs.hostmemory import host_inference_memory, host_stage_memory
 from plansim.costs.inference import inference_memory
 from plansim.costs.layout import Layout
 from plansim.costs.mixed import stage_limits_bytes
 from plansim.costs.optimizer import expert_shard_degree, shard_degree, state_bytes
+from plansim.costs.recompute import kept_bytes, working_bytes
 from plansim.costs.student import with_teacher_weights
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
@@ -111,7 +112,7 @@ def _activations(layout: Layout, stage: int) -> float:
     held = [list(zip(layout.chunks[c], layout.recompute_modes[c], strict=True)) for c in chunks]
     kept = [sum(kept_bytes(layout, b, mode) for b, mode in blocks) for blocks in held]
     peak = float((flights @ np.array(kept)).max())
-    working = max(b.saved_bytes - kept_bytes(layout, b, mode) for blocks in held for b, mode in blocks)
+    working = max(working_bytes(layout, b, mode) for blocks in held for b, mode in blocks)
     blocks = [b for c in chunks for b in layout.chunks[c]]
     return peak + max(working, (layout.stack.loss_copies - 1.0) * _logits_bytes(blocks))
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from plansim.errors import InputError
 from plansim.files import Count, Name, Schema, Tokens, WholeNumber, check, dump_yaml, read_yaml
 from plansim.plan.model import Compression, Job, Method, Overlap, Parallel, Plan
-from plansim.plan.recompute import parse_mode
+from plansim.plan.recompute import canonical_mode
 
 PLAN_SCHEMA = 1
 
@@ -22,9 +22,7 @@ Axis = Literal["tp", "cp", "dp", "pp"]
 
 
 def _known_modes(modes: str | list[str]) -> str | list[str]:
-    for mode in [modes] if isinstance(modes, str) else modes:
-        parse_mode(mode)
-    return modes
+    return canonical_mode(modes) if isinstance(modes, str) else [canonical_mode(mode) for mode in modes]
 
 
 def _known_files(overrides: dict[str, str | bool | int | float]) -> dict[str, str | bool | int | float]:

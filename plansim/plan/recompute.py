@@ -1,12 +1,14 @@
-"""What a stage runs again before its backward: nothing, a part of every layer, whole layers, or some of them.
+"""What a stage runs again before its backward: nothing, modules of layers, whole layers, or some of them.
 
 ``full:K`` recomputes the first K layers of every model chunk whole and keeps everything of the others, as
-Megatron's ``--recompute-method block`` does.
+Megatron's ``--recompute-method block`` does. Modules are named and joined by ``+``
+(``moe_act+layernorm``, see `plansim.plan.modules`); ``selective`` is the attention core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,23 +18,72 @@ if TYPE_CHECKING:
     from plansim.plan.model import Plan
 
 RECOMPUTE_MODES = ("none", "selective", "full")
+MODULE_NAMES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts")
+"""What may be recomputed by name, in the order in which sets are written (that of Megatron's own list)."""
+
+CORE = "core_attn"
+"""The module that ``selective`` recomputes."""
+
 ENDS = ("embedding", "head")
 
 
+@lru_cache(maxsize=1024)
 def parse_mode(mode: str) -> tuple[str, int | None]:
-    """Return the mode and, for ``full:K``, its number of layers.
+    """Return the mode as it is written in plans and, for ``full:K``, its number of layers.
 
     Examples
     --------
-    >>> parse_mode("full:4"), parse_mode("selective")
-    (('full', 4), ('selective', None))
+    >>> parse_mode("full:4"), parse_mode("core_attn"), parse_mode("mlp+layernorm")
+    (('full', 4), ('selective', None), ('layernorm+mlp', None))
     """
     name, colon, count = mode.partition(":")
     if not colon and name in RECOMPUTE_MODES:
         return name, None
     if name == "full" and count.isdecimal() and int(count) > 0:
         return name, int(count)
-    raise UnknownNameError("recompute mode", mode, (*RECOMPUTE_MODES, "full:K"))
+    parts = {part.strip() for part in mode.split("+")}
+    for part in sorted(parts - set(MODULE_NAMES)):
+        known = MODULE_NAMES if len(parts) > 1 else (*RECOMPUTE_MODES, "full:K", *MODULE_NAMES)
+        raise UnknownNameError("recompute mode" if len(parts) == 1 else "module to recompute", part, known)
+    listed = "+".join(module for module in MODULE_NAMES if module in parts)
+    return ("selective" if listed == CORE else listed), None
+
+
+def canonical_mode(mode: str) -> str:
+    """Return a mode as it is written in plans.
+
+    Examples
+    --------
+    >>> canonical_mode("layernorm + moe_act"), canonical_mode("full:2")
+    ('moe_act+layernorm', 'full:2')
+    """
+    name, layers = parse_mode(mode)
+    return f"{name}:{layers}" if layers else name
+
+
+@lru_cache(maxsize=1024)
+def modules_of_mode(mode: str) -> tuple[str, ...]:
+    """Return the modules that a mode recomputes; whole layers are one (``full``).
+
+    Examples
+    --------
+    >>> modules_of_mode("selective"), modules_of_mode("mlp+core_attn"), modules_of_mode("full:4")
+    (('core_attn',), ('core_attn', 'mlp'), ('full',))
+    """
+    name, _ = parse_mode(mode)
+    plain = {"none": (), "selective": (CORE,), "full": ("full",)}
+    return plain[name] if name in plain else tuple(name.split("+"))
+
+
+def names_modules(mode: str) -> bool:
+    """Whether a mode names modules (other than the attention core alone).
+
+    Examples
+    --------
+    >>> names_modules("mlp"), names_modules("full:4"), names_modules("selective")
+    (True, False, False)
+    """
+    return parse_mode(mode)[0] not in RECOMPUTE_MODES
 
 
 def recompute_words(recompute: str | Sequence[str]) -> str:

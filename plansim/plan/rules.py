@@ -23,6 +23,8 @@ from plansim.plan.degrees import (
 )
 from plansim.plan.grid import AXES
 from plansim.plan.model import Plan
+from plansim.plan.modules import modules_in
+from plansim.plan.recompute import modules_of_mode, names_modules
 from plansim.plan.reshape import reshaped
 from plansim.plan.rule import Broken, Case, Rejected, Rule, divisors_text
 from plansim.schedules import find_schedule
@@ -166,6 +168,20 @@ def recompute_names_every_stage(case: Case) -> Broken | None:
     )
 
 
+def recompute_names_what_is_there(case: Case) -> Broken | None:
+    """Modules to recompute are modules of the model."""
+    modes = {case.plan.recompute} if isinstance(case.plan.recompute, str) else set(case.plan.recompute)
+    named = {module for mode in modes if names_modules(mode) for module in modules_of_mode(mode)}
+    there = modules_in(case.model) if named else ()
+    absent = sorted(named - set(there))
+    if not absent:
+        return None
+    return Broken(
+        detail=f"recompute: {case.model.name} has no {' and no '.join(absent)}",
+        remedy=f"use {', '.join(there)}, none or full" if there else "use none or full",
+    )
+
+
 def parameter_server_is_plain(case: Case) -> Broken | None:
     """Parameter servers hold whole weights for plain data parallelism."""
     p, plan = case.plan.parallel, case.plan
@@ -219,6 +235,7 @@ RULES: Mapping[str, Rule] = {
     "etp": experts_are_whole_or_cut_by_tp,
     "zero group": zero_group_divides,
     "recompute": recompute_names_every_stage,
+    "recompute modules": recompute_names_what_is_there,
     "parameter server": parameter_server_is_plain,
     "placement": placement_orders_the_axes,
     "dtype": device_has_the_arithmetic,

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from plansim.costs.layout import Layout
 from plansim.plan.model import Parallel
+from plansim.plan.recompute import parse_mode
 from plansim.planner.fit import stage_groups, stages_in
 from plansim.planner.frames import Columns, Ints, Mixture, Options, distinct
 from plansim.planner.modes import ANYWHERE, NOTHING_AGAIN, may, unpacked
 from plansim.planner.shares import least_longest
 from plansim.planner.stages import BEFORE, FIRST, INNER, LAST, OUTER, REPRESENTATIVES, WHOLE, WORK, Stages
-from plansim.planner.tables import LAYERS, Times, Workbench
+from plansim.planner.tables import Times, Workbench
 
 Array = NDArray[np.float64]
 
@@ -177,11 +178,12 @@ def _assemble(
 ) -> Core:
     """Return the pipelines' times from a table of block times."""
     core = _empty(len(columns))
-    again = {mode: times.recompute(mode, bench.is_end) for mode in options.recompute}
+    again = {mode: _repeated(times, bench, options.modes[mode]) for mode in options.recompute}
+    layers = options.layers
     for stages, where in stage_groups(columns, options, bench):
         i, keys = int(where[0]), columns.recompute[where]
         repeated = {
-            mode: stages if LAYERS[mode] is None else stages_in(options, columns, i, bench, LAYERS[mode])
+            mode: stages if layers[mode] is None else stages_in(options, columns, i, bench, layers[mode])
             for mode in may(keys)
         }
         m = columns.num_microbatches[where][:, None]
@@ -200,6 +202,12 @@ def _assemble(
     chained = (core.before + core.chained + core.back).max(axis=1)
     core.bound[:] = np.maximum.reduce([chained, (core.before + core.work).max(axis=1), core.path[:, 0]])
     return core
+
+
+def _repeated(times: Times, bench: Workbench, mode: str) -> Array:
+    """Return what each kind repeats under a recompute mode (``full:K``: in the layers it recomputes)."""
+    name, _ = parse_mode(mode)
+    return np.zeros_like(times.forward) if name == "none" else times.again[:, :, bench.modes.index(name)]
 
 
 def _empty(count: int) -> Core:

@@ -11,7 +11,6 @@ from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Ints, Mask, Options, Tally, distinct
 from plansim.planner.grid import Counts, Grid, shard_group, too_deep, world_of
 from plansim.planner.space import FEW_DEVICES
-from plansim.planner.tables import LAYERS
 from plansim.schedules import find_schedule
 from plansim.workload.model import ATTENTION_FAMILIES, Model
 from plansim.workload.totals import pipeline_layers
@@ -114,7 +113,7 @@ def with_layers(
     chosen = np.concatenate(taken)
     where, microbatch, structure = at[chosen], size[chosen], structure[chosen]
     longest = _longest_chunks(grid["pp"][where], structure, grid["devices"][where], options, model)
-    own = longest[:, None] > np.array([LAYERS[mode] or 0 for mode in options.recompute])
+    own = longest[:, None] > np.array([options.layers[mode] or 0 for mode in options.recompute])
     tally.candidates -= int(((~own).sum(axis=1) * counts.below_layers[where]).sum())
     zeros = np.zeros(len(where), dtype=np.int64)
     columns = Columns(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import gcd
 
@@ -18,7 +18,7 @@ from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Ints, Options, distinct
 from plansim.planner.grid import shard_group
 from plansim.planner.stages import REPRESENTATIVES, Stages, stages_of
-from plansim.planner.tables import LAYERS, RECOMPUTE, Shares, Workbench
+from plansim.planner.tables import Shares, Workbench
 
 Array = NDArray[np.float64]
 SLACK = 1.0 - 1e-6
@@ -32,9 +32,9 @@ class Held:
     Attributes
     ----------
     activations : array (entries, modes, ranks)
-        Bytes at the peak, with what the allocator loses, under recompute modes that treat all layers alike.
+        Bytes at the peak, with what the allocator loses, under the first recompute modes (`Options.first`).
     layered : Layered
-        The same under those that recompute some layers of a chunk, worked out where it is asked for.
+        The same under the others, worked out where it is asked for.
     dense, expert : array
         Parameters of one rank.
     gathered : array
@@ -58,26 +58,32 @@ class Held:
         arrays = {f.name: getattr(self, f.name)[index] for f in fields(Held) if f.name != "layered"}
         return replace(self, layered=self.layered.take(index), **arrays)
 
-    def every(self, modes: Sequence[int]) -> Array:
+    def every(self, options: Options) -> Array:
         """Return the bytes at the peak under all modes of the space, in their order."""
-        both = iter(np.moveaxis(self.activations, 1, 0)), iter(self.layered.activations(slice(None)))
-        return np.stack([next(both[LAYERS[mode] is not None]) for mode in modes], axis=1)
+        both = iter(self.layered.activations(slice(None))), iter(np.moveaxis(self.activations, 1, 0))
+        return np.stack([next(both[mode in options.first]) for mode in options.recompute], axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layered:
-    """What pipelines hold that recompute the first layers of every chunk whole.
+    """What pipelines hold that recompute modules, or the first layers of every chunk whole.
 
     Attributes
     ----------
-    layers : tuple of int
-        How many layers, by mode.
+    later : tuple of (str, int or None)
+        The modes: names, and how many layers where not all are alike.
+    kept, working : mapping of str to array (shards, kinds)
+        Bytes of a sequence that a block keeps, and works on, by mode.
+    row : array (entries,)
+        Which of the shards.
+    work, flown : array (entries, ranks, kinds)
+        Blocks of every kind, once and for every microbatch in flight.
     flights : array (entries, ranks, virtual stages)
         Microbatches in flight.
     whole, loss : array (entries, ranks)
         Bytes of a sequence kept without recomputation, and bytes that the loss works on.
-    saving, working : array (entries, kinds)
-        Bytes of a sequence that a recomputed block saves, and works on.
+    saving, again : array (entries, kinds)
+        Bytes of a sequence that a block recomputed whole saves, and works on.
     least : array (entries, ranks)
         Bytes at the peak if all layers were recomputed and none worked on: no mode holds less.
     scale : array (entries,)
@@ -88,12 +94,17 @@ class Layered:
         Blocks of each kind among the first layers of the model.
     """
 
-    layers: tuple[int, ...]
+    later: tuple[tuple[str, int | None], ...]
+    kept: Mapping[str, Array]
+    working: Mapping[str, Array]
+    row: Ints
+    work: Array
+    flown: Array
     flights: Array
     whole: Array
     loss: Array
     saving: Array
-    working: Array
+    again: Array
     least: Array
     scale: Array
     group: Ints
@@ -104,27 +115,35 @@ class Layered:
 
     def take(self, index: Ints) -> Layered:
         """Return some entries."""
-        mine = ("flights", "whole", "loss", "saving", "working", "least", "scale", "group")
-        return replace(self, **{name: getattr(self, name)[index] for name in mine})
+        mine = ("row", "work", "flown", "flights", "whole", "loss", "saving", "again", "least", "scale")
+        return replace(self, **{name: getattr(self, name)[index] for name in (*mine, "group")})
 
     def activations(self, index: Ints | slice) -> Array:
         """Return the bytes at the peak of some entries, (modes, entries, ranks)."""
-        flights, group = self.flights[index], self.group[index]
-        saving, working, loss = self.saving[index], self.working[index], self.loss[index]
-        found = np.zeros((len(self.layers), *loss.shape))
-        for number, layers in enumerate(self.layers):
-            first = self.passed[self.starts + np.minimum(self.sizes, layers)] - self.passed[self.starts]
-            first = np.concatenate([first, np.minimum(self.fewest, layers)[:, None]], axis=1)
-            there = first.sum(axis=2) > 0
-            there[:, -1] = False  # which layers come first differs from rank to rank
-            kept, most = self.whole[index].copy(), loss.copy()
-            for kind in np.flatnonzero(first.any(axis=(0, 1, 2))):
-                again = np.einsum("nrv,nrv->nr", flights, first[group, :, :, kind])
-                kept -= again * saving[:, kind][:, None]
-                mine = np.where(there[group, :, kind], working[:, kind][:, None], 0.0)
-                np.maximum(most, mine, out=most)
-            found[number] = kept + most
+        found = np.zeros((len(self.later), *self.loss[index].shape))
+        for number, (name, layers) in enumerate(self.later):
+            found[number] = self._modules(index, name) if layers is None else self._layers(index, layers)
         found *= self.scale[index][:, None]
+        return found
+
+    def _modules(self, index: Ints | slice, mode: str) -> Array:
+        row = self.row[index]
+        working = np.maximum(_most(self.working[mode], row, self.work[index]), self.loss[index])
+        return _of(self.kept[mode], row, self.flown[index]) + working
+
+    def _layers(self, index: Ints | slice, layers: int) -> Array:
+        flights, group = self.flights[index], self.group[index]
+        first = self.passed[self.starts + np.minimum(self.sizes, layers)] - self.passed[self.starts]
+        first = np.concatenate([first, np.minimum(self.fewest, layers)[:, None]], axis=1)
+        there = first.sum(axis=2) > 0
+        there[:, -1] = False  # which layers come first differs from rank to rank
+        kept, most = self.whole[index].copy(), self.loss[index].copy()
+        for kind in np.flatnonzero(first.any(axis=(0, 1, 2))):
+            again = np.einsum("nrv,nrv->nr", flights, first[group, :, :, kind])
+            kept -= again * self.saving[index][:, kind][:, None]
+            mine = np.where(there[group, :, kind], self.again[index][:, kind][:, None], 0.0)
+            np.maximum(most, mine, out=most)
+        found: Array = kept + most
         return found
 
 
@@ -204,19 +223,26 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
         each.append(stages)
     loss, kept = _most(shares.loss, row, work), shares.kept
     scale = columns.microbatch.astype(np.float64) * (SLACK * (1.0 + bench.stack.fragmentation))
-    names = [RECOMPUTE[mode] for mode in options.recompute if LAYERS[mode] is None]
+    names = [options.modes[mode] for mode in options.first]
     whole = np.zeros((size[0], len(names), size[1]))
     for number, name in enumerate(names):
-        working = np.maximum(_most(shares.saved - kept[name], row, work), loss)
+        working = np.maximum(_most(shares.working[name], row, work), loss)
         whole[:, number] = (_of(kept[name], row, flown) + working) * scale[:, None]
     narrow = len(bench.kinds)  # one kind of device: all have the same blocks
     layered = Layered(
-        layers=tuple(layers for mode in options.recompute if (layers := LAYERS[mode])),
+        later=tuple(
+            (options.modes[m], options.layers[m]) for m in options.recompute if m not in options.first
+        ),
+        kept=kept,
+        working=shares.working,
+        row=row,
+        work=work,
+        flown=flown,
         flights=flights,
         whole=_of(kept["none"], row, flown),
         loss=loss,
         saving=(kept["none"] - kept["full"])[row, :narrow],
-        working=(shares.saved - kept["full"])[row, :narrow],
+        again=shares.working["full"][row, :narrow],
         least=(_of(kept["full"], row, flown) + loss) * scale[:, None],
         scale=scale,
         group=group,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from plansim.plan.kinds import Kinds
 from plansim.plan.model import Job
+from plansim.plan.recompute import parse_mode
 from plansim.planner.balance import Balance
 from plansim.planner.ends import End
 from plansim.planner.space import (
@@ -20,12 +21,14 @@ from plansim.planner.space import (
     VIRTUAL_STAGES,
     Space,
 )
-from plansim.planner.tables import RECOMPUTE
 from plansim.schedules import find_schedule
 from plansim.workload.model import ATTENTION_FAMILIES, Model
 
 V_SHAPED = ("zbv", "dualpipev")
 """Schedules whose first rank holds both ends of the model: the longest chunk does not decide there."""
+
+MOST_LAYERS = 10**6
+"""More than any model has."""
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -84,6 +87,7 @@ class Options:
 
     `dividing`: only virtual stages that divide a rank's layers; `shared`: shares of the batch sized to the
     speed of replicas, of which there are `mixtures`; `devices`: kinds of device by stage (None: all alike);
+    `modes`: how stages may recompute, first ``none`` whether it may be chosen or not, and `recompute`: which;
     `sizing`: how a pipeline's recompute mode is chosen: the fastest that fits by ``stage`` or for the whole
     ``plan``, or ``each`` is a candidate.
     """
@@ -92,6 +96,7 @@ class Options:
     placements: tuple[tuple[str, ...], ...]
     sequence_parallel: tuple[int, ...]
     unfused: tuple[int, ...]
+    modes: tuple[str, ...]
     recompute: tuple[int, ...]
     tp_overlap: tuple[int, ...]
     microbatches: tuple[int, ...]
@@ -107,6 +112,30 @@ class Options:
     def per_stage(self) -> bool:
         """Whether one more plan of every pipeline recomputes what each stage needs."""
         return self.sizing == "stage" and len(self.recompute) > 1
+
+    @property
+    def layers(self) -> tuple[int | None, ...]:
+        """By mode, the layers of a chunk that it recomputes where it does not treat all alike."""
+        return tuple(parse_mode(mode)[1] for mode in self.modes)
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """The modes whose memory is worked out for all pipelines; that of others where those do not fit.
+
+        They hold most and least of all.
+        """
+        found = tuple(m for m in self.recompute if self.modes[m] in ("none", "full"))
+        return found if any(self.modes[m] == "full" for m in found) else self.whole
+
+    @property
+    def later(self) -> tuple[int, ...]:
+        """The modes that are not among the `first`."""
+        return tuple(m for m in self.recompute if m not in self.first)
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The modes that treat all layers alike."""
+        return tuple(m for m in self.recompute if self.layers[m] is None)
 
     def layers_of(self, structure: int, pp: int, devices: int = 0) -> tuple[int, ...] | None:
         """Return the layers of every chunk where they are sized to their cost, else None.
@@ -170,12 +199,14 @@ def options_of(
     if len(overlap) > 1:  # where the stack can, pipelining is never slower: it only takes exposed time away
         overlap = (tp_overlaps,)
     sizes = USUAL_MICROBATCHES if space.cut("microbatch") else MICROBATCHES
+    modes = modes_of(space)
     return Options(
         structures=_structures(space, balance),
         placements=space.of("placement"),
         sequence_parallel=tuple(int(v) for v in space.of("sequence_parallel")),
         unfused=tuple(int(v == "unfused") for v in space.of("attention")) if attention else (0,),
-        recompute=tuple(sorted(RECOMPUTE.index(v) for v in space.of("recompute"))),
+        modes=modes,
+        recompute=tuple(sorted(modes.index(v) for v in space.of("recompute"))),
         tp_overlap=tuple(int(v) for v in overlap),
         microbatches=space.of("microbatch", [m for m in sizes if m <= job.global_batch]),
         ends=ends,
@@ -183,6 +214,17 @@ def options_of(
         sizing=sizing,
         balance=balance,
     )
+
+
+def modes_of(space: Space) -> tuple[str, ...]:
+    """Return ``none`` and the recompute modes of a space, those that repeat whole layers last."""
+
+    def order(mode: str) -> tuple[bool, float]:
+        name, layers = parse_mode(mode)
+        return name == "full", layers or float(name == "full") * MOST_LAYERS
+
+    others = [mode for mode in dict.fromkeys(space.of("recompute")) if mode != "none"]
+    return ("none", *sorted(others, key=order))
 
 
 def _structures(space: Space, sizes: Iterable[int]) -> tuple[Structure, ...]:

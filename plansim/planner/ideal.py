@@ -78,48 +78,54 @@ class _Sums:
     """Device time and launches of a block's passes."""
 
     def __init__(self) -> None:
-        self.forward = self.core = self.inputs = self.weight = Line()
-        self.kernels = self.backward_kernels = self.core_kernels = 0.0
+        self.forward = self.inputs = self.weight = Line()
+        self.kernels = self.backward_kernels = 0.0
 
     def add(self, forward: Line, inputs: Line, weight: Line) -> None:
         self.forward, self.inputs = self.forward.plus(forward), self.inputs.plus(inputs)
         self.weight = self.weight.plus(weight)
 
-    def launch(self, op: Operator, forward: Line, kernels: float) -> None:
+    def launch(self, op: Operator, kernels: float) -> None:
         """Count an operator's launches; a collective counts once in a backward of two halves."""
-        sent = isinstance(op, Communication)
         self.kernels += kernels
-        self.backward_kernels += 1 if sent else 2 * kernels
-        if op.core and not sent:
-            self.core, self.core_kernels = self.core.plus(forward), self.core_kernels + kernels
+        self.backward_kernels += 1 if isinstance(op, Communication) else 2 * kernels
 
 
-def ideal_s(block: Block, how: Arithmetic, collective: Collective | None = None) -> tuple[Line, ...]:
-    """Return lines of forward, its core, the whole again, input and weight gradient of a block.
+def ideal_s(
+    block: Block,
+    how: Arithmetic,
+    collective: Collective | None = None,
+    again: Sequence[Sequence[int]] = (),
+) -> tuple[Line, ...]:
+    """Return lines of a block's forward, input gradient and weight gradient, then of parts of its forward.
 
-    The block is one of microbatch 1. Without `collective` nothing is sent.
+    The block is one of microbatch 1. Without `collective` nothing is sent. `again` are the parts, each the
+    numbers of its operators; what a part sends counts where it is the whole block.
     """
     operators = tuple(_at_best(op) for op in block.operators)
     sums, lines = _Sums(), [_lines(op, how) for op in operators]
-    for op, line in zip(operators, lines, strict=True):
+    kernels = [launches_of(op, how.stack) for op in operators]
+    for op, line, count in zip(operators, lines, kernels, strict=True):
         sums.add(*line)
-        sums.launch(op, line[0], launches_of(op, how.stack))
+        sums.launch(op, count)
     if collective is not None:
         for backward in (False, True):
             for exposed in _exposed(operators, lines, how, collective, backward=backward):
                 forward, inputs = (Line(), exposed) if backward else (exposed, Line())
                 sums.add(forward, inputs, Line())
+
+    def line_of(device: Line, launched: float) -> Line:
+        return joined(device, Line(launched * how.operator_host_s), LAUNCH_SHARPNESS).times(SLACK)
+
+    def part(numbers: Sequence[int]) -> Line:
+        computed = [i for i in numbers if not isinstance(operators[i], Communication)]
+        device = Line(sum(lines[i][0].once for i in computed), sum(lines[i][0].each for i in computed))
+        return line_of(device, sum(kernels[i] for i in computed))
+
     half = sums.backward_kernels / 2
-    forward, core_s, inputs, weight = (
-        joined(device, Line(kernels * how.operator_host_s), LAUNCH_SHARPNESS).times(SLACK)
-        for device, kernels in (
-            (sums.forward, sums.kernels),
-            (sums.core, sums.core_kernels),
-            (sums.inputs, half),
-            (sums.weight, half),
-        )
-    )
-    return forward, core_s, forward, inputs, weight
+    forward = line_of(sums.forward, sums.kernels)
+    parts = [forward if len(numbers) == len(operators) else part(numbers) for numbers in again]
+    return forward, line_of(sums.inputs, half), line_of(sums.weight, half), *parts
 
 
 def _at_best(op: Operator) -> Operator:

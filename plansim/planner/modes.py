@@ -1,6 +1,6 @@
 """Which recompute modes each rank of a pipeline may have, many pipelines at a time.
 
-A key packs one set of modes (bits by their number in `plansim.planner.tables.RECOMPUTE`) for every
+A key packs one set of modes (bits by their number in `plansim.planner.frames.Options.modes`) for every
 representative rank, and one for all other ranks: what fits on any rank at all. The fastest of a set bounds
 what the rank recomputes. Where a rank need not recompute anything its set is that alone.
 """
@@ -14,14 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from plansim.planner.space import MOST_MODES
 from plansim.planner.stages import REPRESENTATIVES
-from plansim.planner.tables import LAYERS, RECOMPUTE
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-WIDTH = len(RECOMPUTE)
+WIDTH = MOST_MODES
 ANYWHERE = REPRESENTATIVES
 """The place in a key of what fits on any rank at all."""
 
@@ -55,9 +55,9 @@ def alike(mode: int) -> int:
     return int(((1 << mode) << SHIFTS).sum())
 
 
-def only_mode(key: int) -> str | None:
+def only_mode(key: int) -> int | None:
     """Return the mode of a key that is `alike` on every rank; None for others."""
-    return next((name for mode, name in enumerate(RECOMPUTE) if key == alike(mode)), None)
+    return next((mode for mode in range(WIDTH) if key == alike(mode)), None)
 
 
 def may(keys: Ints) -> Iterator[int]:
@@ -90,9 +90,9 @@ class Fastest:
     Attributes
     ----------
     activations : array (entries, modes, representatives and any rank)
-        Bytes held at least under those of `modes` that treat all layers alike.
+        Bytes held at least under the `first` of the modes.
     layered : callable
-        Entries to the same under those that recompute some layers of a chunk, (modes, entries, ranks).
+        Entries to the same under the others, (modes, entries, ranks).
     own : array (entries, modes)
         Which modes are choices of the entry.
     per_stage : array (entries,)
@@ -108,6 +108,7 @@ class Fastest:
     own: Mask
     per_stage: Mask
     modes: tuple[int, ...]
+    first: tuple[int, ...]
     least: Array
     place: Ints
     known: list[Array] = field(default_factory=list)
@@ -134,9 +135,10 @@ class Fastest:
     def _within(self, room: Array, rest: Ints) -> Mask:
         """Return which modes are choices of some entries and fit, (entries, modes, ranks)."""
         fits = np.zeros((len(rest), len(self.modes), ANYWHERE + 1), dtype=bool)
-        whole = np.array([LAYERS[mode] is None for mode in self.modes])
-        fits[:, whole] = self.activations[rest] <= room[:, None, :]
-        fits[:, ~whole] = self._layered(rest) <= room[:, None, :]
+        first = np.array([mode in self.first for mode in self.modes])
+        fits[:, first] = self.activations[rest] <= room[:, None, :]
+        if not first.all():
+            fits[:, ~first] = self._layered(rest) <= room[:, None, :]
         fits &= self.own[rest][:, :, None]
         return fits
 

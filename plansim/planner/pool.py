@@ -11,10 +11,11 @@ from plansim.costs.hostdata import on_host
 from plansim.costs.layout import Layout, default_stack
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Parallel, Plan
+from plansim.plan.recompute import parse_mode
 from plansim.planner.core import Cells, ideal_core
 from plansim.planner.deals import Deal, deals_of
 from plansim.planner.ends import End, ends_of
-from plansim.planner.frames import options_of
+from plansim.planner.frames import modes_of, options_of
 from plansim.planner.grid import degree_grid
 from plansim.planner.modes import only_mode
 from plansim.planner.objective import Figures
@@ -23,7 +24,7 @@ from plansim.planner.question import Question, plan_of
 from plansim.planner.recompute import with_fastest_recompute
 from plansim.planner.shares import with_sized_shares
 from plansim.planner.sieve import Sieve
-from plansim.planner.tables import RECOMPUTE, Workbench
+from plansim.planner.tables import Workbench
 from plansim.planner.traffic import Tails
 from plansim.simulate.predict import interval_factor
 
@@ -79,8 +80,9 @@ class Pool:
         part, frame, end = self._pairs[number]
         q, options = self.question, part.options
         key = int(part.columns.recompute[frame])
-        modes = tuple(RECOMPUTE[m] for m in options.recompute)
-        first = only_mode(key) or modes[0]
+        modes = tuple(options.modes[m] for m in options.recompute)
+        only = only_mode(key)
+        first = modes[0] if only is None else options.modes[only]
         plan = plan_of(q, options, part.columns, frame, options.ends[end], self.sieve.node, first)
         if options.shared:
             return with_sized_shares(plan, q.model, q.profile)
@@ -126,7 +128,10 @@ class Pool:
         q, space = self.question, self.question.space
         every = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
         taken = q.model if q.network is not q.model else None
-        bench = Workbench(q.network, q.profile, q.tabled, stack, shared=deal.shared, original=taken)
+        whole = dict.fromkeys((*(parse_mode(mode)[0] for mode in modes_of(space)[1:]), "full"))
+        bench = Workbench(
+            q.network, q.profile, q.tabled, stack, shared=deal.shared, original=taken, modes=tuple(whole)
+        )
         options = deal.narrowed(
             options_of(
                 space,

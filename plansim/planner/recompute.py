@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+from plansim.costs.build import repeated_s
 from plansim.costs.layout import Layout
 from plansim.costs.memory import stage_memory
-from plansim.costs.mixed import stage_limits_bytes
+from plansim.costs.mixed import differs, stage_limits_bytes
 from plansim.plan.model import Plan
 from plansim.plan.recompute import ENDS, parse_mode
 from plansim.planner.evaluate import step_seconds
@@ -87,7 +88,9 @@ class _Search:
     def _seconds(self, mode: str, stages: Sequence[int]) -> float:
         """Return what one stage repeats of a microbatch, or the step time where all stages do alike."""
         layout = self._layout(mode)
-        costs = paced_costs(layout)
         if len(stages) > 1:
-            return step_seconds(costs)
-        return sum(costs.chunks[c].recompute.total_s for c in layout.chunks_of_stage[stages[0]])
+            return step_seconds(paced_costs(layout))
+        chunks = layout.chunks_of_stage[stages[0]]
+        if not differs(layout):
+            return sum(repeated_s(layout, c).total_s for c in chunks)
+        return sum(paced_costs(layout).chunks[c].recompute.total_s for c in chunks)

@@ -16,7 +16,7 @@ from plansim.planner.frames import Columns, Ints, Mask, Options, Tally, distinct
 from plansim.planner.grid import Counts, Grid, end_mask, placement_mask, rule_masks
 from plansim.planner.modes import ANYWHERE, Each, Fastest, Fitting, alike, needs_no_more
 from plansim.planner.question import Question, plan_of
-from plansim.planner.tables import RECOMPUTE, Shares, Times, Workbench
+from plansim.planner.tables import Shares, Times, Workbench
 
 Array = NDArray[np.float64]
 ROOM = 0.9
@@ -74,24 +74,22 @@ def _to_choose(given: Pipelines, parts: Held, options: Options) -> tuple[Pipelin
     """Return pipelines with what tells which modes fit; where each mode is a candidate, once for each."""
     if options.sizing != "each":
         per_stage = options.per_stage & (given.columns.pp > 1)
-        modes, least = options.recompute, _least(parts)
-        asked = parts.layered.activations
-        return (
-            given,
-            parts,
-            Fastest(parts.activations, asked, given.own, per_stage, modes, least, np.full(len(least), -1)),
-        )
+        least, asked = _least(parts), parts.layered.activations
+        where = np.full(len(least), -1)
+        modes, first = options.recompute, options.first
+        fastest = Fastest(parts.activations, asked, given.own, per_stage, modes, first, least, where)
+        return given, parts, fastest
     index, number = np.nonzero(given.own)
     alone = given.take(index, np.ones((len(index), 1), dtype=bool))
     of_mode = np.array([alike(mode) for mode in options.recompute], dtype=np.int64)
-    least = parts.every(options.recompute)[index, number, :ANYWHERE]
+    least = parts.every(options)[index, number, :ANYWHERE]
     return alone, parts.take(index), Each(least, of_mode[number])
 
 
 def _least(parts: Held) -> Array:
     """Return bytes of activations that no mode of the space goes below, (pipelines, representatives)."""
     each = list(np.moveaxis(parts.activations[:, :, :ANYWHERE], 1, 0))
-    if parts.layered.layers:
+    if parts.layered.later:
         each.append(parts.layered.least[:, :ANYWHERE])
     found: Array = np.minimum.reduce(each)
     return found
@@ -262,7 +260,7 @@ class Sieve:
             return  # shares are not known here, and equal ones are tried as well
         i = int(np.argmin(over))
         if np.isfinite(over[i]) and (self.nearest is None or over[i] < self.nearest[0]):
-            least = RECOMPUTE[options.recompute[-1]]
+            least = options.modes[options.recompute[-1]]
             plan = plan_of(self.question, options, columns, i, end, self.node, least)
             self.nearest = float(over[i]), plan
 

@@ -16,7 +16,7 @@ from plansim.hardware.profile import Profile
 from plansim.plan.backends import BACKENDS, Backend
 from plansim.plan.backends.base import schedule_key
 from plansim.plan.model import Job
-from plansim.plan.recompute import parse_mode
+from plansim.plan.recompute import canonical_mode
 from plansim.schedules import SCHEDULES
 from plansim.workload.model import ATTENTION_FAMILIES, Model
 
@@ -34,6 +34,9 @@ MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 USUAL_MICROBATCHES = (1, 2, 3, 4, 6, 8, 16)
 SHORTEST_PIECE = 1024
 """Tokens of a sequence that context parallelism leaves on a rank, at least, unless `cp` is fixed."""
+
+MOST_MODES = 12
+"""Recompute modes that one search compares, at most."""
 
 FEW_DEVICES = 16
 """Up to here uneven virtual stages and shorter pieces are searched as well: they cost little there."""
@@ -178,8 +181,8 @@ def space_of(
     InputError
         When a name is unknown, or what is fixed contradicts itself or the cluster.
     """
-    fixed = {full_name(name): _several(value) for name, value in (fix or {}).items()}
-    forbidden = {full_name(name): tuple(values) for name, values in (forbid or {}).items()}
+    fixed = _spelled_out({full_name(name): _several(value) for name, value in (fix or {}).items()})
+    forbidden = _spelled_out({full_name(name): tuple(values) for name, values in (forbid or {}).items()})
     runtime = _backend(backend)
     values = {name: _sensible(name, listed, model, profile) for name, listed in CHOICES.items()}
     if runtime is not None:
@@ -238,6 +241,13 @@ def _several(value: object) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
 
 
+def _spelled_out(given: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """Return choices with recompute modes as plans write them."""
+    if "recompute" in given:
+        given["recompute"] = tuple(dict.fromkeys(canonical_mode(str(v)) for v in given["recompute"]))
+    return given
+
+
 def _backend(name: str | None) -> Backend | None:
     if name is None:
         return None
@@ -255,8 +265,8 @@ def _allowed(runtime: Backend, name: str, listed: tuple[Any, ...]) -> tuple[Any,
     allowed = runtime.allows.get(name)
     if allowed is None or name == "placement":
         return listed
-    if name == "recompute" and runtime.recompute_layers:
-        return tuple(v for v in listed if parse_mode(v)[0] in allowed)
+    if name == "recompute":
+        return tuple(v for v in listed if runtime.recomputes(v))
     return tuple(v for v in listed if v in allowed)
 
 
@@ -298,6 +308,8 @@ def _sensible(name: str, listed: tuple[Any, ...], model: Model, profile: Profile
         return ("tp",)
     if name == "recompute" and model.family not in ATTENTION_FAMILIES:
         return ("none", "full")
+    if name == "recompute":
+        return (*listed[:2], *module_sets(model, profile), *listed[2:])
     if name == "batch_shares" and not profile.mixed:
         return ("even",)
     if name == "offload" and profile.device.kind == "cpu":
@@ -305,6 +317,20 @@ def _sensible(name: str, listed: tuple[Any, ...], model: Model, profile: Profile
     if name == "placement" and len(profile.fabric) == 1 and not profile.fabric[0].is_grid:
         return PLACEMENTS[:1]
     return listed
+
+
+def module_sets(model: Model, profile: Profile) -> tuple[str, ...]:
+    """Return the sets of modules that are worth repeating in a model.
+
+    Each saves much for what it repeats: norms and activations of experts cost little, projections from a
+    latent width are small beside what they make, and an MLP holds most of a dense layer but has no part in
+    attention over long sequences. On a CPU times are measured, block by block, and of whole layers only.
+    """
+    if profile.device.kind == "cpu":
+        return ()
+    found = ["moe_act+layernorm"] if model.moe else []
+    found += [canonical_mode("+".join((*sets, "mla_up_proj"))) for sets in ((), found) if model.mla and found]
+    return tuple(found) or ("mlp",)
 
 
 def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, profile: Profile) -> None:
@@ -321,6 +347,10 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, pro
         raise InputError(f"--fix etp=1: {model.name} has no experts")
     if fixed.get("batch_shares") == ("sized",) and not profile.mixed:
         raise InputError(f"--fix batch_shares=sized: the devices of {profile.name} are all alike")
+    if len(space.of("recompute")) >= MOST_MODES:
+        raise InputError(
+            f"--fix recompute: {len(space.of('recompute'))} modes; at most {MOST_MODES - 1} are compared"
+        )
     smallest = 1
     for name in ("dp", "tp", "pp", "cp"):
         if name in fixed:
@@ -343,7 +373,6 @@ def _check_value(name: str, value: object) -> None:
     known = CHOICES.get(name)
     words = (
         "etp",
-        "recompute",
         "stage_layers",
         "batch_shares",
         "attention",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.costs.blocks import BlockTime
 from plansim.costs.boundaries import message_s
-from plansim.costs.build import block_time, kept_bytes, straggler_factor
+from plansim.costs.build import block_time, straggler_factor
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.layout import Layout
 from plansim.costs.mixed import on_device
 from plansim.costs.operators import Arithmetic
 from plansim.costs.optimizer import addition_bytes
+from plansim.costs.recompute import again_s, kept_bytes, working_bytes
 from plansim.costs.student import teacher_of
 from plansim.hardware.fabric import fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
-from plansim.plan.recompute import RECOMPUTE_MODES, parse_mode
+from plansim.plan.modules import recomputed
 from plansim.planner.balance import Balance
 from plansim.planner.ends import End
 from plansim.planner.ideal import Line, ideal_s
@@ -36,11 +36,9 @@ if TYPE_CHECKING:
     from plansim.workload.operators import Block
 
 Array = NDArray[np.float64]
-RECOMPUTE = ("none", "selective", "full:1", "full:2", "full:4", "full:8", "full:16", "full")
-"""How stages may recompute, each needing less memory than those of its kind before it."""
+WHOLE = ("selective", "full")
+"""Modes that treat all layers alike, where nobody says which are asked for."""
 
-LAYERS = tuple(parse_mode(mode)[1] for mode in RECOMPUTE)
-"""By mode, the layers of a chunk that it recomputes where it does not treat all alike."""
 ENDS = ("embedding", "head")
 
 
@@ -52,8 +50,6 @@ class Kinds:
     ----------
     at : tuple of int
         Where a block of each kind stands in the model.
-    is_end : array
-        Which kinds are embedding or head.
     body : tuple of int
         Kind of every layer.
     ends : tuple of int
@@ -61,7 +57,6 @@ class Kinds:
     """
 
     at: tuple[int, ...]
-    is_end: NDArray[np.bool_]
     body: tuple[int, ...]
     ends: tuple[int, int]
 
@@ -79,7 +74,6 @@ def kinds_of(model: Model, seq_len: int) -> Kinds:
     head, tail = blocks[0].kind == "embedding", blocks[-1].kind == "head"
     return Kinds(
         at=tuple(first.values()),
-        is_end=np.array([block.kind in ENDS for block in first]),
         body=tuple(number[b] for b in blocks if b.kind not in ENDS),
         ends=(number[blocks[0]] if head else -1, number[blocks[-1]] if tail else -1),
     )
@@ -87,10 +81,13 @@ def kinds_of(model: Model, seq_len: int) -> Kinds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shares:
-    """Bytes and parameters of every kind of block on a rank, for one sequence: (shards, kinds)."""
+    """Bytes and parameters of every kind of block on a rank, for one sequence: (shards, kinds).
 
-    saved: Array
+    `kept` and `working` are by recompute mode.
+    """
+
     kept: Mapping[str, Array]
+    working: Mapping[str, Array]
     loss: Array
     dense: Array
     expert: Array
@@ -99,23 +96,16 @@ class Shares:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Times:
-    """Seconds of every kind of block for one microbatch: (cells, kinds), devices beside each other."""
+    """Seconds of every kind of block for one microbatch: (cells, kinds), devices beside each other.
+
+    `again` is what is repeated under every mode of `Workbench.modes`, (cells, kinds, modes).
+    """
 
     forward: Array
-    core: Array
-    again: Array
     backward_input: Array
     backward_weight: Array
     addition: Array
-
-    def recompute(self, mode: int, is_end: NDArray[np.bool_]) -> Array:
-        """Return what each kind repeats under a recompute mode (``full:K``: in the layers it recomputes)."""
-        name, _ = parse_mode(RECOMPUTE[mode])
-        if name == "none":
-            return np.zeros_like(self.forward)
-        if name == "selective":
-            return self.core
-        return np.where(is_end, 0.0, self.again)
+    again: Array
 
 
 def _logits(blocks: Sequence[Sequence[Block]], size: tuple[int, int]) -> Array:
@@ -130,9 +120,12 @@ def _logits(blocks: Sequence[Sequence[Block]], size: tuple[int, int]) -> Array:
     return np.array(each, dtype=np.float64).reshape(size)
 
 
-def _five(t: BlockTime, factor: float) -> tuple[float, ...]:
-    parts = (t.forward, t.recompute_core, t.recompute_all, t.backward_input, t.backward_weight)
-    return tuple(part.total_s * factor for part in parts)
+def _seconds(layout: Layout, block: Block, modes: Sequence[str], factor: float) -> tuple[float, ...]:
+    """Return forward and both backward seconds of a block, then what it repeats under every mode."""
+    time = block_time(layout, block)
+    parts = (time.forward, time.backward_input, time.backward_weight)
+    again = (again_s(layout, time, block, mode) for mode in modes)
+    return tuple(part.total_s * factor for part in (*parts, *again))
 
 
 def _after(lines: tuple[Line, ...], teacher: Line) -> tuple[Line, ...]:
@@ -141,12 +134,9 @@ def _after(lines: tuple[Line, ...], teacher: Line) -> tuple[Line, ...]:
 
 
 def _times(array: Array, addition: Array) -> Times:
-    """Return (cells, kinds, 5) seconds as a table, with what adding gradients up takes."""
-    return Times(*[*(np.ascontiguousarray(array[:, :, i]) for i in range(5)), addition])
-
-
-def _stacked(rows: Sequence[Sequence[tuple[float, ...]]], size: tuple[int, int]) -> Array:
-    return np.array(rows, dtype=np.float64).reshape(*size, 5)
+    """Return (cells, kinds, passes) seconds as a table, with what adding gradients up takes."""
+    forward, inputs, weight = (np.ascontiguousarray(array[:, :, i]) for i in range(3))
+    return Times(forward, inputs, weight, addition, np.ascontiguousarray(array[:, :, 3:]))
 
 
 SIZED_AT = (1, 2, 4, 8)
@@ -159,6 +149,7 @@ class Workbench:
     In a mixed cluster the kinds of block come once for every kind of device; where replicas take shares by
     their speed (`shared`), in times alone: there no stage has a device of its own. Where a teacher of another
     network (`original`) runs before every forward, its time is in the forward of the student's blocks.
+    `modes` are the recompute modes that treat all layers alike, but for ``none``.
     """
 
     def __init__(
@@ -170,14 +161,16 @@ class Workbench:
         *,
         shared: bool = False,
         original: Model | None = None,
+        modes: Sequence[str] = WHOLE,
     ) -> None:
         self.model, self.profile, self.base, self.stack = model, profile, base, stack
+        self.modes = tuple(modes)
         self.shared, self.original = shared, original
         self.kinds = kinds_of(model, base.job.seq_len)
         self.fabric = fabric_of(profile)
         self.devices = profile.kinds
         self.num_devices = 1 if shared else len(self.devices)
-        self.is_end = np.tile(self.kinds.is_end, len(self.devices))
+        self.num_columns = len(self.kinds) * len(self.devices)
 
     @cached_property
     def memory_limits(self) -> Array:
@@ -265,13 +258,14 @@ class Workbench:
             each = np.array([[float(getattr(b, name)) for b in row] for row in blocks]).reshape(size)
             return np.tile(each, wide)
 
-        def kept(mode: str) -> Array:
-            each = [[kept_bytes(at, b, mode) for b in row] for at, row in zip(layouts, blocks, strict=True)]
-            return np.tile(np.array(each).reshape(size), wide)
+        def by_mode(nbytes: Callable[[Layout, Block, str], float]) -> dict[str, Array]:
+            rows = list(zip(layouts, blocks, strict=True))
+            each = {m: [[nbytes(at, b, m) for b in row] for at, row in rows] for m in ("none", *self.modes)}
+            return {m: np.tile(np.array(table).reshape(size), wide) for m, table in each.items()}
 
         return Shares(
-            saved=rows("saved_bytes"),
-            kept={mode: kept(mode) for mode in RECOMPUTE_MODES},
+            kept=by_mode(kept_bytes),
+            working=by_mode(working_bytes),
             loss=np.tile((self.stack.loss_copies - 1.0) * _logits(blocks, size), wide),
             dense=rows("parameters"),
             expert=rows("expert_parameters"),
@@ -296,7 +290,7 @@ class Workbench:
             def ideal(b: Block, device: int, how: Arithmetic) -> tuple[Line, ...]:
                 key = (b, device, inside, layout.group("ep") if b.expert_parameters else None)  # noqa: B023
                 if key not in known:
-                    known[key] = ideal_s(b, how, comm)  # noqa: B023
+                    known[key] = ideal_s(b, how, comm, self._repeated(b))  # noqa: B023
                 return known[key]
 
             lines.append(
@@ -306,12 +300,22 @@ class Workbench:
                     for k, b in enumerate(row)
                 ]
             )
-        both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, len(self.is_end), 5, 2)
+        both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, self.num_columns, self._passes, 2)
         sizes = np.array(microbatches, dtype=np.float64)[None, :, None, None]
         table = wait * (both[..., 0] + sizes * both[..., 1])
         summed = wait * np.array([self._addition(at, row) for at, row in zip(layouts, blocks, strict=True)])
-        summed = np.repeat(summed.reshape(len(layouts), len(self.is_end)), len(microbatches), axis=0)
-        return _times(table.reshape(len(layouts) * len(microbatches), len(self.is_end), 5), summed)
+        summed = np.repeat(summed.reshape(len(layouts), self.num_columns), len(microbatches), axis=0)
+        cells = len(layouts) * len(microbatches)
+        return _times(table.reshape(cells, self.num_columns, self._passes), summed)
+
+    @property
+    def _passes(self) -> int:
+        """How many passes of a block are timed: three, and what every mode repeats."""
+        return 3 + len(self.modes)
+
+    def _repeated(self, block: Block) -> list[tuple[int, ...]]:
+        """Return the operators of a block that every mode repeats."""
+        return [recomputed(block, mode, self.stack.selective).repeated for mode in self.modes]
 
     def _addition(self, layout: Layout, blocks: Sequence[Block]) -> list[float]:
         """Return the least seconds of adding one microbatch's gradients of every block to those before."""
@@ -333,7 +337,7 @@ class Workbench:
         if self.num_devices == 1:
             blocks = self.distinct(self.layout(Parallel()))
             lines = [[ideal_s(b, how) for b in blocks] for how in self._arithmetic]
-            return {1: self._balanced([[f.first + i.first + w.first for f, _, _, i, w in r] for r in lines])}
+            return {1: self._balanced([[f.first + i.first + w.first for f, i, w in r] for r in lines])}
         sizes = [m for m in SIZED_AT if m <= self.base.job.global_batch]
         times = self.times([self.layout(Parallel(microbatch=m)) for m in sizes])
         costs = (times.forward + times.backward_input + times.backward_weight).reshape(
@@ -353,23 +357,23 @@ class Workbench:
 
     def times(self, layouts: Sequence[Layout]) -> Times:
         """Return seconds, one row for every layout; the wait for the slowest node is in them."""
-        size = (len(layouts), len(self.kinds))
+        size = (len(layouts), len(self.kinds), self._passes)
         rows: list[list[list[tuple[float, ...]]]] = [[] for _ in self.devices]
         for layout in layouts:
             factor, blocks, teacher = straggler_factor(layout), self.distinct(layout), self.taught(layout)
             each = self.on_devices(teacher[0]) if teacher else []
             for d, (alone, table) in enumerate(zip(self.on_devices(layout), rows, strict=True)):
-                five = [_five(block_time(alone, b), factor) for b in blocks]
+                found = [_seconds(alone, b, self.modes, factor) for b in blocks]
                 if teacher:
-                    before = [_five(block_time(each[d], b), factor)[0] for b in teacher[1]]
-                    five = [(own[0] + wait, *own[1:]) for own, wait in zip(five, before, strict=True)]
-                table.append(five)
+                    before = [_seconds(each[d], b, (), factor)[0] for b in teacher[1]]
+                    found = [(own[0] + wait, *own[1:]) for own, wait in zip(found, before, strict=True)]
+                table.append(found)
         summed = [
             [straggler_factor(layout) * s for s in self._addition(layout, self.distinct(layout))]
             for layout in layouts
         ]
-        joined = np.concatenate([_stacked(table, size) for table in rows], axis=1)
-        return _times(joined, np.array(summed, dtype=np.float64).reshape(len(layouts), len(self.is_end)))
+        joined = np.concatenate([np.array(table, dtype=np.float64).reshape(size) for table in rows], axis=1)
+        return _times(joined, np.array(summed, dtype=np.float64).reshape(len(layouts), self.num_columns))
 
     def send_s(self, layout: Layout) -> float:
         """Return the seconds of one activation between neighbouring stages."""

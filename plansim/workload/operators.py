@@ -14,8 +14,9 @@ from typing import Union
 class Matmul:
     """``batch`` products of (m, k) by (k, n). With `weight` the (k, n) operand is a parameter.
 
-    `saved_bytes` is what the operator keeps from forward to backward; `core` marks attention-core
-    operators, whose saved bytes selective recomputation drops and whose forward it repeats.
+    `saved_bytes` is what the operator keeps from forward to backward, of which `normed_bytes` are what a
+    norm made and `output_bytes` what it (with those beside it) hands to the attention core; `core` marks
+    attention-core operators, whose saved bytes selective recomputation drops and whose forward it repeats.
     `groups` > 1 is a grouped product: `groups` experts share the m rows evenly.
     """
 
@@ -27,6 +28,8 @@ class Matmul:
     weight: bool = True
     groups: int = 1
     saved_bytes: float = 0.0
+    normed_bytes: float = 0.0
+    output_bytes: float = 0.0
     core: bool = False
 
     @property
@@ -256,9 +259,8 @@ class Block:
         Activation passed to the next block, on one rank, bytes.
     flop : float
         Forward FLOP on one rank.
-    saved_bytes, core_saved_bytes, elementwise_saved_bytes : float
-        Bytes kept for backward without recomputation, and those that the two kinds of selective
-        recomputation drop.
+    saved_bytes : float
+        Bytes kept for backward without recomputation (`plansim.plan.modules` says what is left with it).
     """
 
     kind: str
@@ -268,8 +270,6 @@ class Block:
     expert_parameters: int = 0
     flop: float = field(init=False, compare=False)
     saved_bytes: float = field(init=False, compare=False)
-    core_saved_bytes: float = field(init=False, compare=False)
-    elementwise_saved_bytes: float = field(init=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -277,9 +277,6 @@ class Block:
         object.__setattr__(self, "_hash", hash(shape))
         object.__setattr__(self, "flop", sum(op.flop for op in self.operators))
         object.__setattr__(self, "saved_bytes", sum(op.saved_bytes for op in self.operators))
-        object.__setattr__(self, "core_saved_bytes", sum(op.saved_bytes for op in self.operators if op.core))
-        light = sum(op.saved_bytes for op in self.operators if op.core or isinstance(op, Elementwise))
-        object.__setattr__(self, "elementwise_saved_bytes", light)
 
     def __hash__(self) -> int:
         return self._hash

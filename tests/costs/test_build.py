@@ -10,7 +10,6 @@ from layouts import EXPERTS, layout, layouts
 from plansim.costs.buckets import MAX_BUCKETS, comm_s, gather_bytes, reduce_bytes
 from plansim.costs.build import (
     block_time,
-    kept_bytes,
     once_per_unit,
     step_costs,
     step_inflation,
@@ -20,6 +19,7 @@ from plansim.costs.build import (
 )
 from plansim.costs.layout import with_plan
 from plansim.costs.optimizer import optimizer_s, shard_degree
+from plansim.costs.recompute import kept_bytes
 from plansim.costs.step import Parts
 from plansim.hardware.fabric import GroupShape
 from plansim.plan.model import Compression, Method

@@ -104,6 +104,7 @@ BROKEN = [
     ("zero group", {"dp": 4, "zero_group": 2}, {}, LLAMA, "with zero_stage 0"),
     ("zero group", {"dp": 4, "zero_group": 3, "zero_stage": 3}, {}, LLAMA, "use zero_group 1, 2 or 4"),
     ("recompute", {"pp": 2}, {"recompute": ("full",)}, LLAMA, "lists 1 stages, pp is 2"),
+    ("recompute modules", {}, {"recompute": "moe_act+mla_up_proj"}, LLAMA, "m has no mla_up_proj and no moe_act; use core_attn, layernorm, mlp"),
     ("parameter server", {"dp": 2, "tp": 2}, {"aggregation": "parameter_server"}, LLAMA, "plain data parallelism"),
     ("parameter server", {"dp": 2}, {"aggregation": "parameter_server", "servers": 3}, LLAMA, "at most 2 servers"),
     ("placement", {}, {"placement": ("tp", "tp", "dp", "pp")}, LLAMA, "order tp, cp, dp and pp"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plansim.plan.model import Plan
-from plansim.plan.recompute import parse_mode
+from plansim.plan.recompute import MODULE_NAMES, modules_of_mode, names_modules, parse_mode
 from plansim.schedules.find import ALIASES
 from plansim.workload.model import ATTENTION_FAMILIES, PREDICTED_ONLY, Model
 from plansim.workload.totals import pipeline_layers
@@ -121,6 +121,10 @@ class Backend:
         Whether that degree may exceed 1.
     recompute_per_stage, recompute_layers : bool
         Whether stages may recompute differently, and some layers of a chunk whole (``full:K``).
+    recompute_modules : tuple of str
+        Modules that it can recompute by name.
+    fused_norms : bool
+        Whether norms of dense layers are parts of the products behind them, and cannot be recomputed apart.
     relations : tuple of Relation
     order_relations : tuple of Relation
         Relations on plans whose stages are neighbours inside each replica group (`placement` has pp before
@@ -147,6 +151,8 @@ class Backend:
     batch_shares: bool = False
     recompute_per_stage: bool = False
     recompute_layers: bool = False
+    recompute_modules: tuple[str, ...] = ()
+    fused_norms: bool = False
     relations: tuple[Relation, ...] = ()
     order_relations: tuple[Relation, ...] = ()
     pairs: tuple[Pair, ...] = ()
@@ -169,7 +175,7 @@ class Backend:
         degrees = degrees_of(plan, model)
         reasons = [
             *self._family_reasons(model),
-            *self._choice_reasons(plan),
+            *self._choice_reasons(plan, model),
             *self._compression_reasons(plan),
         ]
         reasons += [
@@ -214,7 +220,7 @@ class Backend:
             f"{self.name} builds {', '.join(self.families)}, {elsewhere}"
         ]
 
-    def _choice_reasons(self, plan: Plan) -> list[str]:
+    def _choice_reasons(self, plan: Plan, model: Model) -> list[str]:
         reasons = []
         if plan.parallel.batch_shares is not None and not self.batch_shares:
             reasons.append("batch_shares: every replica runs as many microbatches; " + SAME_SHARES)
@@ -223,6 +229,7 @@ class Backend:
             if choice == "recompute":
                 modes = given if isinstance(given, tuple) else (given,)
                 reasons += self._recompute_reasons(modes, allowed)
+                reasons += self._norm_reasons(modes, model)
             elif given is not None and given not in allowed:
                 reasons.append(self._refusal(choice, given, allowed))
         return reasons
@@ -237,15 +244,33 @@ class Backend:
             if stage not in self.zero_stages_of.get(name, (stage,))
         ]
 
+    def recomputes(self, mode: str) -> bool:
+        """Whether it can recompute in a mode; which modules a model has is asked elsewhere."""
+        name, layers = parse_mode(mode)
+        if names_modules(mode):
+            return set(modules_of_mode(mode)) <= set(self.recompute_modules)
+        return name in self.allows.get("recompute", (name,)) and (self.recompute_layers or not layers)
+
     def _recompute_reasons(self, given: tuple[str, ...], allowed: tuple[Any, ...]) -> list[str]:
+        named = tuple(name for name in MODULE_NAMES[1:] if name in self.recompute_modules)
         reasons = [
-            self._refusal("recompute", mode, allowed)
-            for mode in sorted(set(given) - set(allowed))
-            if not (self.recompute_layers and parse_mode(mode)[1])
+            self._refusal("recompute", mode, (*allowed, *named))
+            for mode in sorted(set(given))
+            if not self.recomputes(mode)
         ]
         if len(set(given)) > 1 and not self.recompute_per_stage:
             reasons.append("recompute differs between stages; use one mode for all of them")
         return reasons
+
+    def _norm_reasons(self, given: tuple[str, ...], model: Model) -> list[str]:
+        """Return why norms cannot be recomputed where they are parts of the products behind them."""
+        named = any(names_modules(mode) and "layernorm" in modules_of_mode(mode) for mode in given)
+        if not named or not self.fused_norms or model.moe or model.mla:
+            return []
+        return [
+            "recompute layernorm: the norms of dense layers are fused into the products behind them; "
+            "use mlp or full"
+        ]
 
     def _refusal(self, choice: str, given: object, allowed: tuple[Any, ...]) -> str:
         remedy = self.remedies.get(choice) or f"use {' or '.join(_spell(value) for value in allowed)}"

@@ -17,6 +17,7 @@ from plansim.plan.backends.relations import (
     TP_AND_KV_HEADS_DIVIDE,
     TP_DIVIDES_HEADS,
 )
+from plansim.plan.recompute import MODULE_NAMES
 
 MEGATRON = Backend(
     name="megatron",
@@ -40,6 +41,8 @@ MEGATRON = Backend(
         "compression.model": ("none",),
     },
     recompute_layers=True,
+    recompute_modules=MODULE_NAMES,
+    fused_norms=True,
     schedule_names={"1f1b": "1f1b", "interleaved": "interleaved"},
     relations=(
         TP_DIVIDES_HEADS,

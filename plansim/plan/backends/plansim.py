@@ -12,6 +12,7 @@ from plansim.plan.backends.relations import (
     TP_DIVIDES_HEADS,
     TP_DIVIDES_KV_HEADS,
 )
+from plansim.plan.recompute import MODULE_NAMES
 
 HOOKS = ("bf16", "fp16", "fp8", "int8", "int4", "qsgd", "onebit", "topk", "randk", "powersgd")
 """Gradient methods with a communication hook."""
@@ -48,6 +49,7 @@ PLANSIM = Backend(
     batch_shares=True,
     recompute_per_stage=True,
     recompute_layers=True,
+    recompute_modules=MODULE_NAMES,
     zero_stages_of={
         **{f"gradients {name}": (0, 1) for name in HOOKS if name not in ("bf16", "fp16", *SHARDED)},
         **{f"parameters {name}": (2, 3) for name in SHARDED},

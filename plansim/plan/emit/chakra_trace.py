@@ -9,6 +9,7 @@ from plansim.plan.emit.chakra_groups import Groups
 from plansim.plan.grid import grid_of
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Plan
+from plansim.plan.modules import recomputed
 from plansim.plan.recompute import modes_of_blocks
 from plansim.schedules import find_schedule
 from plansim.schedules.base import Action, Kind, Program
@@ -91,9 +92,7 @@ class _Trace:
     @staticmethod
     def _repeated(block: Block, mode: str) -> tuple[Operator, ...]:
         """Return what recomputation runs again before the block's backward."""
-        if mode == "full" and block.kind not in ("embedding", "head"):
-            return block.operators
-        return tuple(op for op in block.operators if op.core) if mode == "selective" else ()
+        return tuple(block.operators[i] for i in recomputed(block, mode).repeated)
 
     def _operators(self, name: str, operators: tuple[Operator, ...], kind: Kind) -> None:
         flop = nbytes = 0.0

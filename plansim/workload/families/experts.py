@@ -127,6 +127,13 @@ def _biases(model: Model, shard: Shard, rows: int, groups: int) -> tuple[Operato
 def _latent(model: Model, moe: MoE, shard: Shard) -> tuple[tuple[Operator, ...], tuple[Operator, ...]]:
     """Return the projections to the width the routed experts work in, and back."""
     rows, kept = max(1, round(sharded_tokens(shard))), shard.operand_bytes * sharded_tokens(shard)
-    down = Matmul(name="latent_down", m=rows, n=moe.latent, k=model.hidden, saved_bytes=kept * model.hidden)
+    down = Matmul(
+        name="latent_down",
+        m=rows,
+        n=moe.latent,
+        k=model.hidden,
+        saved_bytes=kept * model.hidden,
+        normed_bytes=kept * model.hidden,
+    )
     up = Matmul(name="latent_up", m=rows, n=model.hidden, k=moe.latent, saved_bytes=kept * moe.latent)
     return (down,), (up,)

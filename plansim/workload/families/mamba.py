@@ -36,6 +36,7 @@ def mamba(model: Model, mixer: Mamba, shard: Shard) -> tuple[Operator, ...]:
             n=width,
             k=model.hidden,
             saved_bytes=kept + e * tokens * width,
+            normed_bytes=kept,
         ),
         *_exchange(shard, "to_heads", width),
         *_batched(shard, "to_sequences", width),

@@ -107,9 +107,7 @@ def _with_input(projections: tuple[Operator, ...], kept_bytes: float) -> tuple[O
     """Return the projections, the first of which keeps the normalised hidden state."""
     first = projections[0]
     if isinstance(first, Matmul):
-        first = Matmul(
-            name=first.name, m=first.m, n=first.n, k=first.k, saved_bytes=first.saved_bytes + kept_bytes
-        )
+        first = replace(first, saved_bytes=first.saved_bytes + kept_bytes, normed_bytes=kept_bytes)
     return (first, *projections[1:])
 
 
@@ -148,11 +146,12 @@ def _latent_projections(model: Model, mla: MLA, shard: Shard) -> tuple[tuple[Ope
             ),
         )
     up = heads * (mla.nope_head_dim + mla.v_head_dim)
-    kept = e * tokens * (heads * (2 * width + mla.v_head_dim) + 2 * latent)
+    made = e * tokens * heads * (2 * width + mla.v_head_dim)
+    kept = made + e * tokens * 2 * latent
     moved = 2 * e * tokens * heads * (2 * width + mla.v_head_dim)
     kv = (
         Matmul(name="kv_down", m=tokens, n=latent, k=h),
-        Matmul(name="kv_up", m=tokens, n=up, k=mla.kv_lora_rank, saved_bytes=kept),
+        Matmul(name="kv_up", m=tokens, n=up, k=mla.kv_lora_rank, saved_bytes=kept, output_bytes=made),
         Elementwise(name="rotary", forward_bytes=moved, backward_bytes=moved, launches=3),
     )
     return (*q, *kv), width, mla.v_head_dim
@@ -264,7 +263,9 @@ def side_by_side(
     joins = shard.joined_block and any(op.name.endswith("_leave") for op in second)
     dropped = PARALLEL_INPUT | ({"attention_leave", "mlp_in"} if joins else set())
     shared = tuple(  # both read the state that attention's first product keeps
-        replace(op, saved_bytes=0.0) if isinstance(op, Matmul) and op.name == "mlp_up" else op
+        replace(op, saved_bytes=0.0, normed_bytes=0.0)
+        if isinstance(op, Matmul) and op.name == "mlp_up"
+        else op
         for op in second
     )
     return tuple(op for op in (*first, *shared) if op.name not in dropped)
@@ -279,7 +280,13 @@ def feed_forward(
     bias = groups * width * halves if model.bias else 0
     return (
         Matmul(
-            name=f"{prefix}_up", m=rows, n=width * halves, k=model.hidden, groups=groups, saved_bytes=kept
+            name=f"{prefix}_up",
+            m=rows,
+            n=width * halves,
+            k=model.hidden,
+            groups=groups,
+            saved_bytes=kept,
+            normed_bytes=kept if prefix == "mlp" else 0.0,
         ),
         Elementwise(
             name=f"{prefix}_activation",
