@@ -24,13 +24,16 @@ from plansim.errors import PlansimError
 from plansim.files import write_atomic
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
+from plansim.plan.modules import modules_in
+from plansim.plan.recompute import canonical_mode, names_modules
 from plansim.plan.rules import check_plan
 from plansim.planner.evaluate import peak_memory
 from plansim.planner.objective import Constraints
 from plansim.planner.plan import ask
 from plansim.planner.replan import moved
 from plansim.planner.solve import solve
-from plansim.planner.tables import RECOMPUTE, Workbench
+from plansim.planner.space import CHOICES, module_sets
+from plansim.planner.tables import Workbench
 from plansim.results.compare import TERM_NAMES, time_changes
 from plansim.simulate.predict import predict
 from plansim.validate.assume import case_of
@@ -66,8 +69,8 @@ PRECISIONS = {"bf16": "bf16", "fp8cs": "fp8", "fp8sc": "fp8", "fp8mx": "mxfp8", 
 READING = (
     "The term is the one that costs the tuned layout most beside our optimum. *host*: launches that outlast",
     "their kernels; small microbatches pay them, but not experts in MXFP8 and NVFP4 (steps captured whole).",
-    "*recompute*: our memory model wants more recomputation than the recipe has; recomputing named modules",
-    "and offloading activations (FSDP recipes move 20 to 40 layers to the host) are not in it. *data",
+    "*recompute*: what the recipe repeats, and whole layers where our memory model wants more than that",
+    "(offloading activations is not in it: FSDP recipes move 20 to 40 layers to the host). *data",
     "parallel*: gradients of experts that fewer ranks share; recipes of gpt-oss-20b keep a small ep.",
 )
 _OPTIMA: dict[tuple[str, int | None, str, Job, int, str | None], Plan | None] = {}
@@ -183,7 +186,7 @@ def judge(recipe: Mapping[str, str]) -> Outcome:
             recipe=recipe, status="refused", why=f"rule '{broken[0].rule}'", detail=broken[0].detail
         )
     tried = [
-        lightest(model, profile, p, recipe["recompute_granularity"]) for p in stagings(model, profile, plan)
+        lightest(model, profile, p, modes_of(recipe, model, profile)) for p in stagings(model, profile, plan)
     ]
     fitting = [p for p, over in tried if over <= 0]
     if not fitting:
@@ -205,16 +208,18 @@ def judge(recipe: Mapping[str, str]) -> Outcome:
         recipe=recipe,
         status="slower",
         ratio=ratio,
-        why=_why(worst.term, recipe),
+        why=_why(worst.term, recipe, plan),
         detail=f"+{share:.0%} {TERM_NAMES[worst.term]}; ours has {', '.join(_moved(plan, best))}",
     )
 
 
-def _why(term: str, recipe: Mapping[str, str]) -> str:
+def _why(term: str, recipe: Mapping[str, str], plan: Plan) -> str:
     if term != "recompute_s" or recipe["recompute_granularity"] == "full":
         return TERM_NAMES[term]
     if recipe["recompute_modules"].strip("[]"):
-        return "recompute: it repeats named modules only, we repeat whole layers"
+        if names_modules(str(plan.recompute)):
+            return "recompute: the modules it repeats"
+        return "recompute: it repeats named modules only, our memory model wants whole layers"
     return "recompute: without it our memory model does not let it fit"
 
 
@@ -296,15 +301,23 @@ def _model(recipe: str) -> tuple[str, int]:
     raise Skipped("a model that is not modelled (state-space layers, vision towers, sparse attention)")
 
 
-def lightest(model: Model, profile: Profile, plan: Plan, granularity: str) -> tuple[Plan, float]:
-    """Return the plan with the least recomputation that fits, and what it is over the limit, bytes.
+def modes_of(recipe: Mapping[str, str], model: Model, profile: Profile) -> list[str]:
+    """Return how a recipe may recompute: by the modules it names, or else as little as fits.
 
-    Recipes recompute by named modules, or whole layers of a number the table does not have, so a layout is
-    taken with the mildest of our modes.
+    Of whole layers the table does not have the number. Modules of what is not modelled are left out.
     """
+    whole = [mode for mode in CHOICES["recompute"] if mode.startswith("full")]
+    if recipe["recompute_granularity"] == "full":
+        return whole
+    named = set(re.findall(r"\w+", recipe["recompute_modules"])) & set(modules_in(model))
+    first = canonical_mode("+".join(named)) if named else "none"
+    return [first, *module_sets(model, profile), *whole]
+
+
+def lightest(model: Model, profile: Profile, plan: Plan, modes: Iterable[str]) -> tuple[Plan, float]:
+    """Return the plan in the first mode that fits, and what it is over the limit, bytes."""
     over = float("inf")
     tried = plan
-    modes = [m for m in RECOMPUTE if granularity != "full" or m.startswith("full")]
     for mode in modes:
         tried = replace(plan, recompute=mode)
         layout = Layout.of(model, profile, tried)
@@ -323,7 +336,7 @@ def optimum(model: Model, profile: Profile, plan: Plan) -> Plan | None:
     zero = plan.parallel.zero_stage
     key = (model.name, model.window, profile.name, plan.job, zero, plan.stack)
     if key not in _OPTIMA:
-        fixed = {"zero_stage": zero, "zero_group": None, "offload": False, "recompute": RECOMPUTE}
+        fixed = {"zero_stage": zero, "zero_group": None, "offload": False}
         question = ask(model, profile, plan.job, fix=fixed, backend="megatron")
         question = replace(question, space=replace(question.space, stack=plan.stack))
         found = solve(question, Constraints()).found
@@ -361,10 +374,10 @@ def page(outcomes: Iterable[Outcome]) -> str:
         "What is not in the table was taken from the recipe each one is based on. The distributed optimizer",
         "(ZeRO-1) is on unless the recipe asks for FSDP (ZeRO-3); our optimum shards as the recipe does and",
         "keeps optimizer state on the device, so the two differ in layout alone. Pipelines have the better",
-        "of even stages and stages sized to their cost. Recipes recompute by named modules, or layers of a",
-        "number that is not in the table; the mildest of our modes that fits (some or all layers of a chunk)",
-        "stands for them. None of the recipes is a measurement: this page says where our model and the",
-        "people who tuned disagree.",
+        "of even stages and stages sized to their cost. Recipes recompute the modules they name; of whole",
+        "layers the number is not in the table, and the fewest that fit stand for it, as they do where a",
+        "recipe does not fit by our memory model. None of the recipes is a measurement: this page says where our",
+        "model and the people who tuned disagree.",
         "",
         "## By model and machine",
         "",

@@ -143,6 +143,27 @@ def _stacks() -> list[Row]:
     return [{"name": name, "what": stack.about} for name, stack in catalog_stacks().items()]
 
 
+def _modules() -> list[Row]:
+    from plansim.plan.modules import MODULES, modules_in
+    from plansim.workload.model import ATTENTION_FAMILIES, Model
+    from plansim.workload.read import built_in_models, load_model
+
+    models = [model for model in map(load_model, built_in_models()) if isinstance(model, Model)]
+    return [
+        {
+            "name": name,
+            "what": module.about,
+            "keeps": "its input" if module.checkpoint else "nothing more",
+            "families": ", ".join(
+                family
+                for family in ATTENTION_FAMILIES
+                if any(m.family == family and name in modules_in(m) for m in models)
+            ),
+        }
+        for name, module in MODULES.items()
+    ]
+
+
 def _backends() -> list[Row]:
     from plansim.plan.backends import BACKENDS
 
@@ -166,6 +187,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "transports": _transports,
     "compression": _compression,
     "stacks": _stacks,
+    "modules": _modules,
     "backends": _backends,
 }
 """What `catalog list` can list -> its rows; the first column is the name."""
@@ -273,7 +295,7 @@ def _from_file(name: str) -> tuple[str, Row] | None:
 
 
 def _from_tables(name: str) -> tuple[str, Row] | None:
-    for kind in ("families", "schedules", "collectives", "compression", "backends"):
+    for kind in ("families", "schedules", "collectives", "compression", "modules", "backends"):
         for row in KINDS[kind]():
             if row["name"] == name:
                 return kind, row

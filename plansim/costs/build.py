@@ -246,10 +246,10 @@ def _chunk(layout: Layout, index: int) -> ChunkCosts:
     )
 
 
-def repeated_s(layout: Layout, index: int) -> Parts:
-    """Return what one chunk repeats of a microbatch."""
+def repeated_s(layout: Layout, index: int, mode: str | None = None) -> Parts:
+    """Return what one chunk repeats of a microbatch, in the recompute mode of the plan or another."""
     factor = straggler_factor(layout)
-    modes = Counter(zip(layout.chunks[index], layout.recompute_modes[index], strict=True))
+    modes = Counter(zip(layout.chunks[index], layout.modes_of(index, mode), strict=True))
     return _sum(
         (again_s(layout, block_time(layout, b), b, mode), n * factor) for (b, mode), n in modes.items()
     )

@@ -147,6 +147,12 @@ class Layout:
             for c, blocks in enumerate(self.chunks)
         )
 
+    def modes_of(self, chunk: int, mode: str | None = None) -> tuple[str, ...]:
+        """Return how every block of a chunk is recomputed, by the plan or in another mode."""
+        if mode is None:
+            return self.recompute_modes[chunk]
+        return modes_of_blocks(mode, [b.kind for b in self.chunks[chunk]])
+
     @cached_property
     def chunk_parameters(self) -> tuple[tuple[int, int], ...]:
         """Dense and expert parameters of every chunk on one rank."""

@@ -62,7 +62,7 @@ def _stage_memory(layout: Layout, stage: int) -> StageMemory:
             return per_parameter * (dense / shard + expert / expert_shard)
         return per_parameter * (dense + expert)
 
-    activations = _activations(layout, stage)
+    activations = activation_bytes(layout, stage)
     gathered = 0.0
     if p.zero_stage == 3 and p.pp > 1:
         # between microbatches of a pipeline nothing is resharded: parameters and gradients stay whole
@@ -105,11 +105,19 @@ def tightest_stage(layout: Layout, held: Sequence[float], most: float = math.inf
     return stage, limits[stage]
 
 
-def _activations(layout: Layout, stage: int) -> float:
+def peak_under(layout: Layout, stage: int, mode: str) -> float:
+    """Return the peak of a stage in training if it recomputed in another mode, bytes."""
+    held = stage_memory(layout, stage)
+    more = activation_bytes(layout, stage, mode) - held.activations
+    return held.total_bytes + more * (1.0 + layout.stack.fragmentation)
+
+
+def activation_bytes(layout: Layout, stage: int, mode: str | None = None) -> float:
+    """Return the activations of a stage at the peak, bytes, in the recompute mode of the plan or another."""
     p = layout.plan.parallel
     flights = flights_of(p.schedule, p.pp, layout.plan.num_microbatches, p.virtual_stages, stage)
     chunks = layout.chunks_of_stage[stage]
-    held = [list(zip(layout.chunks[c], layout.recompute_modes[c], strict=True)) for c in chunks]
+    held = [list(zip(layout.chunks[c], layout.modes_of(c, mode), strict=True)) for c in chunks]
     kept = [sum(kept_bytes(layout, b, mode) for b, mode in blocks) for blocks in held]
     peak = float((flights @ np.array(kept)).max())
     working = max(working_bytes(layout, b, mode) for blocks in held for b, mode in blocks)

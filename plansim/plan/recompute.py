@@ -61,6 +61,21 @@ def canonical_mode(mode: str) -> str:
     return f"{name}:{layers}" if layers else name
 
 
+def is_mode(text: str) -> bool:
+    """Whether a text is a recompute mode.
+
+    Examples
+    --------
+    >>> is_mode("moe_act + layernorm"), is_mode("heavy")
+    (True, False)
+    """
+    try:
+        parse_mode(text)
+    except UnknownNameError:
+        return False
+    return True
+
+
 @lru_cache(maxsize=1024)
 def modules_of_mode(mode: str) -> tuple[str, ...]:
     """Return the modules that a mode recomputes; whole layers are one (``full``).

@@ -74,9 +74,11 @@ class Layered:
         The modes: names, and how many layers where not all are alike.
     kept, working : mapping of str to array (shards, kinds)
         Bytes of a sequence that a block keeps, and works on, by mode.
-    row : array (entries,)
+    entry : array (entries,)
+        Which entry of the next three it is.
+    row : array (all entries,)
         Which of the shards.
-    work, flown : array (entries, ranks, kinds)
+    work, flown : array (all entries, ranks, kinds)
         Blocks of every kind, once and for every microbatch in flight.
     flights : array (entries, ranks, virtual stages)
         Microbatches in flight.
@@ -97,6 +99,7 @@ class Layered:
     later: tuple[tuple[str, int | None], ...]
     kept: Mapping[str, Array]
     working: Mapping[str, Array]
+    entry: Ints
     row: Ints
     work: Array
     flown: Array
@@ -115,7 +118,7 @@ class Layered:
 
     def take(self, index: Ints) -> Layered:
         """Return some entries."""
-        mine = ("row", "work", "flown", "flights", "whole", "loss", "saving", "again", "least", "scale")
+        mine = ("entry", "flights", "whole", "loss", "saving", "again", "least", "scale")
         return replace(self, **{name: getattr(self, name)[index] for name in (*mine, "group")})
 
     def activations(self, index: Ints | slice) -> Array:
@@ -127,9 +130,10 @@ class Layered:
         return found
 
     def _modules(self, index: Ints | slice, mode: str) -> Array:
-        row = self.row[index]
-        working = np.maximum(_most(self.working[mode], row, self.work[index]), self.loss[index])
-        return _of(self.kept[mode], row, self.flown[index]) + working
+        at = self.entry[index]
+        row = self.row[at]
+        working = np.maximum(_most(self.working[mode], row, self.work[at]), self.loss[index])
+        return _of(self.kept[mode], row, self.flown[at]) + working
 
     def _layers(self, index: Ints | slice, layers: int) -> Array:
         flights, group = self.flights[index], self.group[index]
@@ -235,6 +239,7 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
         ),
         kept=kept,
         working=shares.working,
+        entry=np.arange(size[0]),
         row=row,
         work=work,
         flown=flown,

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from operator import le
 
 from plansim.costs.build import repeated_s
 from plansim.costs.layout import Layout
-from plansim.costs.memory import stage_memory
+from plansim.costs.memory import peak_under, stage_memory
 from plansim.costs.mixed import differs, stage_limits_bytes
 from plansim.plan.model import Plan
 from plansim.plan.recompute import ENDS, parse_mode
@@ -39,41 +40,48 @@ def with_fastest_recompute(
 
 
 class _Search:
-    """Looks for modes, with the layouts of the plan under each that was asked for."""
+    """Looks for modes, with the layouts of the plan under each that had to be laid out."""
 
     def __init__(
         self, plan: Plan, modes: tuple[str, ...], layout: Callable[[Plan], Layout], most_bytes: float
     ) -> None:
         self.plan, self.modes, self.lay_out, self.most_bytes = plan, modes, layout, most_bytes
         self._layouts: dict[str, Layout] = {}
+        self._known: dict[tuple[str, tuple[int, ...]], float] = {}
 
     def fastest(self, stages: tuple[int, ...]) -> str:
         """Return the mode that repeats least among those that fit on some stages."""
+        if "none" in self.modes and self._over("none", stages) <= 0:
+            return "none"
+        longest = self._longest(stages)
+        layers = {mode: parse_mode(mode)[1] for mode in self.modes}
+        tried = [mode for mode, n in layers.items() if n is None or n < longest]  # else that is full
+        seconds = {mode: [self._seconds(mode, s) for s in stages] for mode in tried}
         found: list[str] = []
-        for mode in self.modes:
-            name, layers = parse_mode(mode)
-            if found and found[-1].startswith("full"):
-                break  # what follows repeats more of the same
-            if layers and layers >= self._longest(stages):
-                continue  # that is full
+        for mode in sorted(tried, key=lambda mode: sum(seconds[mode])):
+            if any(all(map(le, seconds[other], seconds[mode])) for other in found):
+                continue  # it repeats more on every stage
             if self._over(mode, stages) <= 0:
                 found.append(mode)
-            if name == "none" and found:
-                break
         if not found:
-            return min(self.modes, key=lambda mode: self._over(mode, stages))
-        return found[0] if len(found) == 1 else min(found, key=lambda mode: self._seconds(mode, stages))
+            return min(tried, key=lambda mode: self._over(mode, stages))
+        if len(found) == 1:
+            return found[0]
+        return min(found, key=lambda mode: step_seconds(paced_costs(self._layout(mode))))
 
     def _longest(self, stages: Sequence[int]) -> int:
         """Return the layers of the longest chunk of some stages."""
-        layout = self._layout(self.modes[0])
-        chunks = (layout.chunks[c] for s in stages for c in layout.chunks_of_stage[s])
+        chunks = (self._any.chunks[c] for s in stages for c in self._any.chunks_of_stage[s])
         return max(sum(block.kind not in ENDS for block in blocks) for blocks in chunks)
 
     @cached_property
+    def _any(self) -> Layout:
+        """The layout under any mode."""
+        return self._layout(self.modes[0])
+
+    @cached_property
     def _limits(self) -> tuple[float, ...]:
-        limits = stage_limits_bytes(self._layout(self.modes[0]))
-        return tuple(min(limit, self.most_bytes) for limit in limits)
+        return tuple(min(limit, self.most_bytes) for limit in stage_limits_bytes(self._any))
 
     def _layout(self, mode: str) -> Layout:
         if mode not in self._layouts:
@@ -82,15 +90,20 @@ class _Search:
 
     def _over(self, mode: str, stages: Sequence[int]) -> float:
         """Return how far the fullest of some stages is over its limit, bytes."""
-        layout = self._layout(mode)
-        return max(stage_memory(layout, s).total_bytes - self._limits[s] for s in stages)
+        if self.plan.job.phase == "infer":
+            return max(stage_memory(self._any, s).total_bytes - self._limits[s] for s in stages)
+        return max(peak_under(self._any, s, mode) - self._limits[s] for s in stages)
 
-    def _seconds(self, mode: str, stages: Sequence[int]) -> float:
-        """Return what one stage repeats of a microbatch, or the step time where all stages do alike."""
-        layout = self._layout(mode)
-        if len(stages) > 1:
-            return step_seconds(paced_costs(layout))
-        chunks = layout.chunks_of_stage[stages[0]]
-        if not differs(layout):
-            return sum(repeated_s(layout, c).total_s for c in chunks)
-        return sum(paced_costs(layout).chunks[c].recompute.total_s for c in chunks)
+    def _seconds(self, mode: str, stage: int) -> float:
+        """Return what a stage repeats of a microbatch."""
+        chunks = self._any.chunks_of_stage[stage]
+        if differs(self._any):
+            return sum(paced_costs(self._layout(mode)).chunks[c].recompute.total_s for c in chunks)
+        return sum(self._repeated(mode, c) for c in chunks)
+
+    def _repeated(self, mode: str, chunk: int) -> float:
+        """Return what a chunk repeats of a microbatch; equal chunks are worked out once."""
+        key = mode, tuple(map(id, self._any.chunks[chunk]))
+        if key not in self._known:
+            self._known[key] = repeated_s(self._any, chunk, mode).total_s
+        return self._known[key]

@@ -13,10 +13,12 @@ from typing import Any
 
 from plansim.errors import InputError, UnknownNameError
 from plansim.hardware.profile import Profile
+from plansim.hardware.stack import find_stack
 from plansim.plan.backends import BACKENDS, Backend
 from plansim.plan.backends.base import schedule_key
 from plansim.plan.model import Job
-from plansim.plan.recompute import canonical_mode
+from plansim.plan.modules import modules_in
+from plansim.plan.recompute import canonical_mode, modules_of_mode, names_modules
 from plansim.schedules import SCHEDULES
 from plansim.workload.model import ATTENTION_FAMILIES, Model
 
@@ -91,7 +93,8 @@ LEFT_OUT = (
     "experts cut by tp where tp x ep ranks may hold whole ones, "
     "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
     "divide a rank's layers, and context parallelism below 1,024 tokens a rank; all recomputation but the "
-    "fastest that fits; offload and ZeRO-2 where the same plan fits well without (10 % of memory to spare); "
+    "fastest that fits, and that of fused attention's core; offload and ZeRO-2 where the same plan fits well "
+    "without (10 % of memory to spare); "
     "unfused attention and overlap switched off unless they speed up the best plan"
 )
 """The cut, in words."""
@@ -190,9 +193,13 @@ def space_of(
         fixed = {name: _runnable(runtime, name, given) for name, given in fixed.items()}
     if not exhaustive:
         values = {name: _usual(name, listed, forbidden.get(name, ())) for name, listed in values.items()}
+    stack = _stack(backend or "", model, profile, job)
+    if not exhaustive and fixed.get("attention", values["attention"]) == ("flash",):
+        values["recompute"] = _without_core(
+            values["recompute"], forbidden.get("recompute", ()), profile, stack
+        )
     values.update(fixed)
     values["schedule"] = tuple(schedule_key(str(name)) for name in values["schedule"])
-    stack = _stack(backend or "", model, profile, job)
     space = Space(
         values=values,
         forbidden=forbidden,
@@ -319,8 +326,18 @@ def _sensible(name: str, listed: tuple[Any, ...], model: Model, profile: Profile
     return listed
 
 
+def _without_core(
+    listed: tuple[Any, ...], forbidden: tuple[Any, ...], profile: Profile, stack: str | None
+) -> tuple[Any, ...]:
+    """Return recompute modes without the core of fused attention, which saves four bytes a head and token."""
+    if profile.device.kind == "cpu" or (stack and find_stack(stack).selective != "core"):
+        return listed
+    kept = tuple(v for v in listed if v != "selective")
+    return kept if any(v not in forbidden for v in kept) else listed
+
+
 def module_sets(model: Model, profile: Profile) -> tuple[str, ...]:
-    """Return the sets of modules that are worth repeating in a model.
+    """Return the sets of modules that are worth repeating in a model; smaller ones save little beside them.
 
     Each saves much for what it repeats: norms and activations of experts cost little, projections from a
     latent width are small beside what they make, and an MLP holds most of a dense layer but has no part in
@@ -328,9 +345,8 @@ def module_sets(model: Model, profile: Profile) -> tuple[str, ...]:
     """
     if profile.device.kind == "cpu":
         return ()
-    found = ["moe_act+layernorm"] if model.moe else []
-    found += [canonical_mode("+".join((*sets, "mla_up_proj"))) for sets in ((), found) if model.mla and found]
-    return tuple(found) or ("mlp",)
+    light = [*(["moe_act"] if model.moe else []), *(["mla_up_proj"] if model.mla else [])]
+    return (canonical_mode("+".join((*light, "layernorm"))),) if light else ("mlp",)
 
 
 def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, profile: Profile) -> None:
@@ -343,14 +359,11 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, pro
     for name, listed in space.values.items():
         if not [v for v in listed if v not in space.forbidden.get(name, ())]:
             raise InputError(f"nothing is left to choose for {name}: {_left_out(space, name)}")
+    _check_modes(space.of("recompute"), model)
     if fixed.get("etp") == (1,) and model.moe is None:
         raise InputError(f"--fix etp=1: {model.name} has no experts")
     if fixed.get("batch_shares") == ("sized",) and not profile.mixed:
         raise InputError(f"--fix batch_shares=sized: the devices of {profile.name} are all alike")
-    if len(space.of("recompute")) >= MOST_MODES:
-        raise InputError(
-            f"--fix recompute: {len(space.of('recompute'))} modes; at most {MOST_MODES - 1} are compared"
-        )
     smallest = 1
     for name in ("dp", "tp", "pp", "cp"):
         if name in fixed:
@@ -358,6 +371,20 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, pro
     if smallest > profile.num_devices and profile.device.kind != "cpu":
         given = " x ".join(f"{n} {min(fixed[n])}" for n in ("dp", "tp", "pp", "cp") if n in fixed)
         raise InputError(f"--fix {given} needs {smallest} devices, {profile.name} has {profile.num_devices}")
+
+
+def _check_modes(modes: tuple[str, ...], model: Model) -> None:
+    """Refuse modules that a model has not, and more modes than a search compares."""
+    if len(modes) >= MOST_MODES:
+        raise InputError(f"--fix recompute: {len(modes)} modes; at most {MOST_MODES - 1} are compared")
+    there = modules_in(model)
+    for mode in filter(names_modules, modes):
+        absent = [name for name in modules_of_mode(mode) if name not in there]
+        if absent:
+            known = f"it has {', '.join(there)}" if there else "use none or full"
+            raise InputError(
+                f"--fix recompute={mode}: {model.name} has no {' and no '.join(absent)}; {known}"
+            )
 
 
 def _left_out(space: Space, name: str) -> str:

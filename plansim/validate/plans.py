@@ -11,6 +11,7 @@ from plansim.hardware.profile import Profile
 from plansim.hardware.stack import Stack
 from plansim.plan.backends.base import schedule_key
 from plansim.plan.model import Job, Overlap, Parallel, Plan
+from plansim.plan.recompute import canonical_mode, is_mode
 from plansim.schedules import SCHEDULES
 from plansim.validate.rows import Row, Unpredictable
 from plansim.validate.software import BEFORE_FLASH, SHARDED_STACKS
@@ -72,7 +73,7 @@ def plan_of(
             schedule=_schedule(row, vp, batch // (dp * mbs), pp, notes), virtual_stages=vp,
             stage_layers=_stage_layers(row, model, pp, vp, notes),
         ),
-        recompute=row.recompute if row.recompute in ("none", "selective", "full") else "none",
+        recompute=canonical_mode(row.recompute) if is_mode(row.recompute) else "none",
         overlap=Overlap(
             gradients=stack.gradient_overlap, parameters=stack.parameter_overlap,
             tensor_parallel=_tp_overlap(row, stack),

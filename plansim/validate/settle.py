@@ -9,6 +9,7 @@ from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory, with_frozen_weights
 from plansim.errors import PlansimError
 from plansim.plan.model import Plan
+from plansim.plan.recompute import canonical_mode, is_mode
 from plansim.simulate.predict import predict_layout
 from plansim.validate.assume import Case
 from plansim.validate.balance import balanced
@@ -50,11 +51,11 @@ def _with_split(case: Case) -> Case:
 
 def _with_recompute(case: Case) -> Case:
     given = case.row.recompute
-    if given in RECOMPUTE:
+    if is_mode(given):
         return case
     mode = _least_recompute(case)
     why = "" if mode == case.plan.recompute else " (the least that fits)"
-    what = f"'{given}' is not one of {', '.join(RECOMPUTE)}" if given else "not stated"
+    what = f"'{given}' is not one of {', '.join(RECOMPUTE)} or modules" if given else "not stated"
     return _noted(case, replace(case.plan, recompute=mode), f"recomputation {what}: {mode} assumed{why}")
 
 
@@ -145,7 +146,7 @@ def _candidates(case: Case, *, waiting: bool = False) -> list[Plan]:
     n, batch = row.n_devices or 1, case.plan.job.global_batch
     batch = row.gbs or batch
     stated = row.recompute or UNSTATED_RECOMPUTE.get(case.stack.name, "")
-    modes = (stated,) if stated in RECOMPUTE else RECOMPUTE
+    modes = (canonical_mode(stated),) if is_mode(stated) else RECOMPUTE
     zeros = (row.zero_stage,) if row.zero_stage is not None else (3,) if sharded else (1,)
     for tp, pp, cp in splits:
         dp = n // (tp * pp * cp)

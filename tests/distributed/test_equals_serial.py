@@ -52,6 +52,12 @@ CASES = {
     "recompute by stage": plan(GPT, pp=2, recompute=("full", "none")),
     "some layers recomputed": plan(GPT, pp=2, schedule="zbv", virtual_stages=2, recompute="full:1"),
     "some layers recomputed by stage": plan(GPT, pp=2, recompute=("full:1", "selective")),
+    "modules recomputed, tensor": plan(GPT, tp=2, recompute="core_attn+layernorm+mlp"),
+    "modules recomputed, experts": plan(MOE, dp=2, ep=2, recompute=("moe_act+layernorm+shared_experts")),
+    "modules recomputed by stage, split backward": plan(
+        GPT, pp=2, schedule="zb-h1", recompute=("layernorm", "mlp")
+    ),
+    "modules recomputed, zero 3": plan(LLAMA, dp=2, zero_stage=3, recompute="layernorm+mlp"),
     "tied tables, data": plan(TIED, dp=2),
     "tied tables, pipeline": plan(TIED, pp=2),
     "tied tables on one rank of a V": plan(TIED, pp=2, schedule="zbv", virtual_stages=2),

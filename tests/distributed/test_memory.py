@@ -21,6 +21,7 @@ CASES = {
     "data parallel with accumulation": plan(GPT, dp=2, microbatch=4, **SHAPE),
     "some layers recomputed": plan(GPT, dp=2, microbatch=8, recompute="full:2", **SHAPE),
     "recomputed by stage": plan(GPT, pp=2, microbatch=4, recompute=("full:1", "full"), **SHAPE),
+    "modules recomputed": plan(GPT, dp=2, microbatch=8, recompute="layernorm+mlp", **SHAPE),
     "1f1b": plan(GPT, pp=2, microbatch=4, **SHAPE),
     "coded messages": replace(
         plan(GPT, pp=2, microbatch=2, **SHAPE), compression=Compression(activations=Method(method="int8"))

@@ -164,15 +164,15 @@ def bash_array(script, name):
 
 
 def options_of(words):
-    """Return values by option, None for switches."""
+    """Return values by option, None for switches, all in one text where there are several."""
     found = {}
     for word in words:
         if word.startswith("--"):
             found[word] = last = None
             name = word
         else:
-            assert last is None, f"two values for {name}"
-            found[name] = last = word
+            assert last is None or name == "--recompute-modules", f"two values for {name}"
+            found[name] = last = word if last is None else f"{last} {word}"
     return found
 
 

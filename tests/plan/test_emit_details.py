@@ -62,6 +62,28 @@ def test_megatron_words_are_the_plan():
     assert int(options["--global-batch-size"]) == plan.job.global_batch
 
 
+@pytest.mark.parametrize(("dtype", "scaling"), [("bf16", None), ("fp8", "tensorwise")])
+def test_megatron_recomputes_the_modules_of_the_plan(dtype, scaling):
+    given = case(
+        "deepseek-v3", "h100x8", 8, dtype=dtype, parallel={"dp": 8, "pp": 8, "ep": 8},
+        recompute="moe_act+layernorm+mla_up_proj",
+    )  # fmt: skip
+
+    options = options_of(bash_array(emit(*given, "megatron")["pretrain.sh"], "ARGS"))
+
+    assert options["--recompute-granularity"] == "selective"
+    assert options["--recompute-modules"] == "moe_act layernorm mla_up_proj"
+    assert options.get("--fp8-recipe") == scaling
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "deepspeed", "accelerate"])
+def test_others_refuse_modules(target):
+    given = case("llama-3.1-8b", "h100x8", parallel={"dp": 8, "zero_stage": 2}, recompute="mlp")
+
+    with pytest.raises(PlanError, match="recompute mlp"):
+        emit(*given, target)
+
+
 @given(chunks=st.lists(st.integers(0, 9), min_size=2, max_size=12))
 def test_megatron_layout_holds_every_layer(chunks):
     """Unrolled as Megatron does: parentheses first, then single letters."""

@@ -18,7 +18,8 @@ from plansim.planner.evaluate import Evaluator, peak_memory
 from plansim.planner.objective import Constraints
 from plansim.workload.model import Model, MoE
 
-MODES = [("none", "selective", "full:2", "full"), ("none", "layernorm+mlp", "layernorm", "full")]
+MODES = [("none", "selective", "full:2", "full"), ("none", "layernorm", "layernorm+{}", "full")]
+"""The brackets are for the second half of a layer."""
 SCHEDULES = [("1f1b", 1), ("interleaved", 2), ("zb-h1", 1), ("zbv", 2), ("gpipe", 1)]
 
 
@@ -46,7 +47,7 @@ def pipelines(draw):
     batch = 2 * parallel.dp * pp * draw(st.integers(1, 3))
     job = Job(global_batch=batch, seq_len=1024)
     fixed = Plan(model="small", profile=profile.name, job=job, parallel=parallel, attention="unfused")
-    listed = draw(st.sampled_from(MODES))
+    listed = tuple(mode.format("moe" if moe else "mlp") for mode in draw(st.sampled_from(MODES)))
     high, low = (
         max(peak_memory(Layout.of(model, profile, replace(fixed, recompute=m)))[0] for m in modes)
         for modes in (("none",), ("full",))

@@ -69,6 +69,10 @@ class Attention(nn.Module):
             mixed = self._core(q, k, v)
         return self.out(mixed)
 
+    def recompute(self, modules: tuple[str, ...]) -> None:
+        """Repeat the core where it is among some modules."""
+        self.recompute_core = "core_attn" in modules
+
     def _core(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.per_kv > 1:

@@ -8,9 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from plansim.errors import PlanError
 from plansim.execute.parallel.expert_ranks import ExpertShare, ExpertSlices
+from plansim.execute.parallel.recompute import Recomputed, discarding
 from plansim.workload.model import Model, MoE
 
 
@@ -19,7 +21,7 @@ class ExpertWeights(nn.Module):
 
     def __init__(self, model: Model, moe: MoE) -> None:
         super().__init__()
-        self.gated = model.gated
+        self.gated, self.discard_activation = model.gated, False
         halves = 2 if model.gated else 1
         self.up = nn.Parameter(torch.randn(moe.experts, moe.ffn * halves, model.hidden) * 0.02)
         self.down = nn.Parameter(torch.randn(moe.experts, model.hidden, moe.ffn) * 0.02)
@@ -45,12 +47,23 @@ class ExpertWeights(nn.Module):
 
     def _expert(self, index: int, rows: torch.Tensor) -> torch.Tensor:
         up = functional.linear(rows, self.up[index])
-        if self.gated:
-            gate, value = up.chunk(2, dim=-1)
-            up = functional.silu(gate) * value
-        else:
-            up = functional.gelu(up)
-        return functional.linear(up, self.down[index])
+        if not self.discard_activation:
+            return functional.linear(self._activated(up), self.down[index])
+        return discarding(
+            lambda up: checkpoint(self._activated, up, use_reentrant=False),
+            lambda active: functional.linear(active, self.down[index]),
+            up,
+        )
+
+    def _activated(self, up: torch.Tensor) -> torch.Tensor:
+        if not self.gated:
+            return functional.gelu(up)
+        gate, value = up.chunk(2, dim=-1)
+        return functional.silu(gate) * value
+
+    def recompute(self, modules: tuple[str, ...]) -> None:
+        """Repeat the activation where it is among some modules."""
+        self.discard_activation = "moe_act" in modules
 
 
 class Experts(nn.Module):
@@ -154,3 +167,8 @@ class Experts(nn.Module):
         order = owner.argsort(stable=True)[: sum(counts)]
         done = self.routed(rows[order], counts)
         return done.new_zeros(len(rows), done.shape[-1]).index_copy(0, order, done)
+
+    def recompute(self, modules: tuple[str, ...]) -> None:
+        """Repeat the shared experts where they are among some modules."""
+        if self.shared is not None and "shared_experts" in modules:
+            self.shared = Recomputed(self.shared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 from plansim.execute.models.attention import Attention, SequenceShare
 from plansim.execute.models.base import initialise
 from plansim.execute.parallel.layouts import sequence_layout
+from plansim.execute.parallel.recompute import Recomputed, discarding
 from plansim.workload.model import Model
 
 
@@ -96,15 +98,41 @@ class Layer(nn.Module):
         self.norm_2 = None if model.parallel_block else make_norm(model)
         self.mlp = feed_forward
         self.dropout = nn.Dropout(0.1) if model.dropout else nn.Identity()
+        self.discard_norms = False
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the next hidden state."""
-        normed = self.norm_1(x)
-        if self.norm_2 is None:
-            return x + self.dropout(self.attention(normed)) + self.dropout(self.mlp(normed))
-        x = x + self.dropout(self.attention(normed))
-        return x + self.dropout(self.mlp(self.norm_2(x)))
+        if self.norm_2 is not None:
+            x = x + self.dropout(self._normed(self.norm_1, self.attention, x))
+            return x + self.dropout(self._second(self.norm_2, x))
+        if self.discard_norms and isinstance(self.mlp, Recomputed):
+            attended, transformed = self._normed(self.norm_1, self.attention, x), self._second(self.norm_1, x)
+        else:
+            attended, transformed = self._normed(self.norm_1, self._both, x)
+        return x + self.dropout(attended) + self.dropout(transformed)
+
+    def _both(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.attention(normed), self.mlp(normed)
+
+    def _second(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Return the MLP of the normalised state; where both are recomputed they are one checkpoint."""
+        if self.discard_norms and isinstance(self.mlp, Recomputed):
+            return self.mlp.after(norm, x)
+        return self._normed(norm, self.mlp, x)
+
+    def _normed(self, norm: nn.Module, part: Callable[[torch.Tensor], Any], x: torch.Tensor) -> Any:
+        """Return a part of the normalised state, which is made again where norms are recomputed."""
+        if not self.discard_norms:
+            return part(norm(x))
+        products = part == self.attention or isinstance(self.mlp, FeedForward)
+        return discarding(norm, part, x, narrow=products)
+
+    def recompute(self, modules: tuple[str, ...]) -> None:
+        """Repeat the norms and the MLP (or the experts) where they are among some modules."""
+        self.discard_norms = "layernorm" in modules
+        if ("mlp" if isinstance(self.mlp, FeedForward) else "moe") in modules:
+            self.mlp = Recomputed(self.mlp)
 
     def tensor_parallel_plan(self, *, sequence_parallel: bool) -> dict[str, Any]:
         """Return the plans of attention and MLP under their names here."""

@@ -10,6 +10,7 @@ from plansim.plan.backends.base import order_of, orders_within
 from plansim.plan.emit.base import Emission, Emitter, Hosts, hosts_of, refuse
 from plansim.plan.emit.shell import header, node_variables, start_command
 from plansim.plan.model import Plan
+from plansim.plan.recompute import recompute_words
 from plansim.workload.model import Model
 from plansim.workload.module import ModuleModel
 
@@ -112,10 +113,8 @@ def _reasons(plan: Plan) -> list[str]:
         reasons.append(f"aggregation {plan.aggregation}; use all_reduce")
     if plan.job.dtype not in ("bf16", "fp16", "fp32", "tf32"):
         reasons.append(f"dtype {plan.job.dtype}; use bf16, fp16 or fp32 (fp8 needs a recipe of its own kind)")
-    if "selective" in (plan.recompute if isinstance(plan.recompute, tuple) else (plan.recompute,)):
-        reasons.append("recompute selective; use none or full")
-    elif any(":" in mode for mode in (plan.recompute_of(s) for s in range(p.pp))):
-        reasons.append(f"recompute {plan.recompute}; use none or full")
+    if {plan.recompute_of(s) for s in range(p.pp)} - {"none", "full"}:
+        reasons.append(f"recompute {recompute_words(plan.recompute)}; use none or full")
     elif isinstance(plan.recompute, tuple) and len(set(plan.recompute)) > 1:
         reasons.append("recompute differs between stages; use one mode")
     if plan.offload and p.zero_stage == 0:

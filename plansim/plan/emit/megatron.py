@@ -19,13 +19,16 @@ from plansim.plan.emit.megatron_model import model_options, model_reasons
 from plansim.plan.emit.shell import launch_script, start_command
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Plan
-from plansim.plan.recompute import parse_mode
+from plansim.plan.recompute import modules_of_mode, names_modules, parse_mode
 from plansim.workload.model import Model
 from plansim.workload.module import ModuleModel
 
 VERSION = "megatron-core 0.19.2"
-Options = dict[str, str | None]
-"""Values by option; None for a switch."""
+Options = dict[str, str | tuple[str, ...] | None]
+"""Values by option, several for some; None for a switch."""
+
+NO_DELAYED_SCALING = frozenset({"moe_act", "layernorm"})
+"""Modules whose output cannot be discarded where 8-bit scales come from steps before."""
 
 SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 """Megatron-FSDP's strategy by ZeRO stage."""
@@ -174,6 +177,11 @@ def _memory(plan: Plan, model: Model) -> Options:
     mode, layers = parse_mode(plan.recompute_of(0))
     if mode == "selective":
         options["--recompute-granularity"] = "selective"
+    elif names_modules(mode):
+        modules = modules_of_mode(mode)
+        options |= {"--recompute-granularity": "selective", "--recompute-modules": modules}
+        if plan.job.dtype == "fp8" and not NO_DELAYED_SCALING.isdisjoint(modules):
+            options["--fp8-recipe"] = "tensorwise"
     elif mode == "full":
         options |= {
             "--recompute-granularity": "full",
@@ -219,9 +227,13 @@ def _environment(plan: Plan) -> str:
 
 def _array(name: str, options: Options) -> str:
     lines = "".join(
-        f"  {option}{'' if value is None else f' {_quoted(value)}'}\n" for option, value in options.items()
+        f"  {' '.join((option, *map(_quoted, _values(value))))}\n" for option, value in options.items()
     )
     return f"{name}=(\n{lines})\n"
+
+
+def _values(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def _quoted(value: str) -> str:
@@ -248,6 +260,11 @@ def _warnings(plan: Plan, model: Model) -> list[str]:
         )
     if plan.attention == "flash" and model.mla:
         warnings.append("latent attention may need --attention-backend fused on devices before Hopper")
+    if "layernorm" in modules_of_mode(plan.recompute_of(0)) and not model.mla:
+        warnings.append(
+            "layernorm recomputes norms that stand alone: the one before attention is part of its projection "
+            "and stays, about as much as is predicted to stay of the one before the experts"
+        )
     if plan.stack and find_stack(plan.stack).captured_step:
         warnings.append(
             "the prediction is of recipes that capture the whole step in one CUDA graph, dispatch tokens by "
