@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -163,11 +164,12 @@ def _cuda_profile(name: str, samples: ComputeSamples) -> Profile:
 
     properties = torch.cuda.get_device_properties(0)
     count = torch.cuda.device_count()
-    known = f"{properties.name} {round(properties.total_memory / 2**30)}gb".lower().replace("nvidia ", "")
-    try:
-        base = find_device(known)
-    except UnknownNameError:
-        base = _bare_gpu(properties, samples)
+    sized = f"{properties.name} {round(properties.total_memory / 1e9)}gb"
+    base = _bare_gpu(properties, samples)
+    for known in (properties.name, sized):
+        with suppress(UnknownNameError):
+            base = find_device(known)
+            break
     base = replace(base, memory_bytes=float(properties.total_memory))
     fitted = replace(_fitted_device(base, samples), id=f"this-{base.id}")
     level = FabricLevel(name="pcie", kind="switch", bandwidth_bytes_per_s=25e9, latency_s=8e-6)

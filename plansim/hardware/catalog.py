@@ -32,7 +32,8 @@ FAMILIES: Final[dict[tuple[str, str], str]] = {
 """(kind, vendor) -> family of pooled curves, where no architecture says better."""
 
 ARCHITECTURES: Final[dict[str, str]] = {
-    "pascal": "nvidia-volta", "volta": "nvidia-volta", "turing": "nvidia-volta", "ampere": "nvidia-ampere",
+    "maxwell": "nvidia-volta", "pascal": "nvidia-volta", "volta": "nvidia-volta", "turing": "nvidia-volta",
+    "ampere": "nvidia-ampere",
     "ada": "nvidia-ada", "hopper": "nvidia-hopper", "grace hopper": "nvidia-hopper", "blackwell":
     "nvidia-blackwell",
     "blackwell ultra": "nvidia-blackwell", "grace blackwell": "nvidia-blackwell",
@@ -232,7 +233,9 @@ def device_names() -> dict[str, str]:
 
 
 def find_device(name: str) -> Device:
-    """Return a catalogue device by id or alias, in any case.
+    """Return a catalogue device by id or alias, in any case and with any of the usual separators.
+
+    What a driver prints before the product's own name (``NVIDIA``, ``AMD Instinct``) is left out.
 
     Raises
     ------
@@ -243,11 +246,27 @@ def find_device(name: str) -> Device:
     --------
     >>> find_device("H100-SXM").id
     'h100-sxm5-80gb'
+    >>> find_device("NVIDIA GeForce RTX 4090").id
+    'rtx-4090-24gb'
     """
-    device_id = device_names().get(name.strip().lower())
+    device_id = device_names().get(name.strip().lower()) or _bare_names().get(_bare(name))
     if device_id is None:
         raise UnknownNameError("device", name, device_names())
     return _catalog_device(device_id)
+
+
+BRANDS = ("nvidia", "amd", "google", "instinct", "radeon", "tesla", "geforce", "quadro")
+
+
+def _bare(name: str) -> str:
+    """Return a name without brands and separators."""
+    words = re.split(r"[\s_\-]+", name.strip().lower())
+    return "".join(word for word in words if word not in BRANDS)
+
+
+@cache
+def _bare_names() -> dict[str, str]:
+    return {_bare(name): device_id for name, device_id in device_names().items()}
 
 
 @cache

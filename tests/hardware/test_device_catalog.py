@@ -70,6 +70,25 @@ def test_no_alias_names_two_devices():
     assert set(names) == set(device_names())  # what the quick scan finds is what the files hold
 
 
+@pytest.mark.parametrize(
+    ("printed", "device_id"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100-sxm5-80gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-sxm4-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie-80gb"),
+        ("Tesla V100-SXM2-32GB", "v100-sxm2-32gb"),
+        ("Tesla T4", "t4-16gb"),
+        ("NVIDIA GeForce RTX 2080 Ti", "rtx-2080-ti-11gb"),
+        ("RTX TITAN", "titan-rtx-24gb"),
+        ("AMD Instinct MI300X", "mi300x-192gb"),
+        ("A100 80GB", "a100-sxm4-80gb"),
+        ("tpu_v5e", "tpu-v5e"),
+    ],
+)
+def test_devices_answer_to_what_drivers_and_papers_call_them(printed, device_id):
+    assert find_device(printed).id == device_id
+
+
 def test_unknown_devices_get_a_suggestion():
     with pytest.raises(UnknownNameError, match="did you mean 'h100-sxm5-80gb'"):
         find_device("h100-sxm5-80g")
