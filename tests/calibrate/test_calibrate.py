@@ -105,14 +105,17 @@ def test_nobody_asks_for_the_gradient_of_the_data():
 
 @pytest.mark.distributed
 def test_a_backward_pass_in_halves_owes_the_gradients_of_its_products():
-    """A layer's four products put out 3, 1, 4 and 1 times its hidden size for every token, in 32 bits."""
+    """A layer's four products put out 3, 1, 4 and 1 times its hidden size for every token, in 32 bits.
+
+    It is measured whole too: a pipeline's first stage computes its backward pass at once.
+    """
     job = Job(global_batch=8, seq_len=16, dtype="fp32")
     plan = Plan(model="gpt", profile="", job=job, parallel=Parallel(pp=2, microbatch=2, schedule="zb-h1"))
 
-    layer = next(r for r in measure_blocks([(GPT, plan)]) if r.kind == "layer")
+    whole, layer = (r for r in measure_blocks([(GPT, plan)]) if r.kind == "layer")
 
     tokens = 2 * 16
-    assert layer.split
+    assert (whole.split, whole.weight_s, whole.owed_bytes, layer.split) == (False, 0.0, 0.0, True)
     assert 4 * GPT.hidden * GPT.ffn <= layer.weight_peak_bytes, "one gradient at least"
     assert 9 * tokens * GPT.hidden * 4 * 0.5 < layer.owed_bytes < 9 * tokens * GPT.hidden * 4 * 2
 
