@@ -16,9 +16,11 @@ def calibrate(
     ),
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     nccl_tests: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--nccl-tests", metavar="FILE", help="Output of nccl-tests: link bandwidth and latency."
+            "--nccl-tests",
+            metavar="FILE",
+            help="Output of nccl-tests (or its JSON, -J): link bandwidth and latency; may be given again.",
         ),
     ] = None,
     topo: Annotated[
@@ -40,25 +42,21 @@ def calibrate(
     try:
         from plansim.calibrate import calibrate as measure
         from plansim.calibrate import write_profile
-        from plansim.calibrate.logs import (
-            read_nccl_tests,
-            read_topology,
-            with_nccl_tests,
-            with_topology,
-        )
+        from plansim.calibrate.nccl_tests import read_nccl_tests, with_nccl_tests
+        from plansim.calibrate.topology import read_topology, with_topology
     except ImportError:
         raise MissingExtraError("calibrating", "torch", "execute") from None
 
     require_writable(Path(out))
     if topo is not None:
         read_topology(Path(topo))
-    if nccl_tests is not None:
-        read_nccl_tests(Path(nccl_tests))
+    for path in nccl_tests or ():
+        read_nccl_tests(Path(path))
     profile = measure(Path(out).stem, device=device, say=lambda text: console.say(f"measuring {text}"))
     if topo is not None:
         profile = with_topology(profile, Path(topo))
-    if nccl_tests is not None:
-        profile = with_nccl_tests(profile, Path(nccl_tests))
+    if nccl_tests:
+        profile = with_nccl_tests(profile, [Path(path) for path in nccl_tests])
     write_profile(profile, Path(out))
     if json:
         from plansim.hardware.write import profile_data

@@ -73,8 +73,14 @@ class Core:
 
 
 def ideal_core(bench: Workbench, columns: Columns, options: Options, ideal: Times, row: Ints) -> Array:
-    """Return a bound on every pipeline from ideal block times: no block is timed for it."""
-    return _assemble(bench, columns, options, ideal, row, np.zeros(len(columns))).bound
+    """Return a bound on every pipeline from ideal block times: no block is timed for it.
+
+    Stages send each other nothing here, so that all placements of a pipeline have one bound.
+    """
+    c = columns
+    first, back = distinct(row, c.dp, c.pp, c.structure, c.devices, c.recompute)
+    core = _assemble(bench, c.take(first), options, ideal, row[first], np.zeros(len(first)))
+    return core.bound[back]
 
 
 class Cells:
@@ -297,7 +303,7 @@ def _again_s(asked: Asked, extra: Mapping[int, Array], local: Ints) -> Array:
     """Return what every row of `Stages.rows` recomputes at least, in the mode that takes least time."""
     _, number = np.unique(asked.keys, return_inverse=True)
     first, back = distinct(local, number)
-    masks, rows = unpacked(asked.keys[first])[:, ROW_RANKS], local[first]
+    masks, rows = unpacked(asked.keys[first]).T[:, ROW_RANKS], local[first]
     least = np.full(masks.shape, np.inf)
     for mode, layers in asked.repeated.items():
         seconds = (extra[mode] @ layers.rows.T)[rows]

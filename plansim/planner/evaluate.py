@@ -20,7 +20,7 @@ from plansim.planner.objective import Constraints, Figures
 from plansim.simulate.predict import interval_factor
 from plansim.simulate.replicas import paced_costs
 from plansim.simulate.run import run_step
-from plansim.simulate.uses import network_of, planned
+from plansim.simulate.uses import network_of, planned, shared_run
 from plansim.units import format_bytes
 from plansim.workload.model import Model
 
@@ -65,13 +65,10 @@ class Evaluator:
     def settle(self, plan: Plan, figures: Figures) -> Figures:
         """Return the figures of a plan with the time that its transfers lose on links they share."""
         layout = self.layout(plan)
-        if not planned(layout):
-            return figures
         costs = paced_costs(layout)
-        network = network_of(layout, costs)
-        if network is None:
+        if not planned(layout) or network_of(layout, costs) is None:
             return figures
-        return replace(figures, step_time_s=run_step(costs, network).finish_s + costs.outer_s)
+        return replace(figures, step_time_s=shared_run(layout).finish_s + costs.outer_s)
 
     def apart(self, plan: Plan) -> Figures | Rejected:
         """Return the figures of a plan if no transfer met another: never slower than it is."""

@@ -8,7 +8,7 @@ from plansim.plan.backends.base import Degrees
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Job
 from plansim.planner.ends import End
-from plansim.planner.frames import Columns, Ints, Mask, Options, Tally, distinct
+from plansim.planner.frames import V_SHAPED, Columns, Ints, Mask, Options, Tally, distinct
 from plansim.planner.grid import Counts, Grid, shard_group, too_deep, world_of
 from plansim.planner.space import FEW_DEVICES
 from plansim.schedules import find_schedule
@@ -63,7 +63,7 @@ def with_structures(
         deep = too_deep(pp[here] * v, model)
         tally.reject("pipeline depth", counts.below_structure[at[here[deep]]].sum())
         here = here[~deep]
-        if i > 0:
+        if i > 0 or name in V_SHAPED:  # these alone need a pipeline
             schedule = find_schedule(name)
             first, back = distinct(pp[here], m[here])
             counts_of = zip(pp[here[first]], m[here[first]], strict=True)

@@ -118,25 +118,6 @@ class Options:
         """By mode, the layers of a chunk that it recomputes where it does not treat all alike."""
         return tuple(parse_mode(mode)[1] for mode in self.modes)
 
-    @property
-    def first(self) -> tuple[int, ...]:
-        """The modes whose memory is worked out for all pipelines; that of others where those do not fit.
-
-        They hold most and least of all.
-        """
-        found = tuple(m for m in self.recompute if self.modes[m] in ("none", "full"))
-        return found if any(self.modes[m] == "full" for m in found) else self.whole
-
-    @property
-    def later(self) -> tuple[int, ...]:
-        """The modes that are not among the `first`."""
-        return tuple(m for m in self.recompute if m not in self.first)
-
-    @property
-    def whole(self) -> tuple[int, ...]:
-        """The modes that treat all layers alike."""
-        return tuple(m for m in self.recompute if self.layers[m] is None)
-
     def layers_of(self, structure: int, pp: int, devices: int = 0) -> tuple[int, ...] | None:
         """Return the layers of every chunk where they are sized to their cost, else None.
 

@@ -7,8 +7,8 @@ what the rank recomputes. Where a rank need not recompute anything its set is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -29,24 +29,25 @@ SHIFTS = WIDTH * np.arange(REPRESENTATIVES + 1, dtype=np.int64)
 
 
 def packed(fits: Mask, modes: tuple[int, ...]) -> Ints:
-    """Return the keys of sets given as (entries, modes, representatives and any rank).
+    """Return the keys of sets given as (modes, representatives and any rank, entries).
 
     Examples
     --------
-    >>> everywhere_none = packed(np.ones((1, 2, 5), dtype=bool), (0, 1))
+    >>> everywhere_none = packed(np.ones((2, 5, 1), dtype=bool), (0, 1))
     >>> bool(everywhere_none[0] == NOTHING_AGAIN)
     True
     """
-    bits = np.left_shift(1, np.array(modes, dtype=np.int64))
-    sets = (fits * bits[None, :, None]).sum(axis=1)
+    sets = np.zeros(fits.shape[1:], dtype=np.int64)
+    for mode, there in zip(modes, fits, strict=True):
+        sets |= there * np.int64(1 << mode)
     sets = np.where(sets & 1, 1, sets)
-    found: Ints = (sets << SHIFTS[None, :]).sum(axis=1)
+    found: Ints = (sets << SHIFTS[:, None]).sum(axis=0)
     return found
 
 
 def unpacked(keys: Ints) -> Ints:
-    """Return the sets of keys, (entries, representatives and any rank)."""
-    found: Ints = (keys[:, None] >> SHIFTS[None, :]) & ((1 << WIDTH) - 1)
+    """Return the sets of keys, (representatives and any rank, entries)."""
+    found: Ints = (keys >> SHIFTS[:, None]) & ((1 << WIDTH) - 1)
     return found
 
 
@@ -75,7 +76,7 @@ class Fitting(Protocol):
 
     @property
     def least(self) -> Array:
-        """The fewest bytes held in any mode, (entries, representatives)."""
+        """The fewest bytes held in any mode, (representatives, entries)."""
         ...
 
     def fitting(self, room: Array) -> tuple[Ints, Ints]:
@@ -89,68 +90,39 @@ class Fastest:
 
     Attributes
     ----------
-    activations : array (entries, modes, representatives and any rank)
-        Bytes held at least under the `first` of the modes.
-    layered : callable
-        Entries to the same under the others, (modes, entries, ranks).
-    own : array (entries, modes)
+    activations : array (modes, representatives and any rank, entries)
+        Bytes held at least under each of `modes`.
+    own : array (modes, entries)
         Which modes are choices of the entry.
     per_stage : array (entries,)
         Whether ranks may differ, as one choice more.
-    least : array (entries, representatives)
+    least : array (representatives, entries)
         No more bytes than under any mode.
-    place, known : array (entries,), list
-        Where what `layered` gave for an entry is remembered, -1 where it was not asked.
     """
 
     activations: Array
-    layered: Callable[[Ints], Array]
     own: Mask
     per_stage: Mask
     modes: tuple[int, ...]
-    first: tuple[int, ...]
     least: Array
-    place: Ints
-    known: list[Array] = field(default_factory=list)
 
     def fitting(self, room: Array) -> tuple[Ints, Ints]:
         """Return the keys of what fits into `room` bytes on each rank, and how many choices that are."""
-        keys, count = np.zeros((2, len(room)), dtype=np.int64)
-        left = np.all(self.least <= room[:, :ANYWHERE], axis=1)
+        keys, count = np.zeros((2, room.shape[1]), dtype=np.int64)
+        left = np.all(self.least <= room[:ANYWHERE], axis=0)
         if self.modes[0] == 0:
-            easy = left & np.all(self.activations[:, 0] <= room, axis=1)
-            keys[easy], count[easy] = NOTHING_AGAIN, self.own[easy].sum(axis=1) + self.per_stage[easy]
+            easy = left & np.all(self.activations[0] <= room, axis=0)
+            keys[easy], count[easy] = NOTHING_AGAIN, self.own[:, easy].sum(axis=0) + self.per_stage[easy]
             left &= ~easy
         rest = np.flatnonzero(left)
-        fits = self._within(room[rest], rest)
-        everywhere: Mask = np.all(fits[:, :, :ANYWHERE], axis=2)
-        fits[:, :, ANYWHERE] |= fits.any(axis=2)
-        apart = self.per_stage[rest][:, None, None]
-        fits = np.where(apart, fits, everywhere[:, :, None])
-        some: Mask = np.all(np.any(fits[:, :, :ANYWHERE], axis=1), axis=1)
+        fits = (self.activations[..., rest] <= room[:, rest]) & self.own[:, None, rest]
+        everywhere: Mask = np.all(fits[:, :ANYWHERE], axis=1)
+        fits[:, ANYWHERE] |= fits.any(axis=1)
+        fits = np.where(self.per_stage[rest], fits, everywhere[:, None])
+        some: Mask = np.all(np.any(fits[:, :ANYWHERE], axis=0), axis=0)
         keys[rest] = np.where(some, packed(fits, self.modes), 0)
-        count[rest] = everywhere.sum(axis=1) + (self.per_stage[rest] & some)
+        count[rest] = everywhere.sum(axis=0) + (self.per_stage[rest] & some)
         return keys, count
-
-    def _within(self, room: Array, rest: Ints) -> Mask:
-        """Return which modes are choices of some entries and fit, (entries, modes, ranks)."""
-        fits = np.zeros((len(rest), len(self.modes), ANYWHERE + 1), dtype=bool)
-        first = np.array([mode in self.first for mode in self.modes])
-        fits[:, first] = self.activations[rest] <= room[:, None, :]
-        if not first.all():
-            fits[:, ~first] = self._layered(rest) <= room[:, None, :]
-        fits &= self.own[rest][:, :, None]
-        return fits
-
-    def _layered(self, rest: Ints) -> Array:
-        """Return what is held where some layers are recomputed, (entries, modes, ranks); remembered."""
-        new = rest[self.place[rest] < 0]
-        if len(new) or not self.known:
-            start = sum(len(k) for k in self.known)
-            self.place[new] = np.arange(start, start + len(new))
-            self.known.append(np.moveaxis(self.layered(new), 0, 1))
-            self.known[:] = [np.concatenate(self.known)]
-        return self.known[0][self.place[rest]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,12 +134,12 @@ class Each:
 
     def fitting(self, room: Array) -> tuple[Ints, Ints]:
         """Return the keys of what fits into `room` bytes on each rank, and how many choices that are."""
-        fits = np.all(self.least <= room[:, :ANYWHERE], axis=1)
+        fits = np.all(self.least <= room[:ANYWHERE], axis=0)
         return np.where(fits, self.keys, 0), fits.astype(np.int64)
 
 
 def needs_no_more(keys: Ints, others: Ints) -> Mask:
     """Return where whatever the ranks of `keys` may have, those of `others` may have too, or need nothing."""
     mine, theirs = unpacked(keys), unpacked(others)
-    found: Mask = (((mine & ~theirs) == 0) | (theirs == 1)).all(axis=1) & (others > 0)
+    found: Mask = (((mine & ~theirs) == 0) | (theirs == 1)).all(axis=0) & (others > 0)
     return found

@@ -74,25 +74,13 @@ def _to_choose(given: Pipelines, parts: Held, options: Options) -> tuple[Pipelin
     """Return pipelines with what tells which modes fit; where each mode is a candidate, once for each."""
     if options.sizing != "each":
         per_stage = options.per_stage & (given.columns.pp > 1)
-        least, asked = _least(parts), parts.layered.activations
-        where = np.full(len(least), -1)
-        modes, first = options.recompute, options.first
-        fastest = Fastest(parts.activations, asked, given.own, per_stage, modes, first, least, where)
-        return given, parts, fastest
+        own, least = given.own.T.copy(), parts.least[:ANYWHERE]
+        return given, parts, Fastest(parts.activations, own, per_stage, options.recompute, least)
     index, number = np.nonzero(given.own)
     alone = given.take(index, np.ones((len(index), 1), dtype=bool))
     of_mode = np.array([alike(mode) for mode in options.recompute], dtype=np.int64)
-    least = parts.every(options)[index, number, :ANYWHERE]
+    least = parts.activations[number, :ANYWHERE, index].T
     return alone, parts.take(index), Each(least, of_mode[number])
-
-
-def _least(parts: Held) -> Array:
-    """Return bytes of activations that no mode of the space goes below, (pipelines, representatives)."""
-    each = list(np.moveaxis(parts.activations[:, :, :ANYWHERE], 1, 0))
-    if parts.layered.later:
-        each.append(parts.layered.least[:, :ANYWHERE])
-    found: Array = np.minimum.reduce(each)
-    return found
 
 
 def _by_key(keys: Ints) -> tuple[Ints, Ints, Mask]:
@@ -211,10 +199,10 @@ class Sieve:
                 roomy[:, numbers] = np.where(asked, well[:, None], 0)
             least = optimizer_s(bench, columns, parts, end, probe, self.node)
             finish = np.minimum(finish, np.where((keys[:, numbers] > 0).any(axis=1), least, np.inf))
-            peak = (modes.least + lasting[:, :ANYWHERE]).max(axis=1)
+            peak = (modes.least + lasting[:ANYWHERE]).max(axis=0)
             if by_memory:
                 memory[:, numbers] = peak[:, None]
-            over = (modes.least + (lasting - limit)[:, :ANYWHERE]).max(axis=1)
+            over = (modes.least + (lasting - limit)[:ANYWHERE]).max(axis=0)
             self._remember(columns, options, end, np.where((plans > 0) & (found == 0), over, np.inf))
         if not by_memory:
             self._without_dominated(options, keys, roomy, given.leaves)
@@ -236,7 +224,7 @@ class Sieve:
         end, probe = options.ends[number], bench.layout(Parallel())
         lasting = lasting_bytes(bench, given.columns, parts, end, probe, self.node)
         limit = np.minimum(parts.limit, self.question.memory_limit_bytes)
-        over = (_least(parts) + (lasting - limit)[:, :ANYWHERE]).max(axis=1)
+        over = (parts.least + lasting - limit)[:ANYWHERE].max(axis=0)
         lost = (over > 0) & given.allowed[:, number]
         plans = given.allowed.sum(axis=1) * given.leaves * given.choices(options)
         self.tally.reject("memory", plans[lost].sum())

@@ -71,36 +71,36 @@ class Stages:
     sizes: Ints
 
     def fewest_in_flight(self, num_microbatches: Array) -> Array:
-        """Return what every rank has in flight at least, by chunk: (n, v)."""
-        found: Array = self.in_flight(num_microbatches, (0, self.pp - 1)).min(axis=1)
+        """Return what every rank has in flight at least, by chunk: (v, n)."""
+        found: Array = self.in_flight(num_microbatches, (0, self.pp - 1)).min(axis=0)
         return found
 
     def in_flight(self, num_microbatches: Array, ranks: tuple[int, ...] | None = None) -> Array:
-        """Return microbatches in flight on some ranks, by chunk, at one moment: (n, ranks, v).
+        """Return microbatches in flight on some ranks, by chunk, at one moment: (ranks, v, n).
 
         The moment before its first backward, from the order of actions: GPipe holds all microbatches, 1F1B
         ``pp - rank``, ZB-H1 ``pp``, ZB-H2 ``2 (pp - rank) - 1``, the interleaved order its warm-up and one
         more, the V-shaped orders ``2 pp - 1 - rank`` on the way down and ``rank + 1`` on the way up. No peak
         is lower than that.
         """
-        m = np.asarray(num_microbatches, dtype=np.float64)[:, None]
-        rank = np.array(self.ranks if ranks is None else ranks, dtype=np.float64)[None, :]
+        m = np.asarray(num_microbatches, dtype=np.float64)[None, :]
+        rank = np.array(self.ranks if ranks is None else ranks, dtype=np.float64)[:, None]
         pp, v = self.pp, self.virtual_stages
         one = np.ones_like(m * (rank + 1.0))
         if self.schedule in ("zbv", "dualpipev"):
             down, up = np.minimum(m, 2.0 * pp - 1.0 - rank), np.minimum(m, rank + 1.0)
-            return np.stack([down * one, up * one], axis=2)
+            return np.stack([down, up], axis=1)
         if self.schedule == "interleaved":
             per_round = m // np.maximum(1.0, m // pp)
             warmup = 2 * (pp - 1 - rank) + (v - 1) * per_round if v > 1 else (pp - 1 - rank) * one
             done = np.minimum(m * v, warmup + 1.0)
             full, left = np.divmod(done, per_round * v)
-            chunk = np.arange(v, dtype=np.float64)[None, None, :]
-            started = np.clip(left[:, :, None] - chunk * per_round[:, :, None], 0.0, per_round[:, :, None])
-            return np.asarray(full[:, :, None] * per_round[:, :, None] + started)
+            chunk = np.arange(v, dtype=np.float64)[None, :, None]
+            started = np.clip(left[:, None] - chunk * per_round[:, None], 0.0, per_round[:, None])
+            return np.asarray(full[:, None] * per_round[:, None] + started)
         held = {"gpipe": m * one, "1f1b": np.minimum(m, pp - rank), "zb-h1": np.minimum(m, float(pp)) * one}
         held["zb-h2"] = np.minimum(m, 2.0 * (pp - rank) - 1.0)
-        return np.asarray((one if pp == 1 else held.get(self.schedule, one))[:, :, None] / v + np.zeros(v))
+        return np.asarray((one if pp == 1 else held.get(self.schedule, one))[:, None] / v + np.zeros((v, 1)))
 
 
 @lru_cache(maxsize=4096)

@@ -21,8 +21,8 @@ from plansim.results import Prediction
 from plansim.simulate.cores import shared_cores_s
 from plansim.simulate.replicas import paced_costs, replica_seconds
 from plansim.simulate.result import StepResult
-from plansim.simulate.step import simulate_step
-from plansim.simulate.uses import network_of
+from plansim.simulate.step import result_of, simulate_step
+from plansim.simulate.uses import network_of, shared_run
 from plansim.workload.model import Model
 from plansim.workload.totals import model_flop_per_sample
 
@@ -65,6 +65,8 @@ def predict_layout(layout: Layout, *, work: str = "pretrain", contention: bool =
 
 
 def _simulated(layout: Layout, costs: StepCosts, contention: bool) -> StepResult:
+    if contention and costs is paced_costs(layout):
+        return result_of(costs, shared_run(layout))
     return simulate_step(costs, network_of(layout, costs) if contention else None)
 
 

@@ -38,7 +38,11 @@ def simulate_step(
     SimulationError
         When some rank waits for ever.
     """
-    run = run_step(costs, network, spans=spans, extrapolate=extrapolate)
+    return result_of(costs, run_step(costs, network, spans=spans, extrapolate=extrapolate), spans=spans)
+
+
+def result_of(costs: StepCosts, run: Run, *, spans: bool = False) -> StepResult:
+    """Return what a step that has run means; with `spans`, where it was run with them."""
     machine, order, ends = run.machine, run.order, run.ends
     held = most_held(costs, order, run.repeats)
     uses = [_use(costs, run, rank, held[rank]) for rank in range(costs.pp)]

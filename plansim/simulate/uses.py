@@ -16,11 +16,15 @@ from plansim.schedules import find_schedule
 from plansim.simulate.crossing import Crossing, crossing
 from plansim.simulate.groups import Axes, Traffic
 from plansim.simulate.network import Burst, Network, Use
-from plansim.simulate.replicas import PACED
+from plansim.simulate.replicas import PACED, paced_costs
+from plansim.simulate.run import Run, run_step
 from plansim.workload.operators import Block, Communication
 
 NETWORK = "network of the last replica"
 """Under which a layout remembers it."""
+
+SHARED = "step of the last replica"
+"""Under which a layout remembers it, with what its transfers cost each other."""
 
 MOST_PLANNED = 2048
 """Actions of a pipeline up to its full swing; beyond, a search has no time to share links for it."""
@@ -47,6 +51,15 @@ def network_of(layout: Layout, costs: StepCosts) -> Network | None:
     if NETWORK not in layout.memo:
         layout.memo[NETWORK] = _network_of(layout, costs)
     found: Network | None = layout.memo[NETWORK]
+    return found
+
+
+def shared_run(layout: Layout) -> Run:
+    """Return the step of the layout's own durations, its transfers on the links they share; remembered."""
+    if SHARED not in layout.memo:
+        costs = paced_costs(layout)
+        layout.memo[SHARED] = run_step(costs, network_of(layout, costs))
+    found: Run = layout.memo[SHARED]
     return found
 
 

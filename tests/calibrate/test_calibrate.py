@@ -1,12 +1,15 @@
 """What calibration measures is plausible, fits what it saw, and reads the files that operators have."""
 
+import json
+
 import pytest
 from runs import GPT, LLAMA, plan
 
 from plansim.calibrate.blocks import local_model, measure_blocks
 from plansim.calibrate.collectives import CollectiveSample, fitted_lines, measure_collectives, relative_line
 from plansim.calibrate.compute import measure_compute
-from plansim.calibrate.logs import read_nccl_tests, with_nccl_tests, with_topology
+from plansim.calibrate.nccl_tests import read_nccl_tests, with_nccl_tests
+from plansim.calibrate.topology import with_topology
 from plansim.errors import InputError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Job, Parallel, Plan
@@ -132,11 +135,76 @@ def test_nccl_tests_give_bandwidth_and_latency(tmp_path):
     path = tmp_path / "nccl.txt"
     path.write_text(NCCL_LOG)
 
-    level = with_nccl_tests(load_profile("a100x8"), path).fabric[0]
+    level = with_nccl_tests(load_profile("a100x8"), [path]).fabric[0]
 
-    assert read_nccl_tests(path)[:2] == ("all_reduce", 2)
+    assert [(run.program, run.ranks) for run in read_nccl_tests(path)] == [("all_reduce", 2)]
     assert level.bandwidth_bytes_per_s == pytest.approx(104.86e9, rel=1e-3)
     assert level.latency_s == pytest.approx(5e-6, rel=1e-3)
+
+
+def gather_table(named=""):
+    """Return what all_gather_perf prints on the same links: 5 us + half the bytes / 104.86 GB/s."""
+    rows = []
+    for n in (2**20, 2**22):
+        us = 5.0 + n / 2 / 104.86e3
+        cells = f"{us:.4f} {n / us / 1e3:.2f} {n / 2 / us / 1e3:.2f} 0"
+        rows.append(f"  {n} {n // 4} float none -1 {cells} {cells}")
+    head = NCCL_LOG.split("#       size")[0]
+    return f"{named}{head}{chr(10).join(rows)}\n"
+
+
+def as_json(program="all_reduce"):
+    """Return the same measurements as nccl-tests -J writes them, two ranks of one process."""
+    times = {2**20: 20.0, 2**21: 30.0, 2**22: 50.0}
+    rows = [
+        {"size": n, "count": n // 4, "type": "float", "redop": "sum", "root": "    -1",
+         "out_of_place": {"time": us, "alg_bw": n / us / 1e3, "bus_bw": n / us / 1e3, "nwrong": 0.0},
+         "in_place": None, "actual_iterations": 20, "experiment_name": ""}
+        for n, us in times.items()
+    ]  # fmt: skip
+    devices = [{"rank": 0, "group": 0, "pid": 1, "hostname": "host", "device": 0, "device_info": "A100"}]
+    config = {"nthreads": 1, "ngpus": 2, "devices": devices}
+    args = [f"./build/{program}_perf", "-g", "2"]
+    return {"version": 2, "args": args, "config": config, "results": rows}
+
+
+@pytest.mark.parametrize("named", ["# Collective test starting: all_gather_perf\n", ""])
+def test_several_collectives_and_files_give_one_line(tmp_path, named):
+    """All messages lie on 5 us + bytes / 104.86 GB/s; a table without a name is told by its columns."""
+    table, data = tmp_path / "both.txt", tmp_path / "run.json"
+    table.write_text(NCCL_LOG + "# Collective test concluded: all_reduce_perf\n" + gather_table(named))
+    data.write_text(json.dumps(as_json()))
+
+    profile = with_nccl_tests(load_profile("a100x8"), [table, data])
+
+    runs = read_nccl_tests(table)
+    assert [(run.program, run.ranks, len(run.points)) for run in runs] == [
+        ("all_reduce", 2, 3),
+        ("all_gather", 2, 4),
+    ]
+    assert read_nccl_tests(data)[0] == runs[0]
+    assert profile.fabric[0].bandwidth_bytes_per_s == pytest.approx(104.86e9, rel=1e-3)
+    assert profile.fabric[0].latency_s == pytest.approx(5e-6, rel=1e-3)
+    assert profile.calibration["nccl_tests"]["program"] == "all_reduce, all_gather"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"args": ["x"]', "not valid JSON"),
+        ('{"schema": 1}', "not the JSON of nccl-tests -J"),
+        (json.dumps(as_json("gather")), "unknown program of nccl-tests 'gather'"),
+        (
+            NCCL_LOG.replace("# all_reduce_perf\n", "").replace("83.89   83.89", "83.89   10.00"),
+            "which program",
+        ),
+    ],
+)
+def test_a_file_that_is_no_run_of_nccl_tests_is_said_to_be_none(tmp_path, text, words):
+    path = tmp_path / "run"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_nccl_tests(path)
 
 
 def test_a_file_without_results_is_refused(tmp_path):
@@ -158,3 +226,21 @@ def test_the_joints_of_gpus_become_levels(tmp_path):
     assert [(level.name, level.group) for level in profile.fabric] == [("nvlink", 2), ("inter-socket-1", 4)]
     assert profile.fabric[0].bandwidth_bytes_per_s == 12 * 25e9
     assert profile.devices_per_node == 4
+    assert "25 GB/s for each NVLink" in profile.sources["fabric"]
+
+
+@pytest.mark.parametrize(
+    ("device", "links", "bytes_per_s"),
+    [
+        ("p100-16gb", 4, 80e9), ("v100-sxm2-32gb", 6, 150e9), ("a100-sxm4-80gb", 12, 300e9),
+        ("h100-sxm5-80gb", 18, 450e9), ("b200-sxm-180gb", 18, 900e9), ("rtx-3090-24gb", 4, 56.25e9),
+    ],
+)  # fmt: skip
+def test_an_nvlink_is_as_fast_as_its_generation(tmp_path, device, links, bytes_per_s):
+    """Half of the sums that NVIDIA prints: 160, 300, 600, 900 and 1,800 GB/s; GA102: 112.5 GB/s."""
+    path = tmp_path / "topo.txt"
+    path.write_text(TOPO.replace("NV12", f"NV{links}"))
+
+    profile = with_topology(load_profile("a100x8", {"device.id": device}), path)
+
+    assert profile.fabric[0].bandwidth_bytes_per_s == bytes_per_s

@@ -143,3 +143,14 @@ def test_runtimes_with_one_mode_for_all_stages_get_one(model, cluster):
     found = plan(model, cluster, job, fix=TIGHT, constraints=limits, backend="megatron")
 
     assert all(isinstance(ranked.plan.recompute, str) for ranked in found.plans)
+
+
+@pytest.mark.parametrize("schedule", ["zbv", "dualpipev", "gpipe"])
+def test_a_schedule_may_be_the_only_one(model, cluster, schedule):
+    """The V-shaped ones need a pipeline; the others run one stage as well."""
+    job = Job(global_batch=128, seq_len=4096)
+
+    found = plan(model, cluster, job, top=1, fix={"schedule": schedule, "microbatch": 1})
+
+    assert found.best.plan.parallel.schedule == schedule
+    assert (found.best.plan.parallel.pp > 1) == (schedule != "gpipe")
