@@ -51,12 +51,33 @@ def _with_split(case: Case) -> Case:
 
 def _with_recompute(case: Case) -> Case:
     given = case.row.recompute
+    named = _selected(case) if given == "selective" else None
+    if named:
+        what = "recomputation selective, modules not stated"
+        return _noted(
+            case, replace(case.plan, recompute=named), f"{what}: {named} assumed, as recipes have it"
+        )
     if is_mode(given):
         return case
     mode = _least_recompute(case)
     why = "" if mode == case.plan.recompute else " (the least that fits)"
     what = f"'{given}' is not one of {', '.join(RECOMPUTE)} or modules" if given else "not stated"
     return _noted(case, replace(case.plan, recompute=mode), f"recomputation {what}: {mode} assumed{why}")
+
+
+def _selected(case: Case) -> str | None:
+    """Return what a selective recipe of Megatron-Core repeats of experts: modules, for attention is fused.
+
+    The tuned recipes of Megatron-Bridge 0.6.2 name these for mixtures of experts, and the attention core of
+    no transformer.
+    """
+    if (
+        not case.stack.name.startswith("megatron-core")
+        or case.plan.attention != "flash"
+        or not case.model.moe
+    ):
+        return None
+    return "mla_up_proj" if case.model.mla else "moe_act+layernorm"
 
 
 def _least_recompute(case: Case) -> str:

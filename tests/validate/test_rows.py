@@ -10,7 +10,9 @@ from plansim.errors import InputError
 from plansim.hardware.catalog import find_device
 from plansim.validate.assume import case_of
 from plansim.validate.rows import Row, read_rows
+from plansim.validate.settle import settled
 from plansim.validate.software import stack_of
+from plansim.workload.read import load_model
 
 HEADER = "id,model,n_devices,device,gbs,tp,recompute,step_time_derived\n"
 
@@ -135,3 +137,25 @@ def test_tables_as_spreadsheets_write_them(tmp_path, text):
 def test_another_separator_is_named(tmp_path):
     with pytest.raises(InputError, match="separated by ';', expected commas"):
         read_rows(write(tmp_path, "model;n_devices;device;gbs\nm;8;a100;4\n"))
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "recompute"),
+    [
+        ("deepseek-v3", "selective", "mla_up_proj"),
+        ("qwen3-235b-a22b", "selective", "moe_act+layernorm"),
+        ("llama-3.1-8b", "selective", "selective"),
+        ("deepseek-v3", "layernorm + mla_up_proj", "layernorm+mla_up_proj"),
+    ],
+)
+def test_recipes_of_experts_repeat_modules(model, given, recompute):
+    row = Row(
+        model=model, family=load_model(model).family, source="Megatron-Bridge 0.6.2", seq=4096, gbs=2048,
+        mbs=1, n_devices=256, device="h100-sxm5-80gb", devices_per_node=8, dtype="bf16", tp=2, pp=8, cp=1,
+        ep=16, sp=1, recompute=given,
+    )  # fmt: skip
+    case = settled(case_of(row))
+
+    assert case.plan.recompute == recompute
+    assumed = any("modules not stated" in note for note in case.assumptions)
+    assert assumed == (given == "selective" and recompute != given)
