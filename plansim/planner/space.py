@@ -359,7 +359,7 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, pro
     for name, listed in space.values.items():
         if not [v for v in listed if v not in space.forbidden.get(name, ())]:
             raise InputError(f"nothing is left to choose for {name}: {_left_out(space, name)}")
-    _check_modes(space.of("recompute"), model)
+    _check_modes(space.of("recompute"), model, space.backend)
     if fixed.get("etp") == (1,) and model.moe is None:
         raise InputError(f"--fix etp=1: {model.name} has no experts")
     if fixed.get("batch_shares") == ("sized",) and not profile.mixed:
@@ -373,8 +373,11 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, pro
         raise InputError(f"--fix {given} needs {smallest} devices, {profile.name} has {profile.num_devices}")
 
 
-def _check_modes(modes: tuple[str, ...], model: Model) -> None:
-    """Refuse modules that a model has not, and more modes than a search compares."""
+def _check_modes(modes: tuple[str, ...], model: Model, backend: Backend | None) -> None:
+    """Refuse modules that a model has not or a runtime fuses, and more modes than a search compares."""
+    fused = backend.norm_reasons(modes, model) if backend else []
+    if fused:
+        raise InputError(f"--fix {fused[0]}")
     if len(modes) >= MOST_MODES:
         raise InputError(f"--fix recompute: {len(modes)} modes; at most {MOST_MODES - 1} are compared")
     there = modules_in(model)

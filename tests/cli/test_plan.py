@@ -79,6 +79,8 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
         (["--fix", "tp=0"], 3, "expected a whole number of at least 1"),
         (["--fix", "tpp=2"], 3, "unknown choice 'tpp' (did you mean 'tp'?"),
         (["--fix", "schedule=1fb1"], 3, "did you mean '1f1b'"),
+        (["--fix", "recompute=moe_act"], 3, "has no moe_act; it has core_attn, layernorm, mlp"),
+        (["--fix", "recompute=layernorm", "--backend", "megatron"], 3, "fused into the products behind them"),
         (["--fix", "recompute=some"], 3, "unknown recompute mode 'some'"),
         (["--forbid", "attention=flash|unfused"], 3, "nothing is left to choose for attention"),
         (["--fix", "tp=3"], 4, "no plan to try for gpt3-1.3b on a100x8 (8 devices)"),

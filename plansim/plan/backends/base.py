@@ -229,7 +229,7 @@ class Backend:
             if choice == "recompute":
                 modes = given if isinstance(given, tuple) else (given,)
                 reasons += self._recompute_reasons(modes, allowed)
-                reasons += self._norm_reasons(modes, model)
+                reasons += self.norm_reasons(modes, model)
             elif given is not None and given not in allowed:
                 reasons.append(self._refusal(choice, given, allowed))
         return reasons
@@ -262,7 +262,7 @@ class Backend:
             reasons.append("recompute differs between stages; use one mode for all of them")
         return reasons
 
-    def _norm_reasons(self, given: tuple[str, ...], model: Model) -> list[str]:
+    def norm_reasons(self, given: tuple[str, ...], model: Model) -> list[str]:
         """Return why norms cannot be recomputed where they are parts of the products behind them."""
         named = any(names_modules(mode) and "layernorm" in modules_of_mode(mode) for mode in given)
         if not named or not self.fused_norms or model.moe or model.mla:
