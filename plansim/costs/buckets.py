@@ -102,9 +102,17 @@ def gradient_buckets(layout: Layout, chunks: Sequence[int]) -> tuple[Bucket, ...
     for chunk in reversed(chunks):
         made += exchange(layout, collective, reduce_bytes(layout), chunk)
     if p.zero_group and p.zero_group < p.dp * p.cp:
-        share = sum(b.nbytes for b in made) / p.zero_group
-        made.append(_bucket(layout, "replica", "all_reduce", share, 1.0, chunks[0]))
+        for (axis, shards), held in zip(copies(layout), held_parameters(layout, chunks), strict=True):
+            share = held * reduce_bytes(layout) / shards
+            made += [_bucket(layout, axis, "all_reduce", share, 1.0, chunks[0])] if share else []
     return tuple(b for b in made if b.comm_s + b.blocking_s > 0)
+
+
+def copies(layout: Layout) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return, of dense parameters and of experts, who reduces between copies and over how many one is cut."""
+    p = layout.plan.parallel
+    group = p.zero_group or p.dp * p.cp
+    return ("replica", group), ("expert_replica", p.expert_shard(group))
 
 
 def exchange(layout: Layout, collective: str, per_parameter: float, chunk: int) -> list[Bucket]:

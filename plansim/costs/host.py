@@ -17,8 +17,10 @@ from plansim.costs.compression import find_method
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.hostdata import HostCalibration, on_host, splits_backward
 from plansim.costs.hostlinks import HostLinks
+from plansim.costs.optimizer import expert_shard_degree
 from plansim.costs.recompute import again_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
+from plansim.plan.model import Method
 from plansim.workload.operators import Communication
 
 if TYPE_CHECKING:
@@ -210,19 +212,39 @@ class HostStep:
         coding = self.layout.plan.compression
         given = coding.parameters if collective == "all_gather" else coding.gradients
         made = []
-        sizes = [4.0 * (block.parameters + block.expert_parameters) for block in blocks]
+        held = [(block.parameters, block.expert_parameters) for block in blocks]
         if self.layout.model.tied_embeddings and {"embedding", "head"} <= {b.kind for b in blocks}:
-            sizes = [sizes[0] + sizes[-1], *sizes[1:-1]]  # one table, wrapped with what holds both
-        pause_s = compute_s / (3 * len(sizes))
-        for i, nbytes in enumerate(sizes):
-            seconds = self._links.coded_s(
-                collective, nbytes, self._replicas, "shard", given, wrapper="sharded", pause_s=pause_s
-            )
-            at = i / len(sizes) if collective == "all_gather" else (i + 1) / len(sizes)
-            made.append(
-                Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=at, chunk=chunk, what=collective)
-            )
+            table = (held[0][0] + held[-1][0], 0)
+            held = [table, *held[1:-1]]  # one table, wrapped with what holds both
+        pause_s = compute_s / (3 * len(held))
+        for i, (dense, experts) in enumerate(held):
+            at = i / len(held) if collective == "all_gather" else (i + 1) / len(held)
+            for nbytes, ranks, axis in self._messages(dense, experts, self._replicas):
+                seconds = self._links.coded_s(
+                    collective, nbytes, ranks, axis, given, wrapper="sharded", pause_s=pause_s
+                )
+                made.append(
+                    Bucket(
+                        nbytes=nbytes,
+                        comm_s=seconds,
+                        ready_fraction=at,
+                        chunk=chunk,
+                        what=collective,
+                        axis=axis,
+                    )
+                )
         return tuple(made)
+
+    def _messages(self, dense: float, experts: float, ranks: int) -> list[tuple[float, int, str]]:
+        """Return (bytes, ranks, axis) of what `ranks` replicas exchange of some parameters.
+
+        Experts that lie on several ranks travel apart, between the replicas that hold the same ones.
+        """
+        p = self.layout.plan.parallel
+        if p.ep == 1:
+            return [(4.0 * (dense + experts), ranks, "shard")]
+        found = [(4.0 * dense, ranks, "shard"), (4.0 * experts, p.expert_shard(ranks), "edp")]
+        return [(nbytes, n, axis) for nbytes, n, axis in found if nbytes and n > 1]
 
     @property
     def _replicas(self) -> int:
@@ -232,17 +254,18 @@ class HostStep:
     def _stage(self, stage: int, modelled: StageEnd) -> StageEnd:
         layout, p = self.layout, self.layout.plan.parallel
         blocks = [b for c in layout.chunks_of_stage[stage] for b in layout.chunks[c]]
-        parameters = float(sum(b.parameters + b.expert_parameters for b in blocks))
+        dense, experts = (float(n) for n in held_parameters(layout, layout.chunks_of_stage[stage]))
+        reduced = self._reduction(dense, experts, self._apart_s(stage)) if p.zero_stage <= 1 else []
         return replace(
             modelled,
-            reductions=tuple(self._reduction(parameters, self._apart_s(stage))) if p.zero_stage <= 1 else (),
-            gathers=tuple(self._gather(stage, parameters)) if p.zero_stage in (1, 2) else (),
-            optimizer_s=self._optimizer_s(stage, parameters) or modelled.optimizer_s,
-            host_s=self._framework_s(parameters, len(blocks)),
+            reductions=tuple(reduced),
+            gathers=tuple(self._gather(stage, dense, experts)) if p.zero_stage in (1, 2) else (),
+            optimizer_s=self._optimizer_s(stage, dense, experts) or modelled.optimizer_s,
+            host_s=self._framework_s(dense + experts, len(blocks)),
             tail_s=self._tail_s(modelled),
         )
 
-    def _optimizer_s(self, stage: int, parameters: float) -> float:
+    def _optimizer_s(self, stage: int, dense: float, experts: float) -> float:
         """Return the seconds of a measured optimizer, 0 for another: by elements, and by tensors."""
         layout, p = self.layout, self.layout.plan.parallel
         rate = self.host.data.get("optimizer_s_per_parameter", 0.0)
@@ -257,7 +280,8 @@ class HostStep:
             for block, mode in zip(layout.chunks[chunk], modes, strict=True):
                 row = self.host.block(layout, block, mode, chunk)
                 tensors += row["tensors"] if row else FULL_TENSORS
-        seconds = rate * parameters / shards + each * tensors / (shards if p.zero_stage == 1 else 1)
+        owned = dense / shards + experts / expert_shard_degree(layout)
+        seconds = rate * owned + each * tensors / (shards if p.zero_stage == 1 else 1)
         return float(self._longer * seconds)
 
     def _tail_s(self, modelled: StageEnd) -> float:
@@ -279,7 +303,7 @@ class HostStep:
         blocks = zip(self.layout.chunks[chunk], self.layout.recompute_modes[chunk], strict=True)
         return sum(part.compute_s for block, mode in blocks for part in self._block(block, mode, chunk))
 
-    def _reduction(self, parameters: float, apart_s: float) -> list[Bucket]:
+    def _reduction(self, dense: float, experts: float, apart_s: float) -> list[Bucket]:
         """Return the gradient traffic of one rank: an all-reduce, compressed or not, or through servers.
 
         It waits for the slowest replica, after `apart_s` seconds in which each computed for itself.
@@ -287,16 +311,19 @@ class HostStep:
         plan, ranks = self.layout.plan, self.layout.plan.parallel.dp * self.layout.plan.parallel.cp
         if ranks == 1 or plan.compression.outer.method != "none":
             return []
-        nbytes = 4.0 * parameters
-        if plan.aggregation == "parameter_server":
-            seconds = 2 * self._links.collective_s("broadcast", nbytes, ranks, "dp_cp")
-        else:
-            seconds = self._links.coded_s("all_reduce", nbytes, ranks, "dp_cp", plan.compression.gradients)
-        if self.clock != "wire":
-            seconds += self.host.straggling_s(apart_s)
-        return [Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=1.0, chunk=0, what="all_reduce")]
+        made: list[Bucket] = []
+        for nbytes, n, shared in self._messages(dense, experts, ranks):
+            axis, coded = ("edp", Method()) if shared == "edp" else ("dp_cp", plan.compression.gradients)
+            if plan.aggregation == "parameter_server":
+                seconds = 2 * self._links.collective_s("broadcast", nbytes, n, axis)
+            else:
+                seconds = self._links.coded_s("all_reduce", nbytes, n, axis, coded)
+            if self.clock != "wire":
+                seconds += 0.0 if made else self.host.straggling_s(apart_s)
+            made.append(Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=1.0, chunk=0, what="all_reduce"))
+        return made
 
-    def _gather(self, stage: int, parameters: float) -> list[Bucket]:
+    def _gather(self, stage: int, dense: float, experts: float) -> list[Bucket]:
         """Return what ZeRO-1 broadcasts once a step, or ZeRO-2 gathers once a microbatch, block by block."""
         plan = self.layout.plan
         if plan.parallel.zero_stage == 2:
@@ -304,10 +331,10 @@ class HostStep:
             gathers = [bucket for c in chunks for bucket in self._sharded(c, "all_gather", 0.0)]
             seconds = plan.num_microbatches * sum(bucket.comm_s for bucket in gathers)
         else:
-            seconds = self._links.collective_s("broadcast", 4.0 * parameters, self._replicas, "shard")
-        return [
-            Bucket(nbytes=4.0 * parameters, comm_s=seconds, ready_fraction=0.0, chunk=0, what="all_gather")
-        ]
+            sent = self._messages(dense, experts, self._replicas)
+            seconds = sum(self._links.collective_s("broadcast", *message) for message in sent)
+        nbytes = 4.0 * (dense + experts)
+        return [Bucket(nbytes=nbytes, comm_s=seconds, ready_fraction=0.0, chunk=0, what="all_gather")]
 
     def _framework_s(self, parameters: float, num_blocks: int) -> float:
         """Return what the data-parallel wrapper costs a step beyond its traffic."""

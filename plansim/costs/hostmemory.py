@@ -6,20 +6,25 @@ peak is at the loss, and charging weights, gradients and all activations at once
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plansim.costs.boundaries import crosses, sent_bytes
 from plansim.costs.compression import Traffic, find_method
 from plansim.costs.hostdata import HostCalibration, on_host
+from plansim.costs.optimizer import expert_shard_degree, shard_degree
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
 
 if TYPE_CHECKING:
     from plansim.costs.layout import Layout
+    from plansim.workload.operators import Block
 
 STATE_BYTES = {"sgd": 0.0, "momentum": 4.0, "adam": 8.0, "adamw": 8.0}
 """fp32 optimizer state, bytes per parameter."""
+
+EXPERTS = "parameters of experts"
+"""Key of a block's parameters that fewer ranks share than the dense ones."""
 
 
 def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> StageMemory | None:
@@ -32,29 +37,36 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
         rows[chunk] = known
     beside = sum(_beside_parameters(row) for chunk in rows.values() for row in chunk)
     _untie(layout, stage, rows)
-    parameters = float(sum(row["parameters"] for chunk in rows.values() for row in chunk))
+    every = [row for chunk in rows.values() for row in chunk]
+    parameters = float(sum(row["parameters"] for row in every))
     p, plan = layout.plan.parallel, layout.plan
     replicas = p.dp * p.cp
-    shard = (p.zero_group or replicas) if p.zero_stage >= 1 else 1
+
+    def owned(row: Mapping[str, Any], zero_stage: int) -> float:
+        return _owned(layout, row) if p.zero_stage >= zero_stage else float(row["parameters"])
+
     alone = plan.compression.outer.method != "none"  # replicas that step alone have no buckets
     wrapped = replicas > 1 and p.pp == p.ep == p.cp == 1 and p.zero_stage <= 1 and plan.overlap.gradients
     wrapped = wrapped and not alone
     buckets = 4.0 * parameters if wrapped and plan.aggregation == "all_reduce" else 0.0
+    whole = 4.0 * sum(owned(row, 4) for row in every)
+    shards = 4.0 * sum(owned(row, 2) for row in every)
     # `fully_shard` has its shards beside the whole weights, which ZeRO-2 gathers once and keeps.
-    weights = {2: 4.0 * parameters * (1 + 1 / shard), 3: 4.0 * parameters / shard}.get(
-        p.zero_stage, 4.0 * parameters
-    )
-    state = STATE_BYTES[plan.job.optimizer] * parameters / shard
-    grad_shard = shard if p.zero_stage >= 2 else 1
+    weights = {2: shards + _gathered_bytes(layout, every), 3: shards}.get(p.zero_stage, whole)
+    state = STATE_BYTES[plan.job.optimizer] * sum(owned(row, 1) for row in every)
     buffers, left = _boundaries(layout, rows, host)
     passes = list(_passes(layout, stage))
     # DDP's buckets take over the gradients in the last microbatch only; those before accumulate beside them.
     kept = not buckets or plan.num_microbatches > 1
     peak, gradients = _walk(
-        passes, rows, left, kept_gradients=kept, shard=grad_shard, outputs=_outputs(layout, rows)
+        passes,
+        rows,
+        left,
+        gradient_bytes=lambda row: 4.0 * owned(row, 2) if kept else 0.0,
+        outputs=_outputs(layout, rows),
     )
     flattened = replicas > 1 and not wrapped and p.zero_stage <= 1 and not alone
-    flat = _flat_bytes(layout, parameters) if flattened else 0.0
+    flat = _flat_bytes(layout, every) if flattened else 0.0
     whole = gradients + flat  # after the last backward: all gradients, and the flat copy that is reduced
     staging = _staging_bytes(layout, parameters) if replicas > 1 else 0.0
     activations = max(peak, whole + staging)
@@ -91,9 +103,33 @@ def host_inference_memory(layout: Layout, stage: int) -> StageMemory | None:
 def _measured(layout: Layout, chunk: int, host: HostCalibration) -> list[Mapping[str, Any]] | None:
     """Return the measured blocks of a chunk, each in its own recompute mode; None where one is missing."""
     pairs = zip(layout.chunks[chunk], layout.recompute_modes[chunk], strict=True)
-    found = [host.block(layout, block, mode, chunk) for block, mode in pairs]
-    known = [row for row in found if row is not None]
+    found = [(host.block(layout, block, mode, chunk), block) for block, mode in pairs]
+    known = [_with_its_experts(row, block, layout) for row, block in found if row is not None]
     return known if len(known) == len(found) else None
+
+
+def _with_its_experts(row: Mapping[str, Any], block: Block, layout: Layout) -> Mapping[str, Any]:
+    """Return a block that was measured with all experts, cut over tp, as it is with those of one rank."""
+    p, experts = layout.plan.parallel, block.expert_parameters
+    if p.ep == 1 or not experts:
+        return row
+    elsewhere = experts * p.ep * p.expert_tp // p.tp - experts
+    copied = 0  # `fully_shard` holds a whole copy of what it divides, and did so when the block was measured
+    if _holds_copies(layout):
+        copied = elsewhere + (experts if expert_shard_degree(layout) == 1 else 0)
+    gone = {
+        "forward_peak_bytes": copied,
+        "backward_peak_bytes": elsewhere + copied,
+        "weight_peak_bytes": elsewhere + copied,
+        "weight_bytes": elsewhere,
+    }
+    less = {name: row[name] - 4.0 * count for name, count in gone.items() if row.get(name)}
+    return {**row, **less, "parameters": row["parameters"] - elsewhere, EXPERTS: experts}
+
+
+def _holds_copies(layout: Layout) -> bool:
+    """Return whether blocks were measured as `fully_shard` runs them, with a whole copy of their weights."""
+    return layout.plan.parallel.zero_stage > 1 and layout.plan.parallel.tp == 1
 
 
 def _beside_parameters(row: Mapping[str, Any]) -> float:
@@ -163,8 +199,7 @@ def _walk(
     rows: dict[int, list[Mapping[str, Any]]],
     left: Mapping[int, float],
     *,
-    kept_gradients: bool,
-    shard: int,
+    gradient_bytes: Callable[[Mapping[str, Any]], float],
     outputs: Mapping[int, float] | None = None,
 ) -> tuple[float, float]:
     """Return the highest level over all passes and the gradients left at the end, bytes."""
@@ -184,8 +219,8 @@ def _walk(
                 level += owed
                 continue
             level -= row["kept_bytes"] + (owed if kind == "W" else 0.0)
-            if chunk not in seen and kept_gradients:
-                gradients += 4.0 * row["parameters"] / shard
+            if chunk not in seen:
+                gradients += gradient_bytes(row)
         held = (outputs or {}).get(chunk, 0.0)
         if kind == "F":
             level += held
@@ -202,12 +237,32 @@ def _batch_bytes(layout: Layout, host: HostCalibration) -> float:
     return microbatches * float(first.get("batch_bytes", 0.0)) if first else 0.0
 
 
-def _flat_bytes(layout: Layout, parameters: float) -> float:
-    return (
-        4.0 * parameters
-        if layout.plan.aggregation == "all_reduce"
-        else 4.0 * parameters / layout.plan.servers
-    )
+def _flat_bytes(layout: Layout, rows: Iterable[Mapping[str, Any]]) -> float:
+    """Return the longest flat copy of gradients: of dense ones, or of experts that others hold too."""
+    p, parts = layout.plan.parallel, [_dense_and_experts(row) for row in rows]
+    dense, experts = (4.0 * sum(part[i] for part in parts) for i in (0, 1))
+    if layout.plan.aggregation != "all_reduce":
+        return dense / layout.plan.servers
+    return max(dense, experts if p.expert_shard(p.dp * p.cp) > 1 else 0.0)
+
+
+def _dense_and_experts(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the parameters of a block that all replicas share, and those that fewer ranks do."""
+    experts = float(row.get(EXPERTS, 0.0))
+    return float(row["parameters"]) - experts, experts
+
+
+def _owned(layout: Layout, row: Mapping[str, Any]) -> float:
+    """Return the parameters of a block whose sharded state one rank holds."""
+    dense, experts = _dense_and_experts(row)
+    return dense / shard_degree(layout) + experts / expert_shard_degree(layout)
+
+
+def _gathered_bytes(layout: Layout, rows: Iterable[Mapping[str, Any]]) -> float:
+    """Return the weights that `fully_shard` gathers: experts that no other rank holds stay as they are."""
+    divided = expert_shard_degree(layout) > 1
+    parts = [_dense_and_experts(row) for row in rows]
+    return sum(4.0 * (dense + (experts if divided else 0.0)) for dense, experts in parts)
 
 
 def _staging_bytes(layout: Layout, parameters: float) -> float:

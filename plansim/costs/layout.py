@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import gcd, prod
@@ -189,7 +190,8 @@ class Layout:
         """Return how the groups of `axis` lie on the fabric.
 
         Beside ``tp cp dp pp`` there are ``dp_cp`` (gradients), ``ep`` (expert exchange), ``edp`` (gradients
-        of experts) and, for hybrid sharding, ``shard`` and ``replica``.
+        of experts) and, for hybrid sharding, ``shard`` and ``replica``: there ``edp`` are the ranks that
+        share one copy of an expert, and ``expert_replica`` those that hold the same part of it.
         """
         p = self.plan.parallel
         return _group(self.fabric, self._axes, axis, p.ep, p.zero_group, p.folds_experts)
@@ -213,8 +215,11 @@ def _group(
     return strided_shape(fabric, world, strides_of(axes, axis, ep, zero_group, folded=folded))
 
 
-JOINED = ("dp_cp", "ep", "edp", "shard", "replica")
+JOINED = ("dp_cp", "ep", "edp", "expert_replica", "shard", "replica")
 """Groups along dp and cp together, or a part of them."""
+
+EXPERT_AXES = ("ep", "edp", "expert_replica")
+"""Those that run along tp as well where whole experts are dealt out over it."""
 
 
 def strides_of(
@@ -239,9 +244,11 @@ def strides_of(
     ((2, 1), (8, 8))
     >>> strides_of((("tp", 2), ("cp", 1), ("dp", 8), ("pp", 2)), "ep", ep=4, folded=True)
     ((4, 1),)
+    >>> strides_of((("tp", 1), ("cp", 1), ("dp", 16), ("pp", 1)), "edp", ep=2, zero_group=8)
+    ((4, 2),)
     """
     stride, held = 1, list[tuple[int, int]]()
-    along = ("dp", "cp", "tp") if folded and axis in ("ep", "edp") else ("dp", "cp")
+    along = ("dp", "cp", "tp") if folded and axis in EXPERT_AXES else ("dp", "cp")
     for name, n in axes:
         if name == axis:
             return ((n, stride),)
@@ -252,11 +259,16 @@ def strides_of(
                 held.append((n, stride))
         stride *= n
     joined = prod(n for n, _ in held)
-    inside = {"dp_cp": joined, "ep": ep, "edp": ep}.get(axis, zero_group or joined)
+    if axis in ("edp", "expert_replica"):
+        one_copy = max(ep, zero_group * (dict(axes)["tp"] if folded else 1)) if zero_group else joined
+        if axis == "expert_replica":
+            return _cut(held, one_copy, inner=False)
+        return _cut(_cut(held, one_copy, inner=True), ep, inner=False)
+    inside = {"dp_cp": joined, "ep": ep}.get(axis, zero_group or joined)
     return _cut(held, inside, inner=axis in ("dp_cp", "ep", "shard"))
 
 
-def _cut(held: list[tuple[int, int]], inside: int, *, inner: bool) -> tuple[tuple[int, int], ...]:
+def _cut(held: Sequence[tuple[int, int]], inside: int, *, inner: bool) -> tuple[tuple[int, int], ...]:
     """Return the first `inside` members along some axes, or what steps over them."""
     found = []
     for n, stride in held:

@@ -62,13 +62,16 @@ def _stage_memory(layout: Layout, stage: int) -> StageMemory:
             return per_parameter * (dense / shard + expert / expert_shard)
         return per_parameter * (dense + expert)
 
+    def divided(block: Block) -> int:
+        return block.parameters + (block.expert_parameters if expert_shard > 1 else 0)
+
     activations = activation_bytes(layout, stage)
     gathered = 0.0
     if p.zero_stage == 3 and p.pp > 1:
         # between microbatches of a pipeline nothing is resharded: parameters and gradients stay whole
-        gathered = dense * (gather_bytes(layout) + reduce_bytes(layout))
+        gathered = sum(map(divided, blocks)) * (gather_bytes(layout) + reduce_bytes(layout))
     elif p.zero_stage == 3:
-        largest = sorted((b.parameters for b in blocks), reverse=True)[: stack.gathered_layers]
+        largest = sorted(map(divided, blocks), reverse=True)[: stack.gathered_layers]
         gathered = sum(largest) * gather_bytes(layout)
     optimizer = 0.0 if layout.plan.offload else over(1, state + master)
     memory = StageMemory(

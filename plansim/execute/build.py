@@ -73,7 +73,10 @@ def _block(blueprint: Blueprint, index: int, plan: Plan, mesh: Mesh, *, seed: in
             part.keep_share(ExpertShare(mesh.index("ep"), mesh.size("ep"), mesh.groups["ep"]))
         if isinstance(part, Attention | TokenEmbedding) and plan.parallel.cp > 1:
             part.share = SequenceShare(mesh.index("cp"), mesh.size("cp"), mesh.groups["cp"])
-    return cut_tensors(block.to(mesh.device), mesh, sequence_parallel=plan.parallel.sequence_parallel)
+    p = plan.parallel
+    return cut_tensors(
+        block.to(mesh.device), mesh, sequence_parallel=p.sequence_parallel, whole_experts=p.folds_experts
+    )
 
 
 def _tie(

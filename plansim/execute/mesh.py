@@ -31,9 +31,9 @@ class Mesh:
         and what sharded state is divided over: ``shards``, and ``expert_shards`` for experts that lie on
         different ranks. These two have two axes, (copies, shard), where one copy spans fewer ranks.
     groups, members : dict
-        Process group of this rank and its ranks in order, by name; besides the above ``ep`` (consecutive
-        replicas that divide the experts) and ``expert_replicas`` (replicas with equal experts). Those of
-        ``shards`` and ``expert_shards`` are the ranks of one copy.
+        Process group of this rank and its ranks in order, by name; besides the above ``ep`` (neighbours
+        that divide the experts) and ``expert_replicas`` (ranks with equal experts). Those of ``shards`` and
+        ``expert_shards`` are the ranks of one copy.
     """
 
     grid: Grid
@@ -61,13 +61,15 @@ def process_mesh(
     device: torch.device,
     timeout_s: float,
     expert_parallel: int = 1,
+    fold_experts: bool = False,
     shard: int | None = None,
     tied: bool = False,
 ) -> Iterator[Mesh]:
     """Join the job at `meet` and yield this rank's mesh; leave the job at the end, also after an error.
 
-    Sharded state is divided over `shard` neighbours among the replicas, all of them by default. With `tied`,
-    the first and the last rank of every pipeline get a group of their own (``ends``).
+    Sharded state is divided over `shard` neighbours among the replicas, all of them by default. With
+    `fold_experts` whole experts are dealt out over the tensor ranks too. With `tied`, the first and the last
+    rank of every pipeline get a group of their own (``ends``).
     """
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
@@ -82,7 +84,7 @@ def process_mesh(
             backend, store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout, **options
         )
     try:
-        yield _mesh(grid, meet.rank, device, expert_parallel, shard, tied, timeout)
+        yield _mesh(grid, meet.rank, device, (expert_parallel, fold_experts), shard, tied, timeout)
     finally:
         dist.destroy_process_group()
 
@@ -98,7 +100,7 @@ def _mesh(
     grid: Grid,
     rank: int,
     device: torch.device,
-    ep: int,
+    experts: tuple[int, bool],
     shard: int | None,
     tied: bool,
     timeout: timedelta,
@@ -108,7 +110,8 @@ def _mesh(
     meshes["replicas"] = _replicas(root, grid)
     groups = {name: mesh.get_group() for name, mesh in meshes.items()}
     members = {name: tuple(mesh.mesh.flatten().tolist()) for name, mesh in meshes.items()}
-    extra = expert_layout(grid, ep) if ep > 1 else {}
+    ep, folded = experts
+    extra = expert_layout(grid, ep, folded=folded) if ep > 1 else {}
     if tied and grid.degree("pp") > 1:
         extra = {**extra, "ends": [(row[0], row[-1]) for row in grid.groups("pp")]}
     for name, rows in extra.items():
@@ -120,9 +123,10 @@ def _mesh(
     shard = shard or replicas.size()
     meshes["shards"] = _divided(replicas, shard, "")
     if ep > 1:
-        held = replicas._unflatten(0, (replicas.size() // ep, ep), ("expert_replicas", "ep"))
-        here = held["expert_replicas"]
-        meshes["expert_shards"] = _divided(here, gcd(max(1, shard // ep), here.size()), "expert_")
+        ranks = _flattened(root, grid, ("dp", "cp", "tp"), "expert_ranks") if folded else replicas
+        here = ranks._unflatten(0, (ranks.size() // ep, ep), ("expert_replicas", "ep"))["expert_replicas"]
+        one_copy = shard * ranks.size() // replicas.size() // ep
+        meshes["expert_shards"] = _divided(here, gcd(max(1, one_copy), here.size()), "expert_")
     for name in ("shards", "expert_shards") if ep > 1 else ("shards",):
         copy = meshes[name][meshes[name].mesh_dim_names[-1]]
         groups[name], members[name] = copy.get_group(), tuple(copy.mesh.flatten().tolist())
@@ -139,13 +143,16 @@ def _divided(ranks: DeviceMesh, shard: int, prefix: str) -> DeviceMesh:
 def _replicas(root: DeviceMesh, grid: Grid) -> DeviceMesh:
     if grid.degree("cp") == 1:
         return root["dp"]
-    if grid.degree("dp") == 1:
-        return root["cp"]
-    names = tuple(a for a in grid.axes if a in ("dp", "cp"))
-    return root[names]._flatten("replicas")
+    return _flattened(root, grid, ("dp", "cp"), "replicas")
 
 
-def expert_layout(grid: Grid, ep: int) -> dict[str, list[tuple[int, ...]]]:
+def _flattened(root: DeviceMesh, grid: Grid, along: tuple[str, ...], name: str) -> DeviceMesh:
+    """Return the ranks along some axes in one row."""
+    names = tuple(a for a in grid.axes if a in along and grid.degree(a) > 1)
+    return root[names]._flatten(name) if len(names) > 1 else root[names[0]]
+
+
+def expert_layout(grid: Grid, ep: int, *, folded: bool = False) -> dict[str, list[tuple[int, ...]]]:
     """Return the ranks that divide the experts (``ep``) and those that hold equal ones (``expert_replicas``).
 
     Examples
@@ -154,7 +161,7 @@ def expert_layout(grid: Grid, ep: int) -> dict[str, list[tuple[int, ...]]]:
     {'ep': [(0, 1), (2, 3)], 'expert_replicas': [(0, 2), (1, 3)]}
     """
     rows: dict[tuple[int, ...], list[int]] = {}
-    others = [a for a in grid.axes if a not in ("dp", "cp")]
+    others = [a for a in grid.axes if a == "pp" or (a == "tp" and not folded)]
     for rank in range(grid.world_size):
         place = grid.coordinates(rank)
         rows.setdefault(tuple(place[a] for a in others), []).append(rank)

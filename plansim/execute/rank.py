@@ -109,6 +109,7 @@ def run_rank(model: Model, plan: Plan, options: RunOptions, meet: Rendezvous) ->
         device=device,
         timeout_s=options.timeout_s,
         expert_parallel=p.ep,
+        fold_experts=p.folds_experts,
         shard=p.zero_group,
         tied=print_.tied and ends > 0,
     ) as mesh:

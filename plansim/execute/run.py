@@ -121,10 +121,13 @@ def check_plan_runs(plan: Plan, model: Model) -> None:
         reason = find_schedule(p.schedule).check(p.pp, count, p.virtual_stages)
         if reason:
             raise PlanError(f"schedule '{p.schedule}' cannot run: {reason}")
-    if p.folds_experts:
-        raise PlanError(f"etp {p.etp} cannot be run: experts are cut by tp here; leave etp out")
-    if p.ep > 1 and (model.moe is None or model.moe.experts % p.ep or (p.dp * p.cp) % p.ep):
-        raise PlanError(f"ep {p.ep} must divide the experts and dp x cp ({p.dp * p.cp})")
+    if p.folds_experts and (p.ep == 1 or p.expert_tp > 1 or not p.sequence_parallel):
+        raise PlanError(f"etp {p.etp} can be run as etp 1 with ep > 1 and sequence_parallel, or left out")
+    ranks = p.dp * p.cp * (p.tp if p.folds_experts else 1)
+    if p.ep > 1 and (model.moe is None or model.moe.experts % p.ep or ranks % p.ep):
+        raise PlanError(
+            f"ep {p.ep} must divide the experts and the {ranks} ranks that bring their own tokens"
+        )
     if p.pp > 1 and p.zero_stage == 3 and find_schedule(p.schedule).splits_backward:
         raise PlanError(
             f"zero_stage 3 with schedule '{p.schedule}' gives slightly wrong gradients in torch; use "

@@ -65,6 +65,7 @@ class Trainer:
         self.blueprint, self.plan, self.mesh = blueprint, plan, mesh
         self.clock = clock or PhaseClock(mesh.device)
         self.dtype = COMPUTE_DTYPES[plan.job.dtype]
+        self.sharded = plan.parallel.zero_stage > 1 and mesh.size("replicas") > 1
         chunks = build_chunks(blueprint, plan, mesh, seed=seed, compute_dtype=self.dtype)
         if plan.parallel.zero_stage == 1 and mesh.size("tp") > 1 and mesh.size("replicas") > 1:
             for chunk in chunks.values():
@@ -75,12 +76,12 @@ class Trainer:
         )
         self.pipeline = self._pipeline(chunks) if plan.parallel.pp > 1 else None
         self.tied = self._tied_table(chunks)
+        self.experts = spread_experts(self.model)
         self.reducer = self._reducer()
         self.step_model = self._step_model(next(iter(chunks.values())), bucket_mb)
         # DDP over cut tensors puts new parameter objects into the module at every forward; these are the
         # ones it reduces.
         self.parameters = list(self.model.parameters())
-        self.experts = spread_experts(self.model)
         self.optimizer = self._optimizer()
         self.outer = self._outer()
         self.scores, self.last_loss = SCORED_STEPS, torch.zeros((), device=mesh.device)
@@ -143,9 +144,9 @@ class Trainer:
             cut_gradients(self.parameters)
         if self.tied is not None:
             sum_gradients([self.tied], self.mesh.groups["ends"])
-        if self.experts and self.plan.parallel.zero_stage > 1:
-            for expert in self.experts:  # averaged over the ranks that hold it; others sent tokens too
-                local(expert.grad).div_(self.mesh.size("ep"))
+        if self.experts and self.sharded:  # averaged over the ranks that hold them, not over all replicas
+            for expert in self.experts:
+                local(expert.grad).mul_(self.mesh.size("expert_replicas") / self.mesh.size("replicas"))
         if self.partial:
             sum_gradients(self.partial, self.mesh.groups["tp"])
         if self.reducer is not None:
@@ -168,7 +169,7 @@ class Trainer:
         """Compute in the job's data type, with the loss over cut logits where tp cuts them."""
         cut = self.mesh.size("tp") > 1 and self.blueprint.data.kind == "tokens"
         mixed: AbstractContextManager[Any] = nullcontext()
-        if self.dtype is not None and self.plan.parallel.zero_stage < 2:
+        if self.dtype is not None and not self.sharded:
             mixed = torch.autocast(self.mesh.device.type, dtype=self.dtype)
         with mixed, loss_parallel() if cut else nullcontext():
             yield
@@ -217,7 +218,9 @@ class Trainer:
         p, plan = self.plan.parallel, self.plan
         if plan.aggregation == "parameter_server":
             return ParameterServer(self.model, self.mesh, plan.servers)
-        if p.zero_stage > 1 or self.mesh.size("replicas") == 1 or plan.compression.outer.method != "none":
+        held = ("replicas", "expert_replicas") if self.experts else ("replicas",)
+        alone = max(map(self.mesh.size, held)) == 1
+        if self.sharded or alone or plan.compression.outer.method != "none":
             return None
         if plan.job.phase == "infer":
             return None

@@ -26,7 +26,7 @@ ROW_RANKS = np.full(LAST.stop, ANYWHERE)
 for _own in (WORK, FIRST, INNER, OUTER):
     ROW_RANKS[_own] = range(REPRESENTATIVES)
 
-GROUPS = ("tp", "cp", "dp", "pp", "dp_cp", "ep", "edp", "shard", "replica")
+GROUPS = ("tp", "cp", "dp", "pp", "dp_cp", "ep", "edp", "expert_replica", "shard", "replica")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plansim.plan.backends.base import Degrees
+from plansim.plan.backends.base import Degrees, pools_the_sequence
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Job
 from plansim.planner.ends import End
@@ -176,4 +176,5 @@ def backend_degrees(
         "layers": pipeline_layers(model),
         "experts": model.moe.experts if model.moe else 0,
         "tied": model.tied_embeddings,
+        "pooled": pools_the_sequence(model),
     }

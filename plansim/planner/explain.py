@@ -11,7 +11,7 @@ from plansim.costs.buckets import gather_bytes, reduce_bytes
 from plansim.costs.build import BLOCK_AXES, step_inflation
 from plansim.costs.collectives import collective_terms
 from plansim.costs.compression import MODEL_METHODS, find_method
-from plansim.costs.layout import Layout
+from plansim.costs.layout import EXPERT_AXES, Layout
 from plansim.costs.memory import memory_limit_bytes, stage_memory
 from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import Parts, StepCosts
@@ -227,7 +227,7 @@ def _communication_terms(layout: Layout, costs: StepCosts) -> list[Term]:
         found.append(
             Term(
                 group="data parallel",
-                name=f"{what} bucket" + (" of experts" if axis == "edp" else ""),
+                name=f"{what} bucket" + (" of experts" if axis in EXPERT_AXES else ""),
                 value=seconds,
                 unit="s",
                 formula=terms.formula,

@@ -37,8 +37,9 @@ class Held:
         No more than under any of them.
     dense, expert : array
         Parameters of one rank.
-    gathered : array
-        Parameters that ZeRO-3 holds whole at a time.
+    gathered, with_experts : array
+        Parameters that ZeRO-3 holds whole at a time: where each rank has experts of its own, and where they
+        are divided too.
     limit : array
         Bytes of memory of the device.
     rate : array
@@ -50,6 +51,7 @@ class Held:
     dense: Array
     expert: Array
     gathered: Array
+    with_experts: Array
     limit: Array
     rate: Array
 
@@ -115,7 +117,7 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
     """Return what every pipeline holds, at least."""
     size, kinds, kept = (REPRESENTATIVES + 1, len(columns)), shares.dense.shape[1], shares.kept
     work, flown = np.zeros((2, size[0], kinds, size[1]))
-    limit, rate, gathered = np.zeros((3, *size))
+    limit, rate, gathered, with_experts = np.zeros((4, *size))
     groups = list(stage_groups(columns, options, bench))
     modes = [(options.modes[mode], options.layers[mode]) for mode in options.recompute]
     layers = tuple(n for _, n in modes if n is not None)
@@ -137,7 +139,9 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
         rate[:, where] = np.array([*bench.stream_rates[devices], bench.stream_rates.max()])[:, None]
         if stages.pp == 1:  # in a pipeline all is gathered
             most = bench.stack.gathered_layers
-            gathered[:, where] = _gathered(shares.dense, blocks.sum(axis=1), most)[row[where]].T
+            counts = blocks.sum(axis=1)
+            gathered[:, where] = _gathered(shares.dense, counts, most)[row[where]].T
+            with_experts[:, where] = _gathered(shares.dense + shares.expert, counts, most)[row[where]].T
     scale = columns.microbatch.astype(np.float64) * (SLACK * (1.0 + bench.stack.fragmentation))
     loss, whole = _most(shares.loss, row, work), _of(kept["none"], row, flown)
     partly = iter(whole - saved + _working(first, group, used, loss))
@@ -151,7 +155,7 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
     all_again = [_of(kept["full"], row, flown) + loss] * (len(ends) < len(peaks))
     dense, expert = _of(shares.dense, row, work), _of(shares.expert, row, work)
     least = np.minimum.reduce([*ends, *all_again]) * scale
-    return Held(np.array(peaks) * scale, least, dense, expert, gathered, limit, rate)
+    return Held(np.array(peaks) * scale, least, dense, expert, gathered, with_experts, limit, rate)
 
 
 def _first(each: Sequence[Stages], layers: Sequence[int], body: Sequence[int], bench: Workbench) -> Array:
@@ -221,8 +225,10 @@ def lasting_bytes(
     if not end.offload:
         total = total + over(1, state + master)
     if end.zero_stage == 3:  # in a pipeline nothing is resharded between microbatches
-        piped = parts.dense * (gather_bytes(probe) + reduce_bytes(probe))
-        total = total + np.where(columns.pp > 1, piped, parts.gathered * gather_bytes(probe))
+        divided = expert_shards(columns, _group(columns, end, node)) > 1
+        piped = np.where(divided, whole, parts.dense) * (gather_bytes(probe) + reduce_bytes(probe))
+        gathered = np.where(divided, parts.with_experts, parts.gathered) * gather_bytes(probe)
+        total = total + np.where(columns.pp > 1, piped, gathered)
     if end.gradients != "none" and find_method(end.gradients).error_feedback:
         total = total + 4.0 * whole
     reserve = bench.stack.context_bytes if bench.profile.device.kind != "cpu" else 0.0
@@ -234,14 +240,21 @@ def owned(columns: Columns, parts: Held, end: End, node: int) -> Array:
     """Return the parameters whose optimizer state one rank holds."""
     if end.zero_stage == 0:
         return parts.dense + parts.expert
-    replicas = columns.dp * columns.cp
-    group = (
-        replicas if end.zero_group is None else np.maximum(1, shard_group(end, columns.tp, columns.cp, node))
-    )
-    shard = group.astype(np.float64)
-    expert_shard = np.maximum(1, group * (columns.tp // columns.etp) // columns.ep)
-    found: Array = parts.dense / shard + parts.expert / expert_shard
+    group = _group(columns, end, node)
+    found: Array = parts.dense / group.astype(np.float64) + parts.expert / expert_shards(columns, group)
     return found
+
+
+def _group(columns: Columns, end: End, node: int) -> Ints:
+    """Return over how many ranks a sharded end divides dense parameters."""
+    if end.zero_group is None:
+        return columns.dp * columns.cp
+    return np.maximum(1, shard_group(end, columns.tp, columns.cp, node))
+
+
+def expert_shards(columns: Columns, group: Ints) -> Ints:
+    """Return over how many it divides an expert."""
+    return np.maximum(1, group * (columns.tp // columns.etp) // columns.ep)
 
 
 def optimizer_s(bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int) -> Array:

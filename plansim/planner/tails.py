@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plansim.costs.buckets import bucket_count, comm_s, gather_bytes, gradient_collective, reduce_bytes
+from plansim.costs.buckets import (
+    bucket_count,
+    comm_s,
+    copies,
+    gather_bytes,
+    gradient_collective,
+    reduce_bytes,
+)
 from plansim.costs.compression import Network, Traffic, compressed_s
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.layout import Layout
@@ -84,7 +91,7 @@ def tail_of(layout: Layout, chunks: Sequence[Parameters], blocks: Sequence[tuple
     distinct = Counter(chunks)
     reduced = {c: _reductions(layout, c) for c in distinct}
     first = reduced[chunks[0]]
-    replica = _replica(layout, chunks[0]) if any(b.count for b in first) else 0.0
+    replica = _replica(layout, chunks[0])
     gathered = {c: _gathers(layout, c) for c in distinct} if once else {}
     per_pass = (
         sum(n * _gather(layout, held, 1) for n, held in blocks) if p.zero_stage == 3 and not once else 0.0
@@ -146,10 +153,12 @@ def _replica(layout: Layout, first: Parameters) -> float:
         or layout.plan.compression.gradients.method != "none"
     ):
         return 0.0
-    nbytes = sum(
-        n for n, axis in zip(first, AXES, strict=True) if layout.group(axis).size > 1
-    ) * reduce_bytes(layout)
-    return comm_s(layout, "replica", "all_reduce", nbytes / p.zero_group) if nbytes else 0.0
+    per = reduce_bytes(layout)
+    return sum(
+        comm_s(layout, axis, "all_reduce", n * per / shards)
+        for n, (axis, shards) in zip(first, copies(layout), strict=True)
+        if n and layout.group(axis).size > 1
+    )
 
 
 def _gathers(layout: Layout, held: Parameters) -> float:

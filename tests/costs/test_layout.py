@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layouts import EXPERTS, GPT, layout, layouts
 
+from plansim.costs.buckets import gradient_buckets, reduce_bytes
 from plansim.costs.layout import strides_of, with_plan
 from plansim.costs.memory import stage_memory
 from plansim.costs.optimizer import expert_shard_degree
@@ -82,6 +83,20 @@ def test_zero_shards_whole_experts_over_their_own_copies():
     assert (expert_shard_degree(cut), expert_shard_degree(whole)) == (2, 4)
     assert whole.chunk_parameters[0][1] == 2 * cut.chunk_parameters[0][1]
     assert stage_memory(whole, 0).optimizer == pytest.approx(stage_memory(cut, 0).optimizer)
+
+
+@pytest.mark.parametrize(("ep", "shared", "copies"), [(2, 4, 2), (8, 1, 2), (16, 1, 1)])
+def test_hybrid_sharding_divides_experts_inside_a_copy(ep, shared, copies):
+    """A copy of the dense layers lies on the 8 ranks of a node; an expert on those of them that hold it."""
+    made = layout(EXPERTS, dp=16, ep=ep, zero_stage=3, zero_group=8)
+    crossing = [b for b in gradient_buckets(made, (0,)) if b.axis == "expert_replica"]
+
+    assert (made.group("edp").size, made.group("expert_replica").size) == (shared, copies)
+    assert expert_shard_degree(made) == shared
+    assert made.group("edp").inter_unit is False
+    assert [b.nbytes for b in crossing] == [made.chunk_parameters[0][1] * reduce_bytes(made) / shared] * (
+        copies > 1
+    )
 
 
 @pytest.mark.parametrize("group", [2, 4, 8])

@@ -34,6 +34,9 @@ CASES = {
     "experts, hybrid shard": plan(MOE, dp=4, ep=2, zero_stage=3, zero_group=2),
     "experts, zero 3 and pipeline": plan(MOE, dp=2, pp=2, ep=2, zero_stage=3),
     "experts, context": plan(MOE, cp=2, ep=2, zero_stage=2),
+    "whole experts over tensor ranks, zero 2": plan(
+        MOE, dp=2, tp=2, ep=2, etp=1, zero_stage=2, sequence_parallel=True
+    ),
     "cut experts, sequence": plan(MOE, tp=2, sequence_parallel=True),
     "cut experts on two ranks, sequence, zero 3": plan(
         MOE, dp=2, tp=2, ep=2, zero_stage=3, sequence_parallel=True
@@ -76,7 +79,13 @@ def errors_of_rank(print_, given, start, end, meet):
     p = given.parallel
     batches = make_batches("synthetic", print_.data, given.job.global_batch)
     with process_mesh(
-        grid_of(given), meet, device=CPU, timeout_s=60, expert_parallel=p.ep, shard=p.zero_group
+        grid_of(given),
+        meet,
+        device=CPU,
+        timeout_s=60,
+        expert_parallel=p.ep,
+        fold_experts=p.folds_experts,
+        shard=p.zero_group,
     ) as mesh:
         trainer = Trainer(print_, given, mesh)
         for step in range(STEPS):
@@ -107,7 +116,7 @@ def share(model, mesh, p):
     for part in model.modules():
         if isinstance(part, Experts) and p.ep > 1:
             part.keep_share(ExpertShare(mesh.index("ep"), p.ep))
-        if isinstance(part, Experts) and p.tp > 1:
+        if isinstance(part, Experts) and p.tp > 1 and not p.folds_experts:
             part.cut(ExpertSlices(mesh.index("tp"), p.tp))
     return model
 

@@ -14,6 +14,7 @@ from plansim.execute.data import make_batches
 from plansim.execute.models import BUILDERS, blueprint
 from plansim.execute.models.base import DataShape
 from plansim.execute.reference import compare_losses
+from plansim.plan.backends import BACKENDS
 from plansim.plan.model import Compression, Method
 from plansim.workload.families import FAMILIES
 from plansim.workload.model import MLA, PREDICTED_ONLY
@@ -112,6 +113,18 @@ def test_a_diverging_run_says_so():
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused_before_anything_starts(model, given, message):
     with pytest.raises(PlanError, match=message):
+        check_plan_runs(given, model)
+
+
+@pytest.mark.parametrize(
+    "model", [VIT, replace(BERT, options={"masked_fraction": 0.5})], ids=lambda m: m.name
+)
+@pytest.mark.parametrize("degrees", [{"cp": 2}, {"tp": 2, "sequence_parallel": True}], ids=["cp", "sp"])
+def test_a_head_that_pools_the_sequence_gets_it_whole(model, degrees):
+    given = plan(model, **degrees)
+
+    assert "the head needs the whole sequence" in " ".join(BACKENDS["plansim"].check(given, model))
+    with pytest.raises(PlanError):
         check_plan_runs(given, model)
 
 

@@ -55,7 +55,7 @@ def test_check_and_array_form_agree(name, parallel, model):
     given_plan = replace(plan(), parallel=parallel)
     degrees = degrees_of(given_plan, model)
     arrays = {
-        k: v if k in ("heads", "kv_heads", "layers", "experts", "tied") else np.array([v, v])
+        k: v if k in ("heads", "kv_heads", "layers", "experts", "tied", "pooled") else np.array([v, v])
         for k, v in degrees.items()
     }
 
@@ -107,7 +107,7 @@ def test_only_megatron_replicates_kv_heads():
         ("deepspeed", {"cp": 2}, "cp 2 is not available"),
         ("deepspeed", {"pp": 4, "stage_layers": (9, 8, 8, 7)}, "uneven stages"),
         ("plansim", {"pp": 64}, "more than 32 layers"),
-        ("plansim", {"dp": 4, "tp": 2, "etp": 1}, "etp 1 is not available; leave etp out"),
+        ("plansim", {"dp": 4, "tp": 2, "etp": 1}, "without expert parallelism experts are cut by tp 2"),
         ("deepspeed", {"dp": 4, "tp": 2, "etp": 1}, "etp 1 is not available; use tp 1"),
     ],
 )
@@ -127,8 +127,7 @@ def test_who_cuts_experts_and_who_keeps_them_whole():
     assert "use etp 1" in says["torchtitan"][0][0]
     assert says["torchtitan"][1] == []
     assert any("keeps experts whole" in reason for reason in says["deepspeed"][0])
-    assert says["plansim"][0] == []
-    assert says["plansim"][1]
+    assert says["plansim"] == ([], [])
 
 
 def test_megatron_orders_pp_inside_dp_where_experts_fill_what_lies_inside():

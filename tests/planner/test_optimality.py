@@ -230,10 +230,10 @@ def test_runtimes_choose_what_they_can_of_experts():
     job, profile = Job(global_batch=16, seq_len=512), load_profile(GPU)
     wide = {"tp": 2, "ep": 4}
 
-    assert plan(SPARSE, profile, job, fix=wide, backend="torchtitan", top=1).best.plan.parallel.etp == 1
-    assert plan(SPARSE, profile, job, fix=wide, backend="plansim", top=1).best.plan.parallel.etp is None
-    with pytest.raises(InputError, match="etp=1: plansim has none; leave etp out"):
-        plan(SPARSE, profile, job, fix={"etp": 1}, backend="plansim")
+    for backend in ("torchtitan", "plansim"):
+        assert plan(SPARSE, profile, job, fix=wide, backend=backend, top=1).best.plan.parallel.etp == 1
+    with pytest.raises(InputError, match="etp=1: deepspeed has none; use tp 1"):
+        plan(SPARSE, profile, job, fix={"etp": 1}, backend="deepspeed")
     with pytest.raises(InputError, match="etp=1: d has no experts"):
         plan(replace(SPARSE, name="d", family="llama", moe=None), profile, job, fix={"etp": 1})
     with pytest.raises(InputError, match="etp=2: expected one of tp, 1"):

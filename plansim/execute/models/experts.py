@@ -46,14 +46,17 @@ class ExpertWeights(nn.Module):
         return torch.cat([self._expert(i, part) for i, part in enumerate(rows.split(counts))])
 
     def _expert(self, index: int, rows: torch.Tensor) -> torch.Tensor:
-        up = functional.linear(rows, self.up[index])
+        up = functional.linear(rows, self.up[index].to(rows.dtype))
         if not self.discard_activation:
-            return functional.linear(self._activated(up), self.down[index])
+            return self._lowered(index, self._activated(up))
         return discarding(
             lambda up: checkpoint(self._activated, up, use_reentrant=False),
-            lambda active: functional.linear(active, self.down[index]),
+            lambda active: self._lowered(index, active),
             up,
         )
+
+    def _lowered(self, index: int, active: torch.Tensor) -> torch.Tensor:
+        return functional.linear(active, self.down[index].to(active.dtype))
 
     def _activated(self, up: torch.Tensor) -> torch.Tensor:
         if not self.gated:

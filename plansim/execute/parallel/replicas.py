@@ -27,8 +27,8 @@ def spread_experts(model: nn.Module) -> list[nn.Parameter]:
 class FlatReducer:
     """Averages gradients over the replicas in one flat all-reduce, or through a compression hook.
 
-    Expert parameters are summed over the replicas that hold the same experts only, and divided by all
-    replicas, since every replica's loss is a mean over its own share.
+    Expert parameters are summed over the ranks that hold the same experts only, and divided by all replicas,
+    since every replica's loss is a mean over its own share.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh, hook: Hook | None = None) -> None:
@@ -40,10 +40,13 @@ class FlatReducer:
     def reduce(self) -> None:
         """Average the gradients that the last backward left."""
         replicas = self.mesh.size("replicas")
+        if self.experts and self.mesh.size("expert_replicas") > 1:
+            sum_gradients(self.experts, self.mesh.groups["expert_replicas"], replicas)
+        elif self.experts:
+            for expert in self.experts:
+                expert.grad /= replicas
         if replicas == 1:
             return
-        if self.experts:
-            sum_gradients(self.experts, self.mesh.groups["expert_replicas"], replicas)
         if self.hook is None:
             sum_gradients(self.dense, self.mesh.groups["replicas"], replicas)
             return

@@ -33,10 +33,15 @@ def shard_module(
 ) -> nn.Module:
     """Return the module divided over the replicas; ZeRO-2 keeps it whole from forward to backward.
 
-    Experts that lie on different ranks are divided over the ranks with equal ones alone.
+    Experts that lie on different ranks are divided over the ranks with equal ones alone; those that no other
+    rank holds stay as they are.
     """
-    for part in module.modules() if plan.parallel.ep > 1 else ():
-        if isinstance(part, ExpertWeights) and not isinstance(part, FSDPModule):
+    spread = [m for m in module.modules() if isinstance(m, ExpertWeights) and plan.parallel.ep > 1]
+    if spread and mesh.size("expert_replicas") == 1:
+        alone = {p for part in spread for p in part.parameters()}
+        return _shard(module, mesh.meshes["shards"], plan, compute_dtype, alone=alone)
+    for part in spread:
+        if not isinstance(part, FSDPModule):
             ranks = mesh.meshes["expert_shards"]
             _shard(part, ranks, plan, compute_dtype, partial(even_cut, ranks=ranks.shape[-1]))
     return _shard(module, mesh.meshes["shards"], plan, compute_dtype)
@@ -48,6 +53,7 @@ def _shard(
     plan: Plan,
     compute_dtype: torch.dtype | None,
     cut: Callable[[nn.Parameter], Shard] | None = None,
+    alone: set[nn.Parameter] | None = None,
 ) -> nn.Module:
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype,
@@ -58,6 +64,7 @@ def _shard(
         mesh=ranks,
         reshard_after_forward=plan.parallel.zero_stage == 3,
         shard_placement_fn=cut,
+        ignored_params=alone,
         mp_policy=policy,
     )
     if ranks.shape[-1] > 1:

@@ -23,7 +23,9 @@ _Held = tuple[DTensor, nn.Parameter, list[tuple[nn.Module, str]]]
 """A cut parameter, its local part, and the places where it stands."""
 
 
-def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.Module:
+def cut_tensors(
+    block: nn.Module, mesh: Mesh, *, sequence_parallel: bool, whole_experts: bool = False
+) -> nn.Module:
     """Return the block with its products cut over tp; weights are cut in place, nothing is sent.
 
     Raises
@@ -43,7 +45,7 @@ def cut_tensors(block: nn.Module, mesh: Mesh, *, sequence_parallel: bool) -> nn.
         return block
     plan = block.tensor_parallel_plan(sequence_parallel=sequence_parallel)
     for part in block.modules():
-        if isinstance(part, Experts):
+        if isinstance(part, Experts) and not whole_experts:
             part.cut(
                 ExpertSlices(
                     mesh.index("tp"), mesh.size("tp"), mesh.groups["tp"], of_sequence=sequence_parallel

@@ -23,8 +23,9 @@ Degrees = Mapping[str, Any]
 
 Of the plan: ``dp tp pp cp ep etp zero_stage zero_group microbatch virtual_stages num_microbatches seq_len``
 and the booleans ``sequence_parallel uneven``. Of the model, a plain value each: ``heads kv_heads layers
-experts`` and ``tied``. Where the plan leaves them out, `etp` is `tp` and `zero_group` is
-``dp * cp``; `heads` and `experts` are 0 where there are none.
+experts``, ``tied`` and ``pooled`` (its head takes a mean over the sequence, or a part of it). Where the plan
+leaves them out, `etp` is `tp` and `zero_group` is ``dp * cp``; `heads` and `experts` are 0 where there are
+none.
 """
 
 FEATURES: dict[str, Callable[[Degrees], Mask]] = {
@@ -43,6 +44,7 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
     "uneven stages": lambda d: d["uneven"],
     "sequence parallel": lambda d: d["sequence_parallel"],
     "tied embeddings": lambda d: d["tied"],
+    "pooled sequence": lambda d: d["pooled"],
 }
 """What a pair may name, by its test on `Degrees` (element-wise on arrays)."""
 
@@ -324,7 +326,13 @@ def degrees_of(plan: Plan, model: Model) -> dict[str, Any]:
         "layers": pipeline_layers(model),
         "experts": model.moe.experts if model.moe else 0,
         "tied": model.tied_embeddings,
+        "pooled": pools_the_sequence(model),
     }
+
+
+def pools_the_sequence(model: Model) -> bool:
+    """Return whether the head of a model takes a mean over the sequence, or looks at a part of it."""
+    return model.family == "vit" or float(model.options.get("masked_fraction") or 1.0) < 1.0
 
 
 def _switches(backend: Backend) -> list[Relation]:

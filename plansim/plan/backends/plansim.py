@@ -1,6 +1,6 @@
 """plansim's own executor: torch.distributed with DDP, FSDP2, DTensor and torch.distributed.pipelining.
 
-The pairs are those that torch 2.13 runs and computes wrongly, found by comparing losses with one process.
+Most pairs are those that torch 2.13 runs and computes wrongly, found by comparing losses with one process.
 """
 
 from plansim.plan.backends.base import Backend, Pair, Relation
@@ -11,6 +11,7 @@ from plansim.plan.backends.relations import (
     SEQUENCE_SPLITS_OVER_TP,
     TP_DIVIDES_HEADS,
     TP_DIVIDES_KV_HEADS,
+    WHOLE_EXPERTS_NEED_EP,
 )
 from plansim.plan.recompute import MODULE_NAMES
 
@@ -35,7 +36,7 @@ PLANSIM = Backend(
     allows={
         "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv", "dualpipev"),
         "zero_stage": (0, 1, 2, 3),
-        "etp": ("tp",),
+        "etp": ("tp", 1),
         "recompute": ("none", "selective", "full"),
         "dtype": ("bf16", "fp16", "fp32"),
         "optimizer": ("sgd", "momentum", "adam", "adamw"),
@@ -57,7 +58,6 @@ PLANSIM = Backend(
         "outer diloco": (0,),
     },
     remedies={
-        "etp": "leave etp out: experts are cut by tp; whole ones over tensor ranks are simulated only",
         "offload": "keep the optimizer state on the device; offload is simulated only",
     },
     relations=(
@@ -66,10 +66,19 @@ PLANSIM = Backend(
         SEQUENCE_SPLITS_EVENLY_OVER_CP,
         SEQUENCE_SPLITS_OVER_TP,
         EP_DIVIDES_EXPERTS,
+        WHOLE_EXPERTS_NEED_EP,
         EVERY_CHUNK_HAS_A_LAYER,
         STAGES_OF_CUT_LAYERS,
     ),
     pairs=(
+        *(
+            Pair(
+                features=(split, "pooled sequence"),
+                reason="the head needs the whole sequence on every rank",
+                remedy="use cp 1 without sequence_parallel",
+            )
+            for split in ("cp", "sequence parallel")
+        ),
         *(
             Pair(
                 features=(f"zero {stage}", "pp", "tied embeddings"),

@@ -13,7 +13,8 @@ class Groups:
     """Members by axis and rank, and a name for every distinct group of two or more.
 
     Beside the axes there are ``dp_cp`` (ranks that reduce a gradient), ``ep`` (that exchange tokens), ``edp``
-    (that reduce the gradients of experts), ``shard`` and ``replica`` (hybrid sharding's two levels).
+    (that reduce the gradients of experts), ``shard`` and ``replica`` (hybrid sharding's two levels; there
+    ``edp`` share one copy of an expert, and ``expert_replica`` hold the same part).
     """
 
     by_axis: dict[str, dict[int, tuple[int, ...]]]
@@ -43,7 +44,10 @@ def groups_of(plan: Plan) -> Groups:
     rows = {axis: grid.groups(axis) for axis in ("tp", "cp", "dp", "pp")}
     rows["dp_cp"] = _joined(grid, "pp", "tp")
     group = p.zero_group or p.dp * p.cp
-    rows["ep"], rows["edp"] = _cut(_joined(grid, "pp") if p.folds_experts else rows["dp_cp"], p.ep)
+    of_experts = _joined(grid, "pp") if p.folds_experts else rows["dp_cp"]
+    one_copy = max(p.ep, group * (p.tp if p.folds_experts else 1))
+    one_copies, rows["expert_replica"] = _cut(of_experts, one_copy)
+    rows["ep"], rows["edp"] = _cut(one_copies, p.ep)
     rows["shard"], rows["replica"] = _cut(rows["dp_cp"], group)
     by_axis = {axis: {rank: row for row in found for rank in row} for axis, found in rows.items()}
     distinct = dict.fromkeys(

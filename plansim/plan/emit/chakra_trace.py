@@ -129,18 +129,22 @@ class _Trace:
         if stage < 2 and not last_pass:
             return
         collective = "reduce_scatter" if stage else "all_reduce"
-        for axis, count in self._parameters(action.chunk, sharded=stage > 0):
-            nbytes = count * self.element_bytes
-            node = self._collective(f"gradients {action}", collective, axis, nbytes, self._after(clear=False))
-            self._hold(node, overlap=self.plan.overlap.gradients)
-            self._reduce_replicas(f"gradients {action}", axis, nbytes, node, last_pass=last_pass)
+        for axis, count in self._held(action.chunk, sharded=stage > 0):
+            nbytes, after = count * self.element_bytes, self._after(clear=False)
+            if len(self.groups.of(axis, self.rank)) > 1:
+                node = self._collective(f"gradients {action}", collective, axis, nbytes, after)
+                self._hold(node, overlap=self.plan.overlap.gradients)
+                after = _deps(node)
+            if last_pass:
+                self._reduce_replicas(f"gradients {action}", axis, nbytes, after)
 
-    def _reduce_replicas(self, name: str, axis: str, nbytes: float, after: int, *, last_pass: bool) -> None:
+    def _reduce_replicas(self, name: str, axis: str, nbytes: float, after: list[int]) -> None:
         """Append hybrid sharding's all-reduce of the shards between the replicas."""
-        if axis != "shard" or not last_pass or len(self.groups.of("replica", self.rank)) == 1:
+        across = {"shard": "replica", "edp": "expert_replica"}.get(axis)
+        if across is None or len(self.groups.of(across, self.rank)) == 1:
             return
-        share = nbytes / len(self.groups.of("shard", self.rank))
-        node = self._collective(f"{name} replicas", "all_reduce", "replica", share, _deps(after))
+        share = nbytes / len(self.groups.of(axis, self.rank))
+        node = self._collective(f"{name} replicas", "all_reduce", across, share, after)
         self._hold(node, overlap=self.plan.overlap.gradients)
 
     def _hold(self, node: int, *, overlap: bool) -> None:
@@ -170,10 +174,15 @@ class _Trace:
 
     def _parameters(self, chunk: int, *, sharded: bool) -> list[tuple[str, float]]:
         """Return (axis, parameters) of a chunk's dense and expert weights where a group shares them."""
+        held = self._held(chunk, sharded=sharded)
+        return [(axis, n) for axis, n in held if len(self.groups.of(axis, self.rank)) > 1]
+
+    def _held(self, chunk: int, *, sharded: bool) -> list[tuple[str, float]]:
+        """Return (axis, parameters) of a chunk's dense and expert weights."""
         dense = float(sum(b.parameters for b in self.chunks[chunk]))
         experts = float(sum(b.expert_parameters for b in self.chunks[chunk]))
         axes = (("shard" if sharded else "dp_cp", dense), ("edp", experts))
-        return [(axis, n) for axis, n in axes if n and len(self.groups.of(axis, self.rank)) > 1]
+        return [(axis, n) for axis, n in axes if n]
 
     def _owner(self, chunk: int) -> int:
         p = self.plan.parallel
