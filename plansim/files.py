@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from plansim.units import parse
 
 if TYPE_CHECKING:
     from ruamel.yaml import YAML
+
+STDIN = "-"
+"""The name of standard input where a file is read."""
 
 MAX_FILE_BYTES = 16 * 2**20
 MAX_YAML_BYTES = 2**20
@@ -111,10 +115,12 @@ def _plain_yaml(path: Path) -> YAML:
 
 
 def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
-    """Return a file's text, without a byte-order mark.
+    """Return a file's text, without a byte-order mark; that of standard input for ``-``.
 
     Refuses folders, absent files, more than `max_bytes`, and what is not UTF-8.
     """
+    if str(path) == STDIN:
+        return _read_stdin(max_bytes)
     try:
         size = path.stat().st_size
         if size > max_bytes:
@@ -128,6 +134,21 @@ def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
         raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _read_stdin(max_bytes: int) -> str:
+    """Return the text of standard input, which can be read once."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError(f"{STDIN}: there is no standard input")
+    data = getattr(sys.stdin, "buffer", sys.stdin).read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise InputError(f"{STDIN}: standard input is too large, at most {max_bytes} bytes are read")
+    if not data:
+        raise InputError(f"{STDIN}: standard input is empty (it can be read once)")
+    try:
+        return data if isinstance(data, str) else data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{STDIN}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def _without_strings_and_comments(text: str) -> str:
@@ -372,6 +393,8 @@ def resolve(
     InputError
         When nothing matches; lists the known names and offers the nearest.
     """
+    if name == STDIN:
+        raise InputError(f"{kind} -: a plan names its {kind}, so give a file or a name, not standard input")
     given = Path(name)
     roots = [Path(), *folders] if not given.is_absolute() else [Path()]
     for root in roots:

@@ -40,7 +40,7 @@ def report(
     makers = {".html": html, ".htm": html, ".md": markdown}
     if out.suffix.lower() not in makers:
         raise InputError(f"--out {out}: expected a name that ends in .html or .md")
-    content = content_of(read_results(results), title)
+    content = content_of(read_results(results, console.say), title, console.say)
     write_atomic(out, makers[out.suffix.lower()](content))
     for problem in content.results.problems:
         console.say(f"warning: {problem}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from plansim.plan.model import Job
 from plansim.planner.ends import End
-from plansim.planner.frames import Ints, Mask, Options
+from plansim.planner.frames import Ints, Mask, Options, distinct
 from plansim.planner.space import FEW_DEVICES, SHORTEST_PIECE, Space
 from plansim.workload.model import ATTENTION_FAMILIES, EXPERT_WIDTH, UNCUT_FAMILIES, Model
 from plansim.workload.totals import pipeline_layers
@@ -26,22 +26,35 @@ def degree_grid(world: int, space: Space, model: Model, job: Job) -> dict[str, I
     allowed = {name: set(space.of(name, divisors)) for name in ("dp", "tp", "pp", "cp")}
     if space.cut("cp") and world > FEW_DEVICES:
         allowed["cp"] = {d for d in allowed["cp"] if d == 1 or job.seq_len >= d * SHORTEST_PIECE}
-    rows = []
-    for tp in divisors:
-        if tp not in allowed["tp"]:
-            continue
-        for pp in (d for d in divisors if (world // tp) % d == 0 and d in allowed["pp"]):
-            rest = world // (tp * pp)
-            for cp in (d for d in divisors if rest % d == 0 and d in allowed["cp"]):
-                if rest // cp in allowed["dp"]:
-                    splits = job.seq_len % (tp * cp) == 0
-                    rows += [
-                        (rest // cp, tp, pp, cp, ep, etp)
-                        for ep in eps
-                        for etp in expert_cuts(space, experts, tp, ep, splits=splits)
-                    ]
-    array = np.array(rows, dtype=np.int64).reshape(-1, 6)
-    return {name: array[:, i].copy() for i, name in enumerate(("dp", "tp", "pp", "cp", "ep", "etp"))}
+    every = np.array(divisors, dtype=np.int64)
+    tps, pps, cps, dps = (every[[d in allowed[name] for d in divisors]] for name in ("tp", "pp", "cp", "dp"))
+    i, j = np.nonzero((world // tps)[:, None] % pps == 0)
+    tp, pp = tps[i], pps[j]
+    i, j = np.nonzero((world // (tp * pp))[:, None] % cps == 0)
+    tp, pp, cp = tp[i], pp[i], cps[j]
+    dp = world // (tp * pp * cp)
+    kept = np.isin(dp, dps)
+    tp, pp, cp, dp = tp[kept], pp[kept], cp[kept], dp[kept]
+    at, ep, etp = _expert_degrees(space, experts, eps, tp, job.seq_len % (tp * cp) == 0)
+    return {"dp": dp[at], "tp": tp[at], "pp": pp[at], "cp": cp[at], "ep": ep, "etp": etp}
+
+
+def _expert_degrees(
+    space: Space, experts: int, eps: Sequence[int], tp: Ints, splits: Mask
+) -> tuple[Ints, Ints, Ints]:
+    """Return every choice of ep and etp of every grid, after the number of the grid."""
+    first, which = distinct(tp, splits.astype(np.int64))
+    alike = [(int(tp[i]), bool(splits[i])) for i in first]
+    cuts = [
+        [(ep, etp) for ep in eps for etp in expert_cuts(space, experts, t, ep, splits=s)] for t, s in alike
+    ]
+    each = np.array([len(choices) for choices in cuts], dtype=np.int64)
+    count = each[which]
+    at = np.repeat(np.arange(len(tp)), count)
+    number = np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count)
+    both = np.array([pair for choices in cuts for pair in choices], dtype=np.int64).reshape(-1, 2)
+    ep, etp = both[(np.cumsum(each) - each)[which][at] + number].T
+    return at, ep.copy(), etp.copy()
 
 
 def expert_cuts(space: Space, experts: int, tp: int, ep: int, *, splits: bool) -> tuple[int, ...]:

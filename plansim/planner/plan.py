@@ -37,6 +37,9 @@ from plansim.simulate.uses import planned
 from plansim.workload.model import Model
 from plansim.workload.totals import parameter_count
 
+MOST_LISTED = 1000
+"""Plans that one search lists, at most."""
+
 
 def plan(
     model: Model,
@@ -93,8 +96,8 @@ def plan(
     InfeasibleError
         When no plan keeps all rules and fits: names the nearest miss and what would make it fit.
     """
-    if top < 1:
-        raise InputError(f"top must be at least 1, got {top}")
+    if not 1 <= top <= MOST_LISTED:
+        raise InputError(f"top must be 1 to {MOST_LISTED:,}, got {top:,}: every plan listed is proved")
 
     def ask_again(cluster: Profile, work: Job) -> Question:
         return ask(

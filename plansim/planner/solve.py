@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,15 +107,28 @@ def subsets(devices: int, node: int, most: int = 6) -> list[int]:
     [15552, 15360]
     """
     unit = node if devices > node else 1
+    found = (n for n in smooth(devices - 1) if 2 * n > devices and n % unit == 0)
+    return heapq.nlargest(most, found)
 
-    def smooth(n: int) -> bool:
-        for prime in (2, 3, 5):
-            while n % prime == 0:
-                n //= prime
-        return n == 1
 
-    below = (n for n in range((devices - 1) // unit * unit, devices // 2, -unit) if smooth(n))
-    return [n for _, n in zip(range(most), below, strict=False)]
+def smooth(most: int) -> Iterator[int]:
+    """Yield the numbers up to `most` that have no prime factor but 2, 3 and 5.
+
+    Examples
+    --------
+    >>> sorted(smooth(10))
+    [1, 2, 3, 4, 5, 6, 8, 9, 10]
+    """
+    fives = 1
+    while fives <= most:
+        threes = fives
+        while threes <= most:
+            twos = threes
+            while twos <= most:
+                yield twos
+                twos *= 2
+            threes *= 3
+        fives *= 5
 
 
 def stats_of(pool: Pool, found: Found[Plan, Figures], seconds: float) -> SearchStats:

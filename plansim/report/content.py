@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from plansim.errors import PlansimError
@@ -68,11 +68,13 @@ class Content:
     notes: list[str] = field(default_factory=list)
 
 
-def content_of(results: Results, title: str | None = None) -> Content:
-    """Return the report of some results."""
+def content_of(
+    results: Results, title: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> Content:
+    """Return the report of some results; `say` is told what is worked out."""
     content = Content(title=title or _title(results), results=results)
     if results.options:
-        _options(content)
+        _options(content, say)
     if results.pairs:
         svg = pairs_chart(results.pairs)
         text = (
@@ -94,8 +96,9 @@ def _title(results: Results) -> str:
     return f"{what}: {results.target}" if results.target else f"Training {what}"
 
 
-def _options(content: Content) -> None:
+def _options(content: Content, say: Callable[[str], None]) -> None:
     options = content.results.options
+    say(f"comparing {len(options):,} options")
     kinds = workloads(options)
     content.given = conditions(kinds[0])
     content.varying = varying(options)
@@ -114,7 +117,7 @@ def _options(content: Content) -> None:
     drawn = order[:MOST_POINTS]
     colours = {p: i % 8 for i, p in enumerate(dict.fromkeys(o.profile for o in options))}
     _cost_figures(content, drawn, best, colours)
-    _step_figures(content, best)
+    _step_figures(content, best, say)
 
 
 def _cost_figures(content: Content, drawn: Sequence[Option], best: Option, colours: dict[str, int]) -> None:
@@ -154,7 +157,7 @@ def _cost_figures(content: Content, drawn: Sequence[Option], best: Option, colou
     content.figures += [f for f in figures if f.svg]
 
 
-def _step_figures(content: Content, best: Option) -> None:
+def _step_figures(content: Content, best: Option, say: Callable[[str], None]) -> None:
     content.figures.append(
         Figure(
             anchor="waterfall",
@@ -173,10 +176,13 @@ def _step_figures(content: Content, best: Option) -> None:
         )
     )
     try:
+        say("simulating a step of the recommended plan")
         case = rebuilt(best)
         step = step_of(case)
         gantt, note = gantt_chart(step.spans, step.step_time_s)
+        say("changing its inputs one at a time")
         content.effects = effects(case, best)
+        say("comparing compression methods on other networks")
         crossover = crossover_chart(compression_of(case))
     except PlansimError as error:
         reason = str(error).splitlines()[0]

@@ -70,8 +70,8 @@ class Results:
     searched: int = 0
 
 
-def read_results(paths: Iterable[Path]) -> Results:
-    """Return what the files hold together.
+def read_results(paths: Iterable[Path], say: Callable[[str], None] = lambda _: None) -> Results:
+    """Return what the files hold together; `say` is told what is read.
 
     Raises
     ------
@@ -81,6 +81,7 @@ def read_results(paths: Iterable[Path]) -> Results:
     results = Results()
     for path in paths:
         results.files.append(str(path))
+        say(f"reading {path}")
         text = read_text(Path(path), MAX_RESULT_BYTES)
         if _is_lines(text):
             _read_lines(Path(path), results)

@@ -34,6 +34,7 @@ def test_sweep_then_report(run, sweep_file, tmp_path):
     assert (again.json["ran"], again.json["kept"]) == (0, 4)
     assert reported.json["options"] == 4
     assert page.read_text().startswith("<!doctype html>")
+    assert "simulating a step of the recommended plan" in reported.err
 
 
 def test_shards_merge(run, sweep_file, tmp_path):

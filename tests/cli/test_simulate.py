@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -25,6 +26,20 @@ def test_the_tables_say_what_a_user_asks(run, plan_file):
         "the limit is",
     ):
         assert words in done.out
+
+
+def test_a_plan_may_come_from_standard_input_once(run, plan_file, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(plan_file.read_bytes())))
+
+    piped, again, named = (
+        run("simulate", "-", "--json"),
+        run("simulate", "-"),
+        run("simulate", plan_file, "--json"),
+    )
+
+    assert piped.json == named.json
+    assert (again.code, "standard input is empty" in again.err) == (3, True)
+    assert "a plan names its profile" in run("plan", "--profile", "-").err
 
 
 def test_the_json_keeps_the_contract(run, plan_file):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from plansim.plan.model import Job, Plan
 from plansim.plan.rule import Rejected
 from plansim.planner import Listed, search
+from plansim.planner.solve import subsets
 
 PLAN = Plan(model="m", profile="p", job=Job(global_batch=1, seq_len=1))
 tables = st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 20), min_size=1, max_size=40)
@@ -72,3 +73,23 @@ def test_an_interrupt_gives_the_best_so_far_and_says_so():
 @pytest.mark.parametrize("plans", [[], ()])
 def test_nothing_gives_nothing(plans):
     assert search(plans, float, float).best == []
+
+
+@given(devices=st.integers(2, 3000), node=st.sampled_from([1, 4, 7, 8]))
+def test_fewer_devices_are_the_next_numbers_that_divide_well(devices, node):
+    """More than half of them, whole nodes, no prime factor but 2, 3 and 5: against trial division."""
+
+    def divides_well(n):
+        for prime in (2, 3, 5):
+            while n % prime == 0:
+                n //= prime
+        return n == 1
+
+    unit = node if devices > node else 1
+    fitting = [n for n in range(devices // 2 + 1, devices) if n % unit == 0 and divides_well(n)]
+
+    assert subsets(devices, node) == fitting[::-1][:6]
+
+
+def test_numbers_of_devices_beyond_any_cluster_are_no_matter():
+    assert subsets(8 * 10**9, 8)[0] == 2**3 * 3**13 * 5**4
