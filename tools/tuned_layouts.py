@@ -13,7 +13,7 @@ import csv
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from plansim.plan.rules import check_plan
 from plansim.planner.evaluate import peak_memory
 from plansim.planner.objective import Constraints
 from plansim.planner.plan import ask
+from plansim.planner.recompute import with_fastest_recompute
 from plansim.planner.replan import moved
 from plansim.planner.solve import solve
 from plansim.planner.space import CHOICES, module_sets
@@ -314,17 +315,20 @@ def modes_of(recipe: Mapping[str, str], model: Model, profile: Profile) -> list[
     return [first, *module_sets(model, profile), *whole]
 
 
-def lightest(model: Model, profile: Profile, plan: Plan, modes: Iterable[str]) -> tuple[Plan, float]:
-    """Return the plan in the first mode that fits, and what it is over the limit, bytes."""
-    over = float("inf")
-    tried = plan
-    for mode in modes:
-        tried = replace(plan, recompute=mode)
-        layout = Layout.of(model, profile, tried)
-        over = peak_memory(layout)[0] - memory_limit_bytes(layout)
-        if over <= 0:
-            break
-    return tried, over
+def lightest(model: Model, profile: Profile, plan: Plan, modes: Sequence[str]) -> tuple[Plan, float]:
+    """Return the plan in the first mode, or the fastest that fits, and what it is over the limit, bytes."""
+
+    def laid_out(plan: Plan) -> Layout:
+        return Layout.of(model, profile, plan)
+
+    def over(plan: Plan) -> float:
+        return peak_memory(laid_out(plan))[0] - memory_limit_bytes(laid_out(plan))
+
+    first = replace(plan, recompute=modes[0])
+    if over(first) <= 0:
+        return first, over(first)
+    found = with_fastest_recompute(plan, modes, laid_out, float("inf"), per_stage=False)
+    return found, over(found)
 
 
 def optimum(model: Model, profile: Profile, plan: Plan) -> Plan | None:
@@ -374,10 +378,10 @@ def page(outcomes: Iterable[Outcome]) -> str:
         "What is not in the table was taken from the recipe each one is based on. The distributed optimizer",
         "(ZeRO-1) is on unless the recipe asks for FSDP (ZeRO-3); our optimum shards as the recipe does and",
         "keeps optimizer state on the device, so the two differ in layout alone. Pipelines have the better",
-        "of even stages and stages sized to their cost. Recipes recompute the modules they name; of whole",
-        "layers the number is not in the table, and the fewest that fit stand for it, as they do where a",
-        "recipe does not fit by our memory model. None of the recipes is a measurement: this page says where",
-        "our model and the people who tuned disagree.",
+        "of even stages and stages sized to their cost. Recipes recompute the modules they name; the fastest",
+        "of our modes that fits stands for whole layers, whose number is not in the table, and for what does",
+        "not fit by our memory model. None of the recipes is a measurement: this page says where our model",
+        "and the people who tuned disagree.",
         "",
         "## By model and machine",
         "",
