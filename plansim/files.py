@@ -123,9 +123,8 @@ def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
         return _read_stdin(max_bytes)
     try:
         size = path.stat().st_size
-        if size > max_bytes:
-            raise InputError(f"{path}: {size} bytes is too large, at most {max_bytes} are read")
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(max_bytes + 1) if size <= max_bytes else ""  # a device has no size, and no end
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -134,6 +133,10 @@ def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
         raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    if max(size, len(text)) > max_bytes:
+        given = f"{size} bytes is" if size > max_bytes else "it is"
+        raise InputError(f"{path}: {given} too large, at most {max_bytes} are read")
+    return text
 
 
 def _read_stdin(max_bytes: int) -> str:

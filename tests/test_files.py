@@ -87,6 +87,8 @@ def test_what_is_no_file(tmp_path):
         read_yaml(written(tmp_path, "#" * (MAX_YAML_BYTES + 1)))
     with pytest.raises(InputError, match="too large, at most 3 are read"):
         read_text(written(tmp_path, "four"), max_bytes=3)
+    with pytest.raises(InputError, match="too large, at most 9 are read"):
+        read_text(Path("/dev/zero"), max_bytes=9)
 
 
 def test_a_star_in_text_or_comment_is_no_alias(tmp_path):

@@ -172,6 +172,30 @@ class Constraints:
             raise InputError("a budget or a deadline needs job.target_tokens, e.g. -o job.target_tokens=1e12")
         return self
 
+    def most_devices(self, there: int, watts: float) -> int:
+        """Return how many of `there` devices that draw `watts` each may be used; 0 when not even one."""
+        most = min(there, self.devices or there)
+        if self.power_watts is None or watts <= 0:
+            return most
+        return min(most, int(self.power_watts / watts))
+
+    def ceiling(self, objective: Objective, second: Figures, job: Job) -> float:
+        """Return the score above which every plan breaks the deadline or the budget.
+
+        Parameters
+        ----------
+        second : Figures
+            One second of step time on the devices in question, without inflation.
+        """
+        if objective.by_memory or not job.target_tokens:
+            return float("inf")
+        steps = job.target_tokens / (job.global_batch * job.seq_len)
+        usd_per_s = second.world_size * second.usd_per_device_s
+        seconds = self.deadline_s if self.deadline_s is not None else float("inf")
+        if self.budget_usd is not None and usd_per_s > 0:
+            seconds = min(seconds, self.budget_usd / usd_per_s)
+        return seconds / steps * objective.score(second) * (1.0 + 1e-9)
+
     def broken(self, figures: Figures, job: Job) -> tuple[str, str] | None:
         """Return (constraint, what exceeds it) for the first that the figures break, or None."""
         steps = (job.target_tokens or 0.0) / (job.global_batch * job.seq_len)

@@ -14,6 +14,7 @@ from plansim.errors import InfeasibleError, InputError, UnknownNameError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
 from plansim.plan.rule import Rejected
+from plansim.plan.rules import check_plan
 from plansim.planner import mixed
 from plansim.planner.crossover import crossovers
 from plansim.planner.evaluate import Bounded, Evaluator
@@ -39,6 +40,11 @@ from plansim.workload.totals import parameter_count
 
 MOST_LISTED = 1000
 """Plans that one search lists, at most."""
+LIMIT_REMEDIES = {
+    "deadline": "more nodes, fewer tokens or a later date would help",
+    "budget": "fewer tokens, cheaper devices or a larger budget would help",
+}
+"""Limit of the whole training -> what to change when the fastest plan breaks it."""
 
 
 def plan(
@@ -115,7 +121,10 @@ def plan(
 
     started = time.process_time()
     limits = (constraints or Constraints()).checked(job)
-    searched = search_methods(ask_again(profile, job), limits, top, progress)
+    asked = ask_again(profile, job)
+    _check_positions(asked)
+    _check_limits(asked, limits)
+    searched = search_methods(asked, limits, top, progress)
     solved, found, question = searched.solved, searched.found, searched.solved.question
     if not found.best and not found.complete:
         raise KeyboardInterrupt  # nothing was found yet, and nothing is known to be impossible
@@ -165,7 +174,7 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
     """Return what a reader must know: devices left idle, choices left out."""
     used, there = best.parallel.world_size, question.profile.num_devices
     notes = []
-    if used < min(there, limits.devices or there):
+    if used < limits.most_devices(there, question.one_second(1).watts):
         notes.append(
             f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
         )
@@ -265,6 +274,25 @@ def _check_runtime(space: Space, model: Model, job: Job) -> None:
             raise InputError(f"{runtime.name} has no {name} {getattr(job, name)}; use {' or '.join(allowed)}")
 
 
+def _check_positions(question: Question) -> None:
+    """Refuse sequences beyond a model's learned positions, which no plan can mend, before the search."""
+    for broken in check_plan(question.base, question.model, question.profile):
+        if broken.rule == "positions":
+            name = f"{question.model.name} on {question.profile.name}"
+            raise InfeasibleError(f"no plan for {name} can be: {broken}")
+
+
+def _check_limits(question: Question, limits: Constraints) -> None:
+    """Refuse a deadline or a budget that not even the fastest plan keeps, where the search goes by memory."""
+    if not question.objective.by_memory or not (limits.deadline_s or limits.budget_usd):
+        return
+    fastest = find_objective("throughput", question.job)
+    judged_by = at_worst(fastest) if question.robust else fastest
+    searched = search_methods(replace(question, objective=judged_by), limits, 1)
+    if searched.found.complete and not searched.found.best:
+        raise infeasible(replace(searched.solved, found=searched.found))
+
+
 def ranked(solved: Solved) -> tuple[Ranked, ...]:
     """Return the plans found with their predictions, ties and reasons."""
     question, found = solved.question, solved.found
@@ -303,10 +331,13 @@ def infeasible(solved: Solved) -> InfeasibleError:
     lines = [f"no plan for {name} keeps every rule and fits"]
     misses = [r for rule, r in found.examples.items() if rule != "memory"]
     nearest = found.examples.get("memory")
-    if nearest is None and pool.nearest is not None:
+    limits = [r for r in misses if r.rule in LIMIT_REMEDIES]
+    if limits:
+        misses = [replace(r, remedy=LIMIT_REMEDIES[r.rule]) for r in limits]
+    elif nearest is None and pool.nearest is not None:
         outcome = solved.evaluator(pool.nearest[1])
         nearest = outcome if isinstance(outcome, Rejected) else None
-    if nearest is not None:
+    if nearest is not None and not limits:
         misses.insert(0, with_remedy(question, nearest))
     for miss in misses[:2]:
         lines.append(f"nearest miss ({describe(miss.plan)}): {miss}")

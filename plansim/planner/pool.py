@@ -18,7 +18,6 @@ from plansim.planner.ends import End, ends_of
 from plansim.planner.frames import modes_of, options_of
 from plansim.planner.grid import degree_grid
 from plansim.planner.modes import only_mode
-from plansim.planner.objective import Figures
 from plansim.planner.part import Part
 from plansim.planner.question import Question, plan_of
 from plansim.planner.recompute import with_fastest_recompute
@@ -93,15 +92,8 @@ class Pool:
 
     def _factor(self, end: End, world: int, stack: Stack) -> float:
         """Return the score of one second of step time."""
-        economics = self.question.profile.economics
-        figures = Figures(
-            step_time_s=1.0,
-            inflation=end.inflation,
-            world_size=world,
-            usd_per_device_s=economics.usd_per_device_hour / 3600,
-            watts=economics.power_watts * economics.pue,
-            spread=interval_factor(stack, self.question.network),
-        )
+        spread = interval_factor(stack, self.question.network)
+        figures = replace(self.question.one_second(world), inflation=end.inflation, spread=spread)
         return self.question.objective.score(figures)
 
     def _parts(self, world: int) -> list[Part]:

@@ -10,7 +10,7 @@ from plansim.plan.model import Compression, Job, Method, Parallel, Plan
 from plansim.plan.reshape import reshaped
 from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Options
-from plansim.planner.objective import Objective
+from plansim.planner.objective import Figures, Objective
 from plansim.planner.space import Space
 from plansim.planner.traffic import zero_group
 from plansim.workload.model import Model
@@ -43,6 +43,16 @@ class Question:
             job=self.job,
             stack=self.space.stack,
             compression=Compression(model=self.method, activations=self.activations),
+        )
+
+    def one_second(self, world: int) -> Figures:
+        """Return the figures of one second of step time on `world` devices."""
+        economics = self.profile.economics
+        return Figures(
+            step_time_s=1.0,
+            world_size=world,
+            usd_per_device_s=economics.usd_per_device_hour / 3600,
+            watts=economics.power_watts * economics.pue,
         )
 
     @property

@@ -94,6 +94,7 @@ def search(
     top: int = 5,
     key: Callable[[P], Any] = repr,
     settle: Callable[[P, F], F | Rejected] | None = None,
+    ceiling: float = inf,
     progress: Callable[[int, float], None] | None = None,
 ) -> Found[P, F]:
     """Return the `top` best candidates.
@@ -111,6 +112,8 @@ def search(
     settle : callable, optional
         Plan and figures to figures that are exact and no better, where `evaluate` is only near; asked in
         order of the near scores, for those alone that could still be among the best.
+    ceiling : float
+        A score above which `evaluate` refuses everything: one such candidate is looked at, to say why.
     progress : callable, optional
         Told how many were evaluated and the best score so far.
 
@@ -132,6 +135,7 @@ def search(
     try:
         while True:
             cutoff = found.best[top - 1][0] if len(found.best) >= top else float("inf")
+            cutoff = min(cutoff, ceiling if found.evaluated else inf)
             floor = pool.floor()
             bounded = heap[0][0] if heap else float("inf")
             scored = nearly[0][0] if nearly else float("inf")

@@ -21,7 +21,7 @@ from plansim.planner.pool import Pool
 from plansim.planner.question import Question
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found
-from plansim.planner.solve import Progress, Solved, evaluator_of, solve, stats_of
+from plansim.planner.solve import Progress, Solved, evaluator_of, most_devices, solve, stats_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,9 +62,7 @@ def _solved(question: Question, limits: Constraints, top: int, progress: Progres
     lost, budget = quality_loss(question.base)[1], limits.max_quality_loss
     if budget is None or lost <= budget:
         return solve(question, limits, top, progress)
-    pool = Pool(
-        question, (min(question.profile.num_devices, limits.devices or question.profile.num_devices),)
-    )
+    pool = Pool(question, (most_devices(question, limits),))
     found: Found[Plan, Figures] = Found()
     found.rejected["quality"] = pool.tally.candidates - sum(pool.tally.rejected.values())
     text = f"{question.method.method} may lose {lost:.1%} of the score, {budget:.1%} allowed"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from plansim.errors import InfeasibleError
 from plansim.plan.model import Plan
 from plansim.plan.rule import Rejected
 from plansim.planner.evaluate import Bounded, Evaluator
@@ -76,7 +77,7 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
     """Search the space on all devices allowed; on fewer where all of them cannot be used."""
     evaluator = evaluator_of(question)
     evaluate = Bounded(evaluator, limits, question.job, question.robust, question.space.backend)
-    devices = min(question.profile.num_devices, limits.devices or question.profile.num_devices)
+    devices = most_devices(question, limits)
     first: Solved | None = None
     for world in (devices, *subsets(devices, question.profile.devices_per_node)):
         with uncollected():
@@ -88,6 +89,7 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
                 top=top,
                 key=repr,
                 settle=evaluate.settle,
+                ceiling=limits.ceiling(question.objective, question.one_second(world), question.job),
                 progress=progress,
             )
         solved = Solved(question, pool, found, evaluator)
@@ -96,6 +98,25 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
         first = first or solved
     assert first is not None  # noqa: S101  # the loop ran at least once
     return first
+
+
+def most_devices(question: Question, limits: Constraints) -> int:
+    """Return how many devices an answer may use.
+
+    Raises
+    ------
+    InfeasibleError
+        When a single one draws more power than is allowed.
+    """
+    profile = question.profile
+    watts = question.one_second(1).watts
+    most = limits.most_devices(profile.num_devices, watts)
+    if most < 1:
+        raise InfeasibleError(
+            f"no plan for {question.model.name} on {profile.name}: a single device draws {watts:,.0f} W with "
+            f"its share of cooling, {limits.power_watts:,.0f} W allowed for all"
+        )
+    return most
 
 
 def subsets(devices: int, node: int, most: int = 6) -> list[int]:

@@ -89,6 +89,15 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
         (["--limit", "memory=0 GiB"], 3, "must be > 0"),
         (["--limit", "money=3"], 3, "unknown limit 'money'"),
         (["--limit", "deadline=3"], 3, "needs job.target_tokens"),
+        (["--limit", "deadline=3", "-o", "job.target_tokens=1e15"], 4, "days, 3.0 allowed"),
+        (["--limit", "budget=5", "-o", "job.target_tokens=1e15"], 4, "$5 allowed"),
+        (
+            ["--objective", "memory", "--limit", "budget=5", "-o", "job.target_tokens=1e15"],
+            4,
+            "cheaper devices",
+        ),
+        (["--limit", "power=100"], 4, "a single device draws"),
+        (["--seq-len", "4096"], 4, "positions: seq_len 4096 is beyond the 2048 learned positions"),
         (["--objective", "speed"], 3, "unknown objective 'speed'"),
         (["--backend", "megatro"], 3, "did you mean 'megatron'"),
         (
