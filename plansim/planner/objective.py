@@ -106,6 +106,25 @@ def find_objective(name: str, job: Job) -> Objective:
     return OBJECTIVES[name]
 
 
+def without_rate(objective: Objective, second: Figures) -> Objective:
+    """Return the objective for a cluster whose price or power is not known: device time stands in for it.
+
+    Parameters
+    ----------
+    second : Figures
+        One second of step time on one device.
+    """
+    if objective.by_memory or objective.score(second) > 0:
+        return objective
+
+    def device_seconds(f: Figures) -> float:
+        return f.effective_step_s * f.world_size
+
+    return replace(
+        objective, about="device time of one step's progress", unit="device s", score=device_seconds
+    )
+
+
 def robust(objective: Objective) -> Objective:
     """Return the objective that looks at the pessimistic end of every figure.
 
@@ -171,6 +190,22 @@ class Constraints:
         if (self.budget_usd or self.deadline_s) and not job.target_tokens:
             raise InputError("a budget or a deadline needs job.target_tokens, e.g. -o job.target_tokens=1e12")
         return self
+
+    def rated(self, second: Figures, profile: str) -> None:
+        """Refuse a budget without a price, and a limit on power without the devices' power.
+
+        Raises
+        ------
+        InputError
+            With the key to give.
+        """
+        for limit, rate, name, key in (
+            (self.budget_usd, second.usd_per_device_s, "budget", "usd_per_device_hour"),
+            (self.power_watts, second.watts, "power", "power_watts"),
+        ):
+            if limit is not None and not rate:
+                given = f"give -o profile.economics.{key}=..."
+                raise InputError(f"limit {name}: {profile} does not say its economics.{key}; {given}")
 
     def most_devices(self, there: int, watts: float) -> int:
         """Return how many of `there` devices that draw `watts` each may be used; 0 when not even one."""

@@ -18,10 +18,10 @@ from plansim.plan.rules import check_plan
 from plansim.planner import mixed
 from plansim.planner.crossover import crossovers
 from plansim.planner.evaluate import Bounded, Evaluator
-from plansim.planner.objective import Constraints, Figures, Objective, find_objective
+from plansim.planner.objective import Constraints, Figures, Objective, find_objective, without_rate
 from plansim.planner.objective import robust as at_worst
 from plansim.planner.pareto import front
-from plansim.planner.question import Question
+from plansim.planner.question import Question, one_second
 from plansim.planner.reasons import with_remedy
 from plansim.planner.replan import sensitivities
 from plansim.planner.result import PlanningResult, Ranked
@@ -174,7 +174,12 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
     """Return what a reader must know: devices left idle, choices left out."""
     used, there = best.parallel.world_size, question.profile.num_devices
     notes = []
-    if used < limits.most_devices(there, question.one_second(1).watts):
+    if question.objective.unit == "device s":
+        notes.append(
+            f"{question.profile.name} does not say what the objective {question.objective.name} needs "
+            "(profile.economics: usd_per_device_hour, power_watts): ranked by device time"
+        )
+    if used < limits.most_devices(there, one_second(question.profile, 1).watts):
         notes.append(
             f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
         )
@@ -203,7 +208,9 @@ def ask(
     check_model_methods(space, model, profile, job)
     limit = max(device.memory_bytes for device in profile.kinds)
     given = constraints.memory_bytes if constraints else None
-    judged_by = find_objective(objective, job)
+    second = one_second(profile, 1)
+    (constraints or Constraints()).rated(second, profile.name)
+    judged_by = without_rate(find_objective(objective, job), second)
     return Question(
         model=model,
         profile=profile,

@@ -19,7 +19,7 @@ from plansim.planner.frames import modes_of, options_of
 from plansim.planner.grid import degree_grid
 from plansim.planner.modes import only_mode
 from plansim.planner.part import Part
-from plansim.planner.question import Question, plan_of
+from plansim.planner.question import Question, one_second, plan_of
 from plansim.planner.recompute import with_fastest_recompute
 from plansim.planner.shares import with_sized_shares
 from plansim.planner.sieve import Sieve
@@ -93,7 +93,7 @@ class Pool:
     def _factor(self, end: End, world: int, stack: Stack) -> float:
         """Return the score of one second of step time."""
         spread = interval_factor(stack, self.question.network)
-        figures = replace(self.question.one_second(world), inflation=end.inflation, spread=spread)
+        figures = replace(one_second(self.question.profile, world), inflation=end.inflation, spread=spread)
         return self.question.objective.score(figures)
 
     def _parts(self, world: int) -> list[Part]:

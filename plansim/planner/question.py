@@ -45,16 +45,6 @@ class Question:
             compression=Compression(model=self.method, activations=self.activations),
         )
 
-    def one_second(self, world: int) -> Figures:
-        """Return the figures of one second of step time on `world` devices."""
-        economics = self.profile.economics
-        return Figures(
-            step_time_s=1.0,
-            world_size=world,
-            usd_per_device_s=economics.usd_per_device_hour / 3600,
-            watts=economics.power_watts * economics.pue,
-        )
-
     @property
     def network(self) -> Model:
         """The network that is laid out: the model, or what `method` leaves of it."""
@@ -109,4 +99,15 @@ def plan_of(
             model=question.method,
             activations=question.activations if pp > 1 else Method(),
         ),
+    )
+
+
+def one_second(profile: Profile, world: int) -> Figures:
+    """Return the figures of one second of step time on `world` devices."""
+    economics = profile.economics
+    return Figures(
+        step_time_s=1.0,
+        world_size=world,
+        usd_per_device_s=economics.usd_per_device_hour / 3600,
+        watts=economics.power_watts * economics.pue,
     )

@@ -15,7 +15,7 @@ from plansim.plan.rule import Rejected
 from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.objective import Constraints, Figures
 from plansim.planner.pool import Pool
-from plansim.planner.question import Question
+from plansim.planner.question import Question, one_second
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found, search
 from plansim.planner.space import widened
@@ -89,7 +89,7 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
                 top=top,
                 key=repr,
                 settle=evaluate.settle,
-                ceiling=limits.ceiling(question.objective, question.one_second(world), question.job),
+                ceiling=limits.ceiling(question.objective, one_second(question.profile, world), question.job),
                 progress=progress,
             )
         solved = Solved(question, pool, found, evaluator)
@@ -109,7 +109,7 @@ def most_devices(question: Question, limits: Constraints) -> int:
         When a single one draws more power than is allowed.
     """
     profile = question.profile
-    watts = question.one_second(1).watts
+    watts = one_second(profile, 1).watts
     most = limits.most_devices(profile.num_devices, watts)
     if most < 1:
         raise InfeasibleError(

@@ -96,6 +96,18 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
             4,
             "cheaper devices",
         ),
+        (
+            [
+                "--limit",
+                "budget=5",
+                "-o",
+                "job.target_tokens=1e9",
+                "-o",
+                "profile.economics.usd_per_device_hour=0",
+            ],
+            3,
+            "give -o profile.economics.usd_per_device_hour",
+        ),
         (["--limit", "power=100"], 4, "a single device draws"),
         (["--seq-len", "4096"], 4, "positions: seq_len 4096 is beyond the 2048 learned positions"),
         (["--objective", "speed"], 3, "unknown objective 'speed'"),
@@ -136,6 +148,16 @@ def test_a_batch_that_all_devices_do_not_divide_is_planned_otherwise(run):
 
     assert done.code == 0
     assert 3 % done.json["plans"][0]["plan"]["parallel"]["dp"] == 0
+
+
+def test_without_a_price_the_cheapest_plan_is_that_of_least_device_time(run):
+    free = ("-o", "profile.economics.usd_per_device_hour=0", "--top", "1", "--json")
+    asked, usual = run(*SMALL, *free, "--objective", "cost"), run(*SMALL, *free)
+
+    assert asked.code == 0, asked.err
+    assert asked.json["plans"][0]["plan"] == usual.json["plans"][0]["plan"]
+    assert asked.json["unit"] == "device s"
+    assert any("ranked by device time" in note for note in asked.json["notes"])
 
 
 def test_one_device_is_planned(run):
