@@ -137,9 +137,10 @@ def _from_json(path: Path, text: str) -> Run:
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except (KeyError, IndexError, TypeError, ValueError) as error:
+        missing = f": {error} is missing" if isinstance(error, KeyError) else ""
         raise InputError(
             f"{path}: not the JSON of nccl-tests -J (args, config.devices, results with size, out_of_place "
-            f"and in_place): {type(error).__name__} {error}"
+            f"and in_place){missing}"
         ) from None
     if ranks < 2:
         raise InputError(f"{path}: ran on {ranks} rank, expected at least 2")
