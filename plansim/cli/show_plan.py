@@ -55,13 +55,17 @@ SCORED = {
 """Objective -> what its column lists; steps count as the progress they make."""
 
 
+def _scored(found: PlanningResult) -> str:
+    return "device time a step" if found.unit == "device s" else SCORED[found.objective]
+
+
 def plans(found: PlanningResult) -> RenderableType:
     """Return the ranking."""
     made = table(
         "\nBest plans",
         rank=">",
         plan="plan~",
-        score=f"{SCORED[found.objective]}{', at worst' if found.robust else ''}>",
+        score=f"{_scored(found)}{', at worst' if found.robust else ''}>",
         mfu="MFU>",
         memory="memory>",
         behind="behind>",
@@ -114,7 +118,7 @@ def sensitivity(found: PlanningResult) -> RenderableType:
     made = table(
         "\nWhat a change would buy (planned again under each)",
         change="change",
-        score=f"{SCORED[found.objective]}>",
+        score=f"{_scored(found)}>",
         difference="difference>",
         moved="the best plan then has~",
     )

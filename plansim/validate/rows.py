@@ -188,6 +188,8 @@ def _cell(column: str, text: str, kind: type) -> str | int | float:
     if kind is str:
         return text.lower() if column in FOLDED else text
     number = _number(text, kind)
+    if column == "step_time_derived" and not number:
+        raise ValueError(f"'{text}' is no time of a step; leave the cell blank where it is not known")
     if kind is int and number > (most := LARGEST.get(column, LARGEST_COUNT)):
         raise ValueError(f"'{text}' is out of range: at most {most:,}")
     return number

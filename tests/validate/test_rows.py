@@ -159,3 +159,11 @@ def test_recipes_of_experts_repeat_modules(model, given, recompute):
     assert case.plan.recompute == recompute
     assumed = any("modules not stated" in note for note in case.assumptions)
     assert assumed == (given == "selective" and recompute != given)
+
+
+@pytest.mark.parametrize("cell", ["0", "0.0"])
+def test_a_step_takes_time(tmp_path, cell):
+    path = tmp_path / "runs.csv"
+    path.write_text(f"id,model,device,n_devices,gbs,step_time_derived\na,llama-3.1-8b,h100,8,64,{cell}\n")
+
+    assert f":2: step_time_derived: '{cell}' is no time of a step" in read_rows(path)[0].errors[0]
