@@ -35,7 +35,7 @@ ALIKE = {1: (), 2: ("full:2",), 4: ("full:2", "selective")}
 def kind(plan):
     """Return what makes a plan run through other code: its axes, sharding, schedule and recomputation."""
     p = plan.parallel
-    axes = tuple(axis for axis in ("dp", "tp", "pp", "cp") if getattr(p, axis) > 1)
+    axes = tuple(axis for axis in ("dp", "tp", "pp", "cp", "ep") if getattr(p, axis) > 1)
     modes = tuple(parse_mode(plan.recompute_of(stage))[0] for stage in range(p.pp))
     return axes, p.zero_stage, p.sequence_parallel, p.schedule if p.pp > 1 else "", modes
 
@@ -49,7 +49,13 @@ def planned(ranks, *names):
         model = load_model(name, SMALL.get(name, {}))
         job = Job(global_batch=16, seq_len=model.seq_len, dtype="fp32")
         every = best_plans(
-            model, profile, job, top=10_000, backend="plansim", forbid={"recompute": ALIKE[ranks]}
+            model,
+            profile,
+            job,
+            top=10_000,
+            backend="plansim",
+            fix={"microbatch": 2},  # others run through the same code
+            forbid={"recompute": ALIKE[ranks]},
         )
         for ranked in every.plans:
             found.setdefault(kind(ranked.plan), {}).setdefault(name, (model, ranked.plan))
