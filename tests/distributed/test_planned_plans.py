@@ -10,6 +10,7 @@ from plansim.hardware.read import at_speed, load_profile
 from plansim.plan.model import Job
 from plansim.plan.recompute import parse_mode
 from plansim.planner import plan as best_plans
+from plansim.planner.plan import MOST_LISTED
 from plansim.validate.live import plan_id
 from plansim.workload.read import load_model
 
@@ -52,7 +53,7 @@ def planned(ranks, *names):
             model,
             profile,
             job,
-            top=10_000,
+            top=MOST_LISTED,
             backend="plansim",
             fix={"microbatch": 2},  # others run through the same code
             forbid={"recompute": ALIKE[ranks]},
