@@ -15,6 +15,7 @@ from plansim.costs.hostdata import HostCalibration, on_host
 from plansim.costs.optimizer import expert_shard_degree, shard_degree
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
+from plansim.workload.operators import Communication
 
 if TYPE_CHECKING:
     from plansim.costs.layout import Layout
@@ -109,7 +110,10 @@ def _measured(layout: Layout, chunk: int, host: HostCalibration) -> list[Mapping
 
 
 def _with_its_experts(row: Mapping[str, Any], block: Block, layout: Layout) -> Mapping[str, Any]:
-    """Return a block that was measured with all experts, cut over tp, as it is with those of one rank."""
+    """Return a block that was measured with all experts, cut over tp, as it is with those of one rank.
+
+    The rows that have come from other ranks are kept beside their copy in the order of the experts.
+    """
     p, experts = layout.plan.parallel, block.expert_parameters
     if p.ep == 1 or not experts:
         return row
@@ -124,7 +128,10 @@ def _with_its_experts(row: Mapping[str, Any], block: Block, layout: Layout) -> M
         "weight_bytes": elsewhere,
     }
     less = {name: row[name] - 4.0 * count for name, count in gone.items() if row.get(name)}
-    return {**row, **less, "parameters": row["parameters"] - elsewhere, EXPERTS: experts}
+    sent = (op for op in block.operators if isinstance(op, Communication) and op.name == "dispatch")
+    arrived = next((op.nbytes for op in sent), 0.0)
+    more = {n: less.get(n, row[n]) + arrived for n in ("kept_bytes", "forward_peak_bytes") if row.get(n)}
+    return {**row, **less, **more, "parameters": row["parameters"] - elsewhere, EXPERTS: experts}
 
 
 def _holds_copies(layout: Layout) -> bool:
