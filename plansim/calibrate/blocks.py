@@ -32,8 +32,8 @@ from plansim.calibrate.passes import (
     time_training,
     training_memory,
 )
+from plansim.calibrate.ranks import own_core
 from plansim.costs.hostdata import NUMBERED_FAMILIES, splits_backward
-from plansim.execute import system
 from plansim.execute.data import make_batches
 from plansim.execute.launch import Rendezvous, launch
 from plansim.execute.mesh import process_mesh
@@ -165,10 +165,7 @@ def _measure(
     cases: list[tuple[Model, _Case, Plan]], pace_s: float | None, meet: Rendezvous
 ) -> tuple[list[list[BlockSample]], list[Reading]]:
     """Return the blocks of every round on one core, and its pace between them."""
-    torch.set_num_threads(1)
-    system.steady_allocation()
-    system.shield()
-    system.pin(meet.rank)
+    own_core(meet.rank)
     grid = Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, 1, 1))
     alone, relative = replace(meet, rank=0, world_size=1, port=0, listen_fd=None), Relative(pace_s)
     with process_mesh(grid, alone, device=torch.device("cpu"), timeout_s=60.0):

@@ -7,16 +7,15 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from plansim.calibrate.ranks import gloo_job
 from plansim.calibrate.within import call_cost
 from plansim.calibrate.wrapped import Row, wrapped_costs
-from plansim.execute import system
 from plansim.execute.comm_hooks import HOOKS, FlatBucket, make_hook
 from plansim.execute.launch import Place, Rendezvous, launch
 from plansim.execute.pace import Computing
@@ -108,18 +107,7 @@ def averaged(samples: Sequence[CollectiveSample]) -> list[CollectiveSample]:
 
 
 def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[Row]:
-    torch.set_num_threads(1)
-    system.steady_allocation()
-    system.shield()
-    system.pin(meet.rank)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    given = {} if meet.listen_fd is None else {"master_listen_fd": meet.listen_fd}
-    timeout = timedelta(seconds=60)
-    store = dist.TCPStore(
-        meet.host, meet.port, meet.world_size, is_master=meet.rank == 0, timeout=timeout, **given
-    )
-    dist.init_process_group("gloo", store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout)
-    try:
+    with gloo_job(meet):
         compute, rows = Computing(), []
         for collective in COLLECTIVES:
             for nbytes in sizes:
@@ -135,8 +123,6 @@ def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[Row]:
                 work, held = _compressed(method, nbytes)
                 rows.append((f"all_reduce:{method}", held, *call_cost(work, compute, nbytes=held).paced))
         return [*rows, *wrapped_costs(compute)]
-    finally:
-        dist.destroy_process_group()
 
 
 def _operation(collective: str, nbytes: int, world: int, rank: int) -> Callable[[], Any]:

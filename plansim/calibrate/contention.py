@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from plansim.execute import system
+from plansim.calibrate.ranks import own_core
 from plansim.execute.launch import Rendezvous, launch
 from plansim.execute.pace import Computing
 
@@ -60,10 +60,7 @@ def measure_contention(cores: int, *, turns: int = TURNS, timeout_s: float = 120
 
 def _turns(cores: int, begin: float, turns: int, meet: Rendezvous) -> list[tuple[int, float, float]]:
     """Return (0 alone or 1 shared, CPU seconds of a training step, of a pass) of every step in its turn."""
-    torch.set_num_threads(1)
-    system.steady_allocation()
-    system.shield()
-    system.pin(meet.rank)
+    own_core(meet.rank)
     step, compute, rows = _Step(), Computing(), []
     step.seconds()
     for turn in range(turns):

@@ -15,8 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from plansim.calibrate.ranks import own_core
 from plansim.calibrate.timing import median_s
-from plansim.execute import RunOptions, run_plan, system
+from plansim.execute import RunOptions, run_plan
 from plansim.execute.launch import Rendezvous, launch
 from plansim.execute.mesh import process_mesh
 from plansim.execute.models import blueprint
@@ -40,10 +41,7 @@ def measure_frameworks(*, timeout_s: float = 120.0) -> dict[str, float]:
 
 
 def _wrappers(meet: Rendezvous) -> dict[str, float]:
-    torch.set_num_threads(1)
-    system.steady_allocation()
-    system.shield()
-    system.pin(0)
+    own_core(0)
     grid = Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, 1, 1))
     device = torch.device("cpu")
     with process_mesh(grid, meet, device=device, timeout_s=60.0):

@@ -21,6 +21,7 @@ from plansim.calibrate.contention import measure_contention
 from plansim.calibrate.frameworks import measure_frameworks
 from plansim.calibrate.meeting import measure_meeting, shares
 from plansim.calibrate.pace import PIECE_S, joined, watch_pace
+from plansim.calibrate.ranks import own_core
 from plansim.calibrate.within import restart_costs
 from plansim.costs.compute.fit import fit_attention_curve, fit_matmul_curve, fit_memory_curve
 from plansim.errors import ExecutionError
@@ -57,18 +58,12 @@ def calibrate(name: str = "local-cpu", *, device: str = "cpu", say: Say = lambda
 
 def _compute(device: str, meet: Rendezvous) -> ComputeSamples:
     if device == "cpu":
-        torch.set_num_threads(1)
-        system.steady_allocation()
-        system.shield()
-        system.pin(meet.rank)
+        own_core(meet.rank)
     return measure_compute(device)
 
 
 def _coding(meet: Rendezvous) -> tuple[dict[str, Any], list[list[float]]]:
-    torch.set_num_threads(1)
-    system.steady_allocation()
-    system.shield()
-    system.pin(meet.rank)
+    own_core(meet.rank)
     return measure_coding(torch.device("cpu")), restart_costs()
 
 

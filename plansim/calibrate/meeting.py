@@ -7,26 +7,24 @@ hands it back at a tick of the scheduler. So the fixed part of a collective grow
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from plansim.calibrate.ranks import gloo_job
 from plansim.calibrate.within import middle
-from plansim.execute import system
 from plansim.execute.launch import Rendezvous, launch
 from plansim.execute.pace import ROWS, Computing
 
 NBYTES = 2**15
 """A message too small to take time itself."""
 
-PASSES = (0, 1, 2, 4)
-"""Passes of the pace's computing between two collectives, after none and a small one; collectives are timed
-(`plansim.calibrate.within`) after the last of these."""
+PASSES = (1, 2, 4)
+"""Passes of the pace's computing between two collectives, beside none at all and a quarter; by themselves
+collectives are timed after the most of these (`plansim.calibrate.within`)."""
 
 BURST, ROUNDS = 4, 48
 """Collectives in a row at one distance, and how often: all distances take turns, for the machine drifts."""
@@ -65,26 +63,13 @@ def shares(points: Sequence[Point], pass_s: float) -> list[list[float]]:
 
 def _rank(meet: Rendezvous) -> list[Point]:
     """Return the seconds between and of a collective at every distance, as this rank saw them."""
-    torch.set_num_threads(1)
-    system.steady_allocation()
-    system.shield()
-    system.pin(meet.rank)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    given = {} if meet.listen_fd is None else {"master_listen_fd": meet.listen_fd}
-    timeout = timedelta(seconds=60)
-    store = dist.TCPStore(
-        meet.host, meet.port, meet.world_size, is_master=meet.rank == 0, timeout=timeout, **given
-    )
-    dist.init_process_group("gloo", store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout)
-    try:
+    with gloo_job(meet):
         return _distances(torch.ones(NBYTES // 4))
-    finally:
-        dist.destroy_process_group()
 
 
 def _distances(message: torch.Tensor) -> list[Point]:
     small, whole = Computing(rows=ROWS // 4), Computing()
-    pieces = [(whole, 0), (small, 1), *((whole, n) for n in PASSES[1:])]
+    pieces = [(whole, 0), (small, 1), *((whole, n) for n in PASSES)]
     found: list[list[Point]] = [[] for _ in pieces]
     for number in range(ROUNDS + 1):
         for rows, (compute, passes) in zip(found, pieces, strict=True):

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from plansim.execute import system
+from plansim.calibrate.ranks import own_core
 from plansim.execute.launch import Rendezvous, launch
 from plansim.execute.pace import Computing
 
@@ -56,10 +56,7 @@ def watch_pace(cores: int, *, seconds: float = PIECE_S, timeout_s: float = 60.0)
 
 
 def _read(seconds: float, meet: Rendezvous) -> list[Reading]:
-    torch.set_num_threads(1)
-    system.steady_allocation()
-    system.shield()
-    system.pin(meet.rank)
+    own_core(meet.rank)
     compute, other = Computing(), torch.zeros(OTHER_BYTES // 4)
     end, readings = time.time() + seconds, []
     while time.time() < end:

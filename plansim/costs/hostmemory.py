@@ -50,10 +50,9 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
     wrapped = replicas > 1 and p.pp == p.ep == p.cp == 1 and p.zero_stage <= 1 and plan.overlap.gradients
     wrapped = wrapped and not alone
     buckets = 4.0 * parameters if wrapped and plan.aggregation == "all_reduce" else 0.0
-    whole = 4.0 * sum(owned(row, 4) for row in every)
     shards = 4.0 * sum(owned(row, 2) for row in every)
     # `fully_shard` has its shards beside the whole weights, which ZeRO-2 gathers once and keeps.
-    weights = {2: shards + _gathered_bytes(layout, every), 3: shards}.get(p.zero_stage, whole)
+    weights = {2: shards + _gathered_bytes(layout, every), 3: shards}.get(p.zero_stage, 4.0 * parameters)
     state = STATE_BYTES[plan.job.optimizer] * sum(owned(row, 1) for row in every)
     buffers, left = _boundaries(layout, rows, host)
     passes = list(_passes(layout, stage))
