@@ -114,7 +114,7 @@ def _answer(scenario: Scenario, planner: Planner) -> Answer:
 
 def choices(fix: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return choices written as text (``8``, ``1f1b``, ``1|3``) as the planner takes them."""
-    from plansim.planner.space import parse_choices
+    from plansim.planner.choices import parse_choices
 
     return {k: v for name, text in fix for k, v in parse_choices(f"{name}={text}").items()}
 

@@ -19,17 +19,9 @@ from plansim.plan.backends.base import schedule_key
 from plansim.plan.model import Job
 from plansim.plan.modules import modules_in
 from plansim.plan.recompute import canonical_mode, modules_of_mode, names_modules
+from plansim.planner.choices import CHOICES, PLACEMENTS, check_value, named
 from plansim.schedules import SCHEDULES
 from plansim.workload.model import ATTENTION_FAMILIES, Model
-
-DEGREES = ("dp", "tp", "pp", "cp", "ep")
-"""Free unless fixed: every divisor of the number of devices."""
-
-PLACEMENTS = (
-    ("tp", "cp", "dp", "pp"),
-    ("tp", "cp", "pp", "dp"),
-)
-"""Orders of the axes, innermost first, that the search tries."""
 
 VIRTUAL_STAGES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
@@ -52,31 +44,6 @@ EXPERT_STACKS = {"megatron": ("megatron-core-captured", "megatron-core-26.02")}
 BLOCK_SCALED = ("fp8", "fp4")
 """Types that devices with 4-bit products scale block by block in hardware."""
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "etp": ("tp", 1),
-    "zero_stage": (0, 1, 2, 3),
-    "zero_group": (None, "node"),
-    "sequence_parallel": (False, True),
-    "schedule": tuple(SCHEDULES),
-    "stage_layers": ("even", "balanced"),
-    "batch_shares": ("even", "sized"),
-    "recompute": ("none", "selective", "full:1", "full:2", "full:4", "full:8", "full:16", "full"),
-    "recompute_per_stage": (True, False),
-    "attention": ("flash", "unfused"),
-    "offload": (False, True),
-    "placement": PLACEMENTS,
-    "aggregation": ("all_reduce", "parameter_server"),
-    "overlap.gradients": (True, False),
-    "overlap.parameters": (True, False),
-    "overlap.tensor_parallel": (False, True),
-    "compression.gradients": ("none", "int8", "powersgd"),
-    "compression.parameters": ("none", "int8"),
-    "compression.activations": ("none",),
-    "compression.outer": ("none",),
-    "compression.model": ("none",),
-}
-"""Choices taken from a list, in the words of the plan file, with what the search tries."""
-
 USUAL: dict[str, tuple[Any, ...]] = {
     "schedule": tuple(name for name in SCHEDULES if name not in ("gpipe", "zb-h2")),
     "attention": ("flash",),
@@ -98,19 +65,6 @@ LEFT_OUT = (
     "unfused attention and overlap switched off unless they speed up the best plan"
 )
 """The cut, in words."""
-
-SHORT = {
-    "sp": "sequence_parallel",
-    "zero": "zero_stage",
-    "mbs": "microbatch",
-    "vp": "virtual_stages",
-    "gradients": "compression.gradients",
-    "compression": "compression.gradients",
-}
-"""Other names people use."""
-
-NUMBERS = (*DEGREES, "etp", "microbatch", "virtual_stages", "zero_stage", "zero_group", "servers")
-NAMES = (*DEGREES, "microbatch", "virtual_stages", *CHOICES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +138,8 @@ def space_of(
     InputError
         When a name is unknown, or what is fixed contradicts itself or the cluster.
     """
-    fixed = _spelled_out({full_name(name): _several(value) for name, value in (fix or {}).items()})
-    forbidden = _spelled_out({full_name(name): tuple(values) for name, values in (forbid or {}).items()})
+    fixed = named(fix)
+    forbidden = named({name: tuple(values) for name, values in (forbid or {}).items()})
     runtime = _backend(backend)
     values = {name: _sensible(name, listed, model, profile) for name, listed in CHOICES.items()}
     if runtime is not None:
@@ -225,34 +179,6 @@ def widened(space: Space, names: Iterable[str]) -> Space:
     free = [n for n in names if n not in space.given]
     listed = {n: _allowed(space.backend, n, CHOICES[n]) if space.backend else CHOICES[n] for n in free}
     return replace(space, values={**space.values, **listed}, given=space.given | set(free))
-
-
-def full_name(name: str) -> str:
-    """Return the plan file's name of a choice.
-
-    Examples
-    --------
-    >>> full_name("sp"), full_name("parallel.tp")
-    ('sequence_parallel', 'tp')
-    """
-    key = name.strip().removeprefix("plan.").removeprefix("parallel.")
-    key = SHORT.get(key, key).removesuffix(".method")
-    if key not in NAMES:
-        raise UnknownNameError("choice", name, NAMES)
-    return key
-
-
-def _several(value: object) -> tuple[Any, ...]:
-    if isinstance(value, tuple | list) and sorted(map(str, value)) == ["cp", "dp", "pp", "tp"]:
-        return (tuple(value),)  # one placement
-    return tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
-
-
-def _spelled_out(given: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-    """Return choices with recompute modes as plans write them."""
-    if "recompute" in given:
-        given["recompute"] = tuple(dict.fromkeys(canonical_mode(str(v)) for v in given["recompute"]))
-    return given
 
 
 def _backend(name: str | None) -> Backend | None:
@@ -355,7 +281,7 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, pro
         if not space.of(name):
             raise InputError(f"--fix {name}: every value given is forbidden as well")
         for value in fixed[name]:
-            _check_value(name, value)
+            check_value(name, value)
     for name, listed in space.values.items():
         if not [v for v in listed if v not in space.forbidden.get(name, ())]:
             raise InputError(f"nothing is left to choose for {name}: {_left_out(space, name)}")
@@ -393,64 +319,3 @@ def _check_modes(modes: tuple[str, ...], model: Model, backend: Backend | None) 
 def _left_out(space: Space, name: str) -> str:
     who = f"backend {space.backend.name} and --forbid" if space.backend else "--forbid"
     return f"{who} leave none of {', '.join(map(str, CHOICES.get(name, ())))}"
-
-
-def _check_value(name: str, value: object) -> None:
-    if name in (*DEGREES, "microbatch", "virtual_stages") and (type(value) is not int or value < 1):
-        raise InputError(f"--fix {name}={value}: expected a whole number of at least 1")
-    if name == "schedule" and schedule_key(str(value)) not in SCHEDULES:
-        raise UnknownNameError("schedule", value, SCHEDULES)
-    known = CHOICES.get(name)
-    words = (
-        "etp",
-        "stage_layers",
-        "batch_shares",
-        "attention",
-        "aggregation",
-        "zero_stage",
-        "sequence_parallel",
-        "offload",
-    )
-    if known and (name in words or name.startswith("overlap.")) and value not in known:
-        raise InputError(f"--fix {name}={value}: expected one of {', '.join(map(str, known))}")
-
-
-def parse_choices(text: str) -> dict[str, tuple[Any, ...]]:
-    """Return choices written as ``tp=8,pp=1``; ``|`` separates several values of one choice.
-
-    Examples
-    --------
-    >>> parse_choices("tp=8, sp=on, zero=1|3")
-    {'tp': (8,), 'sequence_parallel': (True,), 'zero_stage': (1, 3)}
-    """
-    found: dict[str, tuple[Any, ...]] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals or not value.strip():
-            raise InputError(f"'{part}' is no choice; write NAME=VALUE, such as tp=8")
-        key = full_name(name)
-        if key in found:
-            raise InputError(f"{key} is given twice")
-        found[key] = tuple(_value(key, v.strip()) for v in value.split("|"))
-    return found
-
-
-def _value(name: str, text: str) -> object:
-    words = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
-    if name == "placement":
-        return tuple(text.replace("/", "-").split("-"))
-    if name == "zero_group" and text.lower() in ("none", "null", "all"):
-        return None
-    if name == "etp" and text.lower() == "tp":
-        return "tp"
-    if name in NUMBERS and text != "node":
-        try:
-            return int(text)
-        except ValueError:
-            raise InputError(f"{name}={text}: expected a whole number") from None
-    known = CHOICES.get(name, ())
-    if True in known and False in known:
-        if text.lower() not in words:
-            raise InputError(f"{name}={text}: expected on or off")
-        return words[text.lower()]
-    return text

@@ -14,11 +14,11 @@ from plansim.plan.model import Job, Overlap, Parallel, Plan
 from plansim.plan.rule import Rejected
 from plansim.plan.rules import check_plan
 from plansim.planner import plan
+from plansim.planner.choices import CHOICES
 from plansim.planner.evaluate import Evaluator, peak_memory
 from plansim.planner.objective import OBJECTIVES
 from plansim.planner.plan import ask
 from plansim.planner.pool import Pool
-from plansim.planner.space import CHOICES
 from plansim.planner.tables import Workbench
 from plansim.workload.model import Mamba, Model, MoE
 
