@@ -100,7 +100,7 @@ class Layout:
             operand_bytes=self.kept_operand_bytes,
             flash=self.plan.attention == "flash",
             split_features=p.split_features,
-            joined_block=self.stack.joins_parallel_block,
+            joined_block=self.stack.joins_parallel_block or not self.model.parallel_block,
         )
 
     @cached_property

@@ -111,6 +111,8 @@ def with_layers(
             sp.append(np.full(len(here), s))
             unfused.append(np.full(len(here), u))
     chosen = np.concatenate(taken)
+    alike = np.lexsort((structure[chosen], grid["pp"][at[chosen]], grid["devices"][at[chosen]]))
+    chosen = chosen[alike]  # as pipelines are grouped
     where, microbatch, structure = at[chosen], size[chosen], structure[chosen]
     longest = _longest_chunks(grid["pp"][where], structure, grid["devices"][where], options, model)
     own = longest[:, None] > np.array([options.layers[mode] or 0 for mode in options.recompute])
@@ -126,8 +128,8 @@ def with_layers(
         microbatch=microbatch,
         num_microbatches=job.global_batch / (grid["dp"][where] * microbatch),
         structure=structure,
-        sequence_parallel=np.concatenate(sp),
-        unfused=np.concatenate(unfused),
+        sequence_parallel=np.concatenate(sp)[alike],
+        unfused=np.concatenate(unfused)[alike],
         recompute=zeros,
         tp_overlap=zeros,
         placement=zeros,

@@ -125,7 +125,8 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
     first = _first([stages for stages, _ in groups], layers, body, bench)
     saving, used = (each[:, body].T[:, row] for each in (kept["none"] - kept["full"], shares.working["full"]))
     saved = np.zeros((len(layers), *size))
-    for number, (stages, where) in enumerate(groups):
+    for number, (stages, which) in enumerate(groups):
+        where = _run(which)
         m, v = columns.num_microbatches[where], stages.virtual_stages
         flights = np.concatenate([stages.in_flight(m), stages.fewest_in_flight(m)[None]])
         blocks = np.concatenate([stages.chunks, stages.fewest[None]])
@@ -156,6 +157,12 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
     dense, expert = _of(shares.dense, row, work), _of(shares.expert, row, work)
     least = np.minimum.reduce([*ends, *all_again]) * scale
     return Held(np.array(peaks) * scale, least, dense, expert, gathered, with_experts, limit, rate)
+
+
+def _run(where: Ints) -> Ints | slice:
+    """Return entries that stand beside each other as a slice, which is faster to look up."""
+    first, stop = int(where[0]), int(where[-1]) + 1
+    return slice(first, stop) if stop - first == len(where) else where
 
 
 def _first(each: Sequence[Stages], layers: Sequence[int], body: Sequence[int], bench: Workbench) -> Array:

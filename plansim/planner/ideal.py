@@ -91,20 +91,30 @@ class _Sums:
         self.backward_kernels += 1 if isinstance(op, Communication) else 2 * kernels
 
 
+Alone = tuple[Operator, tuple[Line, Line, Line], float]
+"""An operator as it is at any microbatch, with lines of its three passes and how often it is launched."""
+
+
 def ideal_s(
     block: Block,
     how: Arithmetic,
     collective: Collective | None = None,
     again: Sequence[Sequence[int]] = (),
+    known: dict[Operator, Alone] | None = None,
 ) -> tuple[Line, ...]:
     """Return lines of a block's forward, input gradient and weight gradient, then of parts of its forward.
 
     The block is one of microbatch 1. Without `collective` nothing is sent. `again` are the parts, each the
-    numbers of its operators; what a part sends counts where it is the whole block.
+    numbers of its operators; what a part sends counts where it is the whole block. `known` keeps what was
+    worked out for operators with the same `how`: many blocks share them.
     """
-    operators = tuple(_at_best(op) for op in block.operators)
-    sums, lines = _Sums(), [_lines(op, how) for op in operators]
-    kernels = [launches_of(op, how.stack) for op in operators]
+    known = {} if known is None else known
+    for op in block.operators:
+        if op not in known:
+            best = _at_best(op)
+            known[op] = best, _lines(best, how), launches_of(best, how.stack)
+    operators, lines, kernels = zip(*(known[op] for op in block.operators), strict=True)
+    sums = _Sums()
     for op, line, count in zip(operators, lines, kernels, strict=True):
         sums.add(*line)
         sums.launch(op, count)

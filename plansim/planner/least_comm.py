@@ -7,17 +7,26 @@ from collections.abc import Sequence
 from plansim.costs.buckets import alone_s
 from plansim.costs.build import once_per_unit
 from plansim.costs.layout import Layout
+from plansim.hardware.fabric import GroupShape
 from plansim.planner.ideal import Line
 from plansim.workload.operators import Communication
 
 
 class LeastCollectives:
-    """What collectives last on the groups of one layout, remembered by their bytes."""
+    """What collectives last on the groups of one layout, remembered by group and bytes.
 
-    def __init__(self, layout: Layout, microbatches: Sequence[int]) -> None:
+    `known` may be handed from layout to layout on one fabric and stack.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        microbatches: Sequence[int],
+        known: dict[tuple[GroupShape, str, float], Line] | None = None,
+    ) -> None:
         self.layout, self.sizes = layout, sorted(microbatches)
         self.regular = not any(level.is_grid for level in layout.fabric.levels)
-        self._known: dict[tuple[str, str, float], Line] = {}
+        self._known = {} if known is None else known
 
     def __call__(self, op: Communication, backward: bool) -> Line:
         """Return what a collective of the forward or the backward of a block lasts at least."""
@@ -26,13 +35,13 @@ class LeastCollectives:
         if not name or name == "none" or not self.regular or group.size == 1:
             return Line()
         share = once_per_unit(group, op.copies) if op.copies > 1 else 1.0
-        key = (op.axis, name, op.nbytes * share)
+        key = (group, name, op.nbytes * share)
         if key not in self._known:
             self._known[key] = self._line(*key)
         return self._known[key].times(op.repeat)
 
-    def _line(self, axis: str, name: str, nbytes: float) -> Line:
-        layout, group = self.layout, self.layout.group(axis)
+    def _line(self, group: GroupShape, name: str, nbytes: float) -> Line:
+        layout = self.layout
         times = [
             alone_s(name, nbytes * size, group, layout.fabric, layout.profile.backend)
             / layout.stack.collective_efficiency

@@ -7,8 +7,9 @@ what the rank recomputes. Where a rank need not recompute anything its set is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -20,29 +21,38 @@ from plansim.planner.stages import REPRESENTATIVES
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Bits = NDArray[np.int16]
 
 WIDTH = MOST_MODES
 ANYWHERE = REPRESENTATIVES
 """The place in a key of what fits on any rank at all."""
 
+SIZES = np.array([bits.bit_count() for bits in range(1 << WIDTH)], dtype=np.int64)
+"""How many modes every set has."""
+
 SHIFTS = WIDTH * np.arange(REPRESENTATIVES + 1, dtype=np.int64)
 
 
-def packed(fits: Mask, modes: tuple[int, ...]) -> Ints:
-    """Return the keys of sets given as (modes, representatives and any rank, entries).
+def packed(sets: Bits) -> Ints:
+    """Return the keys of sets of modes, (representatives and any rank, entries).
 
     Examples
     --------
-    >>> everywhere_none = packed(np.ones((2, 5, 1), dtype=bool), (0, 1))
-    >>> bool(everywhere_none[0] == NOTHING_AGAIN)
+    >>> none_or_another = np.full((5, 1), 0b11, dtype=np.int16)
+    >>> bool(packed(none_or_another)[0] == NOTHING_AGAIN)
     True
     """
-    sets = np.zeros(fits.shape[1:], dtype=np.int64)
-    for mode, there in zip(modes, fits, strict=True):
-        sets |= there * np.int64(1 << mode)
-    sets = np.where(sets & 1, 1, sets)
-    found: Ints = (sets << SHIFTS[:, None]).sum(axis=0)
+    needed = np.where(sets & 1, 1, sets).astype(np.int64)
+    found: Ints = np.bitwise_or.reduce(needed << SHIFTS[:, None], axis=0)
     return found
+
+
+def sets_of(there: Mask | Iterable[Mask], modes: tuple[int, ...], shape: tuple[int, ...]) -> Bits:
+    """Return the sets of the modes for which something holds, of that shape, a bit for every mode."""
+    sets = np.zeros(shape, dtype=np.int16)
+    for mode, holds in zip(modes, there, strict=True):
+        sets |= holds * np.int16(1 << mode)
+    return sets
 
 
 def unpacked(keys: Ints) -> Ints:
@@ -84,7 +94,7 @@ class Fitting(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Fastest:
     """Pipelines that take the fastest modes that fit.
 
@@ -106,6 +116,11 @@ class Fastest:
     modes: tuple[int, ...]
     least: Array
 
+    @cached_property
+    def _own(self) -> Bits:
+        """Which modes are choices, a bit for every mode."""
+        return sets_of(self.own, self.modes, self.own.shape[1:])
+
     def fitting(self, room: Array) -> tuple[Ints, Ints]:
         """Return the keys of what fits into `room` bytes on each rank, and how many choices that are."""
         keys, count = np.zeros((2, room.shape[1]), dtype=np.int64)
@@ -115,13 +130,15 @@ class Fastest:
             keys[easy], count[easy] = NOTHING_AGAIN, self.own[:, easy].sum(axis=0) + self.per_stage[easy]
             left &= ~easy
         rest = np.flatnonzero(left)
-        fits = (self.activations[..., rest] <= room[:, rest]) & self.own[:, None, rest]
-        everywhere: Mask = np.all(fits[:, :ANYWHERE], axis=1)
-        fits[:, ANYWHERE] |= fits.any(axis=1)
-        fits = np.where(self.per_stage[rest], fits, everywhere[:, None])
-        some: Mask = np.all(np.any(fits[:, :ANYWHERE], axis=0), axis=0)
-        keys[rest] = np.where(some, packed(fits, self.modes), 0)
-        count[rest] = everywhere.sum(axis=0) + (self.per_stage[rest] & some)
+        most, piped = room[:, rest], self.per_stage[rest]
+        fits = sets_of((held[:, rest] <= most for held in self.activations), self.modes, most.shape)
+        fits &= self._own[rest]
+        everywhere = np.bitwise_and.reduce(fits[:ANYWHERE], axis=0)
+        fits[ANYWHERE] |= np.bitwise_or.reduce(fits, axis=0)
+        fits = np.where(piped, fits, everywhere)
+        some: Mask = np.all(fits[:ANYWHERE] != 0, axis=0)
+        keys[rest] = np.where(some, packed(fits), 0)
+        count[rest] = SIZES[everywhere] + (piped & some)
         return keys, count
 
 

@@ -14,8 +14,11 @@ from plansim.planner.tables import Workbench
 from plansim.planner.traffic import Tails
 
 Array = NDArray[np.float64]
-FIRST_BLOCK, GROWTH, LARGEST_BLOCK = 32, 2, 8192
-"""Pipelines timed at once: the first block, how it grows, and the largest."""
+LEAST_BLOCK, FIRST_BLOCK, GROWTH, LARGEST_BLOCK = 8, 32, 2, 8192
+"""Pipelines timed at once: never fewer, the first block, how it grows, and the largest."""
+
+AHEAD = 1.01
+"""Pipelines are timed up to this many times the least open score: worse ones may never be asked for."""
 
 OPEN_BLOCK = 16
 """Pipelines joined with their ends at once."""
@@ -71,10 +74,15 @@ class Part:
         """A bound on everything not yet handed out."""
         return min(self.next_first, self.next_open)
 
-    def time(self, cutoff: float) -> None:
-        """Time the next block of pipelines and keep those that may still win."""
-        index = np.arange(self.at, min(self.at + self.block, len(self.first)))
-        self.at, self.block = self.at + self.block, min(self.block * GROWTH, LARGEST_BLOCK)
+    def time(self, cutoff: float, least: float = np.inf) -> None:
+        """Time the next block of pipelines and keep those that may still win.
+
+        `least` is the least score of those open, here or in another part.
+        """
+        near = int(np.searchsorted(self.first, least * AHEAD, side="right"))
+        stop = min(self.at + self.block, max(near, self.at + LEAST_BLOCK), len(self.first))
+        index = np.arange(self.at, stop)
+        self.at, self.block = stop, min(self.block * GROWTH, LARGEST_BLOCK)
         index = index[self.first[index] <= cutoff]
         if not len(index):
             return

@@ -65,7 +65,7 @@ class Pool:
             chosen = frames[row]
             scores = part.memory[chosen, end]
         elif part.next_first <= part.next_open:
-            part.time(cutoff)
+            part.time(cutoff, min(p.next_open for p in self.parts))
             return []
         else:
             chosen, end, scores = part.join(cutoff)

@@ -135,7 +135,7 @@ def stages_of(
     counts = chunk_counts(split, body, num_kinds, ends)
     owner = _owners(schedule, pp, virtual_stages)
     by_rank = np.argsort(owner, kind="stable").reshape(pp, virtual_stages)
-    ranks = _representatives(counts[by_rank].sum(axis=(1, 2)), devices)
+    ranks = _representatives(counts[by_rank].sum(axis=1), devices)
     if leading is not None:
         counts = chunk_counts(split, body, num_kinds, (-1, -1), leading)
     if num_devices > 1:
@@ -202,12 +202,14 @@ def _by_device(counts: Array, owner: NDArray[np.int64], devices: tuple[int, ...]
     return wide.reshape(chunks, num_devices * kinds)
 
 
-def _representatives(held: Array, devices: tuple[int, ...] | None) -> tuple[int, ...]:
+def _representatives(blocks: Array, devices: tuple[int, ...] | None) -> tuple[int, ...]:
     """Return the ranks to look at; on unlike devices the fullest inner ones of the fastest and slowest.
 
-    `held` are the blocks of every rank.
+    `blocks` are those of every rank by kind, (ranks, kinds). Of ranks with as many the fuller has more of the
+    commonest kind: a few dense layers before many of experts are the lighter ones.
     """
-    pp = len(held)
+    pp, common = len(blocks), int(blocks.sum(axis=0).argmax())
+    held = blocks.sum(axis=1) + blocks[:, common] / (1.0 + blocks.sum())
     inner = np.arange(1, pp - 1) if pp > 2 else np.arange(pp)
     fullest = inner[held[inner] == held[inner].max()]
     if devices is None:

@@ -19,13 +19,13 @@ from plansim.costs.operators import Arithmetic
 from plansim.costs.optimizer import addition_bytes
 from plansim.costs.recompute import again_s, kept_bytes, working_bytes
 from plansim.costs.student import teacher_of
-from plansim.hardware.fabric import fabric_of
+from plansim.hardware.fabric import GroupShape, fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
 from plansim.plan.modules import recomputed
 from plansim.planner.balance import Balance
 from plansim.planner.ends import End
-from plansim.planner.ideal import Line, ideal_s
+from plansim.planner.ideal import Alone, Line, ideal_s
 from plansim.planner.least_comm import LeastCollectives
 from plansim.workload.families import find_family
 from plansim.workload.operators import Shard
@@ -33,7 +33,7 @@ from plansim.workload.operators import Shard
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
     from plansim.workload.model import Model
-    from plansim.workload.operators import Block
+    from plansim.workload.operators import Block, Operator
 
 Array = NDArray[np.float64]
 WHOLE = ("selective", "full")
@@ -283,14 +283,16 @@ class Workbench:
         wait = straggler_factor(self.layout(Parallel(dp=world)))
         lines: list[list[tuple[Line, ...]]] = []
         known: dict[object, tuple[Line, ...]] = {}
+        operators: list[dict[Operator, Alone]] = [{} for _ in self.devices]
+        sent: dict[tuple[GroupShape, str, float], Line] = {}
         for layout, row in zip(layouts, blocks, strict=True):
-            comm = LeastCollectives(layout, microbatches)
+            comm = LeastCollectives(layout, microbatches, sent)
             teacher, inside = self.taught(layout), (layout.group("tp"), layout.group("cp"))
 
             def ideal(b: Block, device: int, how: Arithmetic) -> tuple[Line, ...]:
                 key = (b, device, inside, layout.group("ep") if b.expert_parameters else None)  # noqa: B023
                 if key not in known:
-                    known[key] = ideal_s(b, how, comm, self._repeated(b))  # noqa: B023
+                    known[key] = ideal_s(b, how, comm, self._repeated(b), operators[device])  # noqa: B023
                 return known[key]
 
             lines.append(

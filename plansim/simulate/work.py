@@ -55,6 +55,8 @@ def build_work(costs: StepCosts, order: Order) -> Work:
     steps: list[tuple[Step, ...]] = [()] * size
     first_gather: list[tuple[float, str] | None] = [None] * size
     traffic = _by_chunk(costs, order)
+    contents: dict[Hashable, int] = {}
+    content = [contents.setdefault(_content(both), len(contents)) for both in traffic]
     known: dict[Hashable, tuple[Step, ...]] = {}
     for kind in order.kinds:
         for chunk, cost in enumerate(costs.chunks):
@@ -68,20 +70,15 @@ def build_work(costs: StepCosts, order: Order) -> Work:
                 continue
             gathers = _pass_gathers(cost, kind)
             for own_end in (False, True):  # the first forward, or the last backward, of the step
-                events = _events(costs, traffic[chunk], kind, chunk, own_end)
-                made: tuple[Step, ...] = ()
-                if events:
-                    alike = (
-                        base,
-                        *((at, what, b and (b.what, b.comm_s, b.blocking_s)) for at, _, what, b in events),
-                    )
-                    if alike not in known:
-                        known[alike] = _steps(base, events, costs.overlap_parameters)
-                    made = known[alike]
+                alike = (kind, own_end, id(cost), content[chunk])
+                if alike not in known:
+                    events = _events(costs, traffic[chunk], kind, chunk, own_end)
+                    known[alike] = _steps(base, events, costs.overlap_parameters) if events else ()
+                made = known[alike]
                 for other in (False, True):
                     first, last = (own_end, other) if kind == "F" else (other, own_end)
                     v = variant_of(kind, chunk, chunks, first=first, last=last)
-                    if events:
+                    if made:
                         steps[v], plain[v] = made, None
                     if gathers and costs.overlap_parameters:
                         first_gather[v] = (gathers[0][1].comm_s, gathers[0][1].what)
@@ -152,6 +149,11 @@ def _by_chunk(costs: StepCosts, order: Order) -> list[tuple[list[Bucket], list[B
             for bucket in sorted(buckets, key=_fraction):
                 found[bucket.chunk][which].append(bucket)
     return found
+
+
+def _content(traffic: tuple[list[Bucket], list[Bucket]]) -> Hashable:
+    """Return what two chunks' gathers and reductions have in common when they are alike."""
+    return tuple(tuple((b.what, b.comm_s, b.blocking_s, b.ready_fraction) for b in part) for part in traffic)
 
 
 def _fraction(bucket: Bucket) -> float:
