@@ -11,9 +11,18 @@ class PlansimWarning(UserWarning):
 
 
 class PlansimError(Exception):
-    """Base of every error that plansim raises on purpose."""
+    """Base of every error that plansim raises on purpose.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command ends with.
+    remedy : str
+        A thing to do, where it stands apart from the message; empty otherwise.
+    """
 
     exit_code = 1
+    remedy = ""
 
 
 class InputError(PlansimError, ValueError):
@@ -49,6 +58,7 @@ class UnknownNameError(InputError):
         hint = f"did you mean '{near}'? " if near else ""
         super().__init__(f"unknown {kind} '{given}' ({hint}known: {', '.join(names)})")
         self.kind, self.given, self.known = kind, given, names
+        self.remedy = f"use '{near}'" if near else ""
 
 
 class InfeasibleError(PlansimError):
@@ -87,7 +97,8 @@ class MissingExtraError(PlansimError):
     exit_code = 2
 
     def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(f"{what} needs {package}, which is not installed: pip install 'plansim[{extra}]'")
+        self.remedy = f"pip install 'plansim[{extra}]'"
+        super().__init__(f"{what} needs {package}, which is not installed: {self.remedy}")
 
 
 class AccuracyError(PlansimError):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plansim.cli.options import Json
+from plansim.cli.options import Json, require_known
 
 
 def calibrate(
@@ -34,11 +34,10 @@ def calibrate(
     With --nccl-tests or --topo the fabric comes from those files.
     """
     from plansim.cli import console
-    from plansim.errors import InputError, MissingExtraError
+    from plansim.errors import MissingExtraError
     from plansim.files import require_writable
 
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"--device '{device}' is not known, expected cpu or cuda")
+    require_known("--device", device, ("cpu", "cuda"))
     try:
         from plansim.calibrate import calibrate as measure
         from plansim.calibrate import write_profile

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plansim.cli.options import Json
+from plansim.cli.options import Json, usage
 from plansim.errors import InputError, UnknownNameError, nearest
 
 if TYPE_CHECKING:
@@ -205,7 +205,8 @@ def list_(
     from plansim.cli import console
 
     if kind is not None and kind not in KINDS:
-        raise UnknownNameError("kind of catalogue entry", kind, KINDS)
+        with usage("KIND"):
+            raise UnknownNameError("kind of catalogue entry", kind, KINDS)
     if kind is None:
         rows: list[Row] = [{"name": name, "entries": len(rows_of())} for name, rows_of in KINDS.items()]
     elif device is not None:
@@ -235,7 +236,9 @@ def _on_device(kind: str, name: str) -> list[Row]:
     from plansim.hardware.catalog import find_device
 
     if kind != "compression":
-        raise InputError(f"--device {name}: only compression depends on a device; leave it out for {kind}")
+        raise typer.BadParameter(
+            f"{name}: only compression depends on a device; leave it out for {kind}", param_hint="--device"
+        )
     return compression_rows(find_device(name))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plansim.cli.options import Json, ModelName, Override, read_case, warn_without_effect
+from plansim.cli.options import Json, ModelName, Override, read_case, require_known, warn_without_effect
 
 
 def emit(
@@ -37,11 +37,12 @@ def emit(
     What the target cannot express is refused with a remedy, or listed in NOTES.md and below. With --json the
     files are in the document, and written too when --out is given.
     """
-    given, shape, cluster = read_case(plan, override, profile=profile, model=model)
-    warn_without_effect(given, shape)
     from plansim.cli import console
     from plansim.plan.emit import EMITTERS, emission, notes
 
+    require_known("--to", to, EMITTERS)
+    given, shape, cluster = read_case(plan, override, profile=profile, model=model)
+    warn_without_effect(given, shape)
     made = emission(given, shape, cluster, to)
     files = {**made.files, "NOTES.md": notes(EMITTERS[to], given, made)}
     if json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from plansim.cli.options import usage
 from plansim.errors import InputError
 from plansim.plan.grid import grid_of
 from plansim.plan.model import Plan
@@ -26,8 +27,9 @@ def factors(option: str, given: Iterable[str] | None) -> dict[int, float]:
             found[int(rank)] = value = float(factor)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise InputError(f"{option}: expected RANK=FACTOR such as 17=1.5, got {text!r}")
+        if not (math.isfinite(value) and value > 0):
+            with usage(option):
+                raise InputError(f"expected RANK=FACTOR such as 17=1.5, got {text!r}")
     return found
 
 

@@ -4,15 +4,13 @@ To add a command, write ``plansim/cli/<name>.py`` with one function (or a `typer
 commands) and give it one line in `COMMANDS`. The module imports only typer and `plansim.cli` at its top; the
 library behind the command is imported inside the function, so that ``plansim --help`` stays fast.
 Results go to stdout through `plansim.cli.console`, messages to stderr; ``--json`` prints one JSON document.
-A `PlansimError` becomes its message and its exit code, here and nowhere else.
+A `PlansimError` becomes its message and its exit code in `plansim.cli.failures` and nowhere else.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-import traceback
 import warnings
 from typing import Annotated, Any
 
@@ -20,7 +18,8 @@ import typer
 from typer.core import TyperGroup
 
 from plansim import __version__
-from plansim.errors import PlansimError, PlansimWarning, UnknownNameError
+from plansim.cli.failures import InterruptedCommandError, report
+from plansim.errors import PlansimWarning, UnknownNameError
 
 COMMANDS: dict[str, str] = {
     "plan": "plansim.cli.plan:plan",
@@ -40,8 +39,6 @@ COMMANDS: dict[str, str] = {
     "doctor": "plansim.cli.doctor:doctor",
 }
 """Command -> where it is, in the order of the help. A function, or a `typer.Typer`."""
-
-TRACEBACK_VARIABLE = "PLANSIM_TRACEBACK"
 
 
 class Commands(TyperGroup):
@@ -68,6 +65,13 @@ class Commands(TyperGroup):
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             raise typer.BadParameter(str(UnknownNameError("command", args[0], COMMANDS)), ctx=ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Run the command; typer would end an interrupted one without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise InterruptedCommandError from None
 
 
 app = typer.Typer(
@@ -100,36 +104,10 @@ def main() -> None:
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", PlansimWarning)
     try:
-        app(prog_name="plansim")
-    except PlansimError as error:
-        _report(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except Exception as error:  # noqa: BLE001  (the outermost frame: a bug becomes a short report)
-        _report_bug(error)
-        sys.exit(1)
-
-
-def _report(error: PlansimError) -> None:
-    for line in str(error).splitlines():
-        typer.echo(f"error: {line}", err=True)
-    for rule, count in sorted(getattr(error, "rejected_by_rule", {}).items(), key=lambda item: -item[1]):
-        typer.echo(f"  {count:>9,} rejected by {rule}", err=True)
-    tail = getattr(error, "log_tail", "")
-    if tail:
-        typer.echo(tail.rstrip(), err=True)
-
-
-def _report_bug(error: Exception) -> None:
-    """Say what went wrong and where in a few lines; the traceback is for those who ask."""
-    if os.environ.get(TRACEBACK_VARIABLE):
-        traceback.print_exception(error)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    typer.echo(f"internal error: {type(error).__name__}: {error}", err=True)
-    typer.echo(f"  in {last.name} ({last.filename}:{last.lineno}), plansim {__version__}", err=True)
-    typer.echo(f"  this is a bug; please report it ({TRACEBACK_VARIABLE}=1 shows the traceback)", err=True)
+        code = app(prog_name="plansim", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the outermost frame: all is reported)
+        sys.exit(report(error))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,6 +45,44 @@ ModelName = Annotated[
 KINDS = ("profile", "model", "plan", "job")
 
 
+@contextmanager
+def usage(option: str) -> Iterator[None]:
+    """Make what is wrong with the value of an option a usage error (exit code 2).
+
+    The rule: what can be seen to be wrong on the command line alone is a usage error; what is wrong in a file
+    (also by ``-o``, which changes files), or only beside one, is an input error (exit code 3).
+    """
+    try:
+        yield
+    except InputError as error:
+        raise typer.BadParameter(str(error).removeprefix(f"{option} "), param_hint=option) from None
+
+
+def require_known(option: str, given: str | None, known: Iterable[str]) -> None:
+    """Refuse a word that an option does not know, as a usage error."""
+    names = list(known)
+    if given is not None and given not in names:
+        with usage(option):
+            raise UnknownNameError("name", given, names)
+
+
+def require_agreement(changes: dict[str, dict[str, str]], options: Mapping[str, tuple[object, str]]) -> None:
+    """Refuse an option and an override that say different things, as a usage error.
+
+    Parameters
+    ----------
+    changes : dict
+        Overrides, as `split_overrides` returns them.
+    options : mapping of str to (object, str)
+        Options: the value given, or None, and the override that says the same.
+    """
+    for option, (value, same) in options.items():
+        kind, _, key = same.partition(".")
+        other = changes.get(kind, {}).get(key)
+        if None not in (value, other) and str(value) != other:
+            raise typer.BadParameter(f"{value} contradicts -o {same}={other}; give one", param_hint=option)
+
+
 def split_overrides(given: Iterable[str] | None, kinds: tuple[str, ...] = KINDS) -> dict[str, dict[str, str]]:
     """Return overrides by the file they change, each as dotted key -> YAML text.
 
@@ -57,9 +96,7 @@ def split_overrides(given: Iterable[str] | None, kinds: tuple[str, ...] = KINDS)
     Raises
     ------
     typer.BadParameter
-        When the text is no assignment (a usage error).
-    InputError
-        When it changes a file that this command does not read.
+        When the text is no assignment, or changes a file that this command does not read (usage errors).
     """
     found: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
     for text in given or ():
@@ -70,7 +107,9 @@ def split_overrides(given: Iterable[str] | None, kinds: tuple[str, ...] = KINDS)
                 f"'{text}' is not KEY=VALUE with a key such as {kinds[0]}.name", param_hint="-o"
             )
         if kind not in kinds:
-            raise InputError(f"-o {text}: {UnknownNameError('kind of file', kind, kinds)}")
+            raise typer.BadParameter(
+                f"{text}: {UnknownNameError('kind of file', kind, kinds)}", param_hint="-o"
+            )
         found[kind][key] = value.strip()
     return found
 

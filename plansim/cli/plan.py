@@ -15,7 +15,10 @@ from plansim.cli.options import (
     ProfileName,
     read_cluster,
     read_shape,
+    require_agreement,
+    require_known,
     split_overrides,
+    usage,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ def plan(
     profile: ProfileName,
     model: ModelName = None,
     nodes: Annotated[
-        int | None, typer.Option("--nodes", metavar="N", help="Nodes instead of the profile's.")
+        int | None, typer.Option("--nodes", metavar="N", min=1, help="Nodes instead of the profile's.")
     ] = None,
     global_batch: Annotated[
         int | None,
@@ -41,7 +44,9 @@ def plan(
     objective: Annotated[
         str, typer.Option("--objective", help="throughput, cost, energy, memory or time-to-target.")
     ] = "throughput",
-    top: Annotated[int, typer.Option("--top", metavar="K", help="How many plans to list.")] = 5,
+    top: Annotated[
+        int, typer.Option("--top", metavar="K", min=1, max=1000, help="How many plans to list.")
+    ] = 5,
     fix: Annotated[
         str | None, typer.Option("--fix", metavar="CHOICES", help="Choices to keep: tp=8,pp=1,zero=1|3.")
     ] = None,
@@ -105,12 +110,20 @@ def plan(
     plans pre-training of Llama 3.1 8B on sequences of 8,192 tokens; batches not given follow GPT-3's table by
     model size.
     """
-    shape, cluster, job = _question(profile, model, nodes, global_batch, seq_len, override)
     from plansim.cli import console, show_plan
     from plansim.files import require_writable
-    from plansim.planner import parse_choices
+    from plansim.plan.backends import BACKENDS
+    from plansim.planner import OBJECTIVES, parse_choices
     from plansim.planner import plan as choose
 
+    require_known("--objective", objective, OBJECTIVES)
+    require_known("--backend", backend, BACKENDS)
+    with usage("--fix"):
+        fixed = parse_choices(fix or "")
+    with usage("--forbid"):
+        forbidden = parse_choices(forbid or "")
+    limits = _constraints(limit, quality_budget)
+    shape, cluster, job = _question(profile, model, nodes, global_batch, seq_len, override)
     for path in filter(None, (out, trace)):
         require_writable(path)
     found = choose(
@@ -119,10 +132,10 @@ def plan(
         job,
         objective=objective,
         top=top,
-        fix=parse_choices(fix or ""),
-        forbid=parse_choices(forbid or ""),
+        fix=fixed,
+        forbid=forbidden,
         backend=backend,
-        constraints=_constraints(limit, quality_budget),
+        constraints=limits,
         exhaustive=exhaustive,
         robust=robust,
         pareto=pareto,
@@ -164,6 +177,12 @@ def _question(
     from plansim.planner.defaults import DEFAULT_MODEL, default_job
 
     changes = split_overrides(given, ("profile", "model", "job"))
+    said = {
+        "--nodes": (nodes, "profile.node.count"),
+        "--global-batch": (batch, "job.global_batch"),
+        "--seq-len": (seq_len, "job.seq_len"),
+    }
+    require_agreement(changes, said)
     cluster = read_cluster(profile, changes["profile"], nodes)
     shape = read_shape(model or DEFAULT_MODEL, changes["model"])
     job = default_job(shape, cluster, global_batch=batch, seq_len=seq_len)
@@ -174,41 +193,54 @@ def _question(
     return shape, cluster, job
 
 
-def _constraints(text: str | None, quality_budget: str | None = None) -> Constraints:
-    from plansim.errors import InputError, UnknownNameError
-    from plansim.planner import Constraints
-    from plansim.units import parse
+LIMITS = {
+    "devices": "devices",
+    "memory": "memory_bytes",
+    "budget": "budget_usd",
+    "deadline": "deadline_s",
+    "power": "power_watts",
+    "quality": "max_inflation",
+}
+"""A limit as typed -> the field of `Constraints`."""
 
-    names = {
-        "devices": "devices",
-        "memory": "memory_bytes",
-        "budget": "budget_usd",
-        "deadline": "deadline_s",
-        "power": "power_watts",
-        "quality": "max_inflation",
-    }
-    found: dict[str, float] = {}
-    for part in filter(None, (p.strip() for p in (text or "").split(","))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"'{part}' is no limit; write NAME=VALUE, such as devices=64")
-        if name.strip() not in names:
-            raise UnknownNameError("limit", name.strip(), names)
-        found[names[name.strip()]] = (
-            parse(value.strip(), "bytes") if name == "memory" else _number(part, value)
-        )
+
+def _constraints(text: str | None, quality_budget: str | None = None) -> Constraints:
+    from plansim.errors import InputError
+    from plansim.planner import Constraints
+
+    with usage("--limit"):
+        found = dict(_limit(part.strip()) for part in (text or "").split(",") if part.strip())
     if "deadline_s" in found:
         found["deadline_s"] *= 86400.0
-    if quality_budget is not None:
-        if "max_inflation" in found:
-            raise InputError("--limit quality and --quality-budget say the same: give one of them")
-        lost = _part(quality_budget)
-        found["max_inflation"], found["max_quality_loss"] = 1.0 + lost, lost
+    with usage("--quality-budget"):
+        if quality_budget is not None:
+            if "max_inflation" in found:
+                raise InputError("--limit quality says the same; give one of them")
+            lost = _part(quality_budget)
+            found["max_inflation"], found["max_quality_loss"] = 1.0 + lost, lost
     if "devices" in found:
-        if found["devices"] % 1 or found["devices"] < 1:
-            raise InputError(f"--limit devices={found['devices']:g}: expected a whole number from 1")
         return Constraints(**{**found, "devices": int(found["devices"])})  # type: ignore[arg-type]
     return Constraints(**found)  # type: ignore[arg-type]
+
+
+def _limit(part: str) -> tuple[str, float]:
+    """Return a field of `Constraints` and its value, written as ``memory=70 GiB``."""
+    from plansim.errors import InputError, UnknownNameError
+    from plansim.units import parse
+
+    name, equals, value = (piece.strip() for piece in part.partition("="))
+    if not equals:
+        raise InputError(f"'{part}' is no limit; write NAME=VALUE, such as devices=64")
+    if name not in LIMITS:
+        raise UnknownNameError("limit", name, LIMITS)
+    number = parse(value, "bytes") if name == "memory" else _number(part, value)
+    if name == "quality" and number < 1:
+        raise InputError(f"{part}: expected a factor from 1, which refuses everything lossy")
+    if name == "devices" and (number % 1 or number < 1):
+        raise InputError(f"{part}: expected a whole number from 1")
+    if number <= 0:
+        raise InputError(f"{part}: expected more than 0")
+    return LIMITS[name], number
 
 
 def _part(text: str) -> float:
@@ -218,9 +250,9 @@ def _part(text: str) -> float:
     try:
         value = float(text.strip().removesuffix("%")) / (100.0 if text.strip().endswith("%") else 1.0)
     except ValueError:
-        raise InputError(f"--quality-budget '{text}': expected a part such as 5% or 0.05") from None
+        value = math.nan
     if not 0 <= value <= 1:
-        raise InputError(f"--quality-budget {text}: expected 0 to 100% (5% is 0.05)")
+        raise InputError(f"'{text}': expected 0 to 100%, such as 5% or 0.05")
     return value
 
 

@@ -32,14 +32,13 @@ def report(
     ``.md``.
     """
     from plansim.cli import console
-    from plansim.errors import InputError
     from plansim.files import write_atomic
     from plansim.report import content_of, html, markdown, read_results
     from plansim.report.answer import answer_of
 
     makers = {".html": html, ".htm": html, ".md": markdown}
     if out.suffix.lower() not in makers:
-        raise InputError(f"--out {out}: expected a name that ends in .html or .md")
+        raise typer.BadParameter(f"{out}: expected a name that ends in .html or .md", param_hint="--out")
     content = content_of(read_results(results, console.say), title, console.say)
     write_atomic(out, makers[out.suffix.lower()](content))
     for problem in content.results.problems:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plansim.cli.options import Json, ModelName, Override, read_case, warn_without_effect
+from plansim.cli.options import Json, ModelName, Override, read_case, require_known, warn_without_effect
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,8 +35,12 @@ def run(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare the first losses with a single process.")
     ] = True,
-    port: Annotated[int, typer.Option("--port", help="Port to meet at; 0 chooses a free one.")] = 0,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds after which to give up.")] = 600.0,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to meet at; 0 chooses a free one.")
+    ] = 0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds after which to give up.")
+    ] = 600.0,
     checkpoint: Annotated[
         str | None,
         typer.Option("--checkpoint", metavar="DIR", help="Write checkpoints here; continue from the last."),
@@ -75,7 +79,9 @@ def run(
         from plansim.execute import RunOptions, first_process, run_plan
     except ImportError:
         raise MissingExtraError("running a plan", "torch", "execute") from None
+    from plansim.execute.data import SOURCES
 
+    require_known("--data", data, SOURCES)
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
     for path in filter(None, (out, trace)):

@@ -30,9 +30,9 @@ def simulate(
         ),
     ] = None,
     stragglers: Annotated[
-        int, typer.Option(metavar="N", help="N random ranks, each up to twice as slow.")
+        int, typer.Option(metavar="N", min=0, help="N random ranks, each up to twice as slow.")
     ] = 0,
-    seed: Annotated[int, typer.Option(metavar="S", help="Which ranks these are.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Which ranks these are.")] = 0,
     override: Override = None,
     json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plansim.cli.options import Json, Override
+from plansim.cli.options import Json, Override, usage
 from plansim.cli.sweep import ExecutorName, Ticker, Workers, make_executor
 
 if TYPE_CHECKING:
@@ -65,21 +65,26 @@ def size(
     """
     from plansim.capacity.size import parse_target, size_clusters
     from plansim.cli import console
-    from plansim.cli.options import read_shape, split_overrides
+    from plansim.cli.options import read_shape, require_agreement, split_overrides
     from plansim.files import dump_json, require_writable, write_atomic
     from plansim.plan.read import job_from_data
-    from plansim.units import parse
 
-    wanted = parse_target(target)
+    with usage("--target"):
+        wanted = parse_target(target)
+    with usage("--tokens"):
+        trained = {"target_tokens": _tokens(tokens)} if tokens else {}
+    with usage("--price"):
+        prices = prices_of(price)
+    run = make_executor(executor, workers)
     if out:
         require_writable(out)
     changes = split_overrides(override, ("job", "model", "profile"))
+    said = {"--global-batch": (global_batch, "job.global_batch"), "--seq-len": (seq_len, "job.seq_len")}
+    require_agreement(changes, {**said, "--tokens": (tokens, "job.target_tokens")})
     shape = read_shape(model, changes["model"])
     length = seq_len or shape.seq_len
     data = {"global_batch": global_batch or max(1, BATCH_TOKENS // length), "seq_len": length}
-    job = job_from_data(
-        data | ({"target_tokens": parse(tokens, "tokens")} if tokens else {}), overrides=changes["job"]
-    )
+    job = job_from_data(data | trained, overrides=changes["job"])
     kept = [(f"{kind}.{key}", text) for kind in ("profile", "model") for key, text in changes[kind].items()]
     ends = Ticker("clusters")
     found = size_clusters(
@@ -90,8 +95,8 @@ def size(
         max_devices=max_devices,
         safe=safe,
         changes=tuple(kept),
-        prices=prices_of(price),
-        executor=make_executor(executor, workers),
+        prices=prices,
+        executor=run,
         search="full" if full else "quick",
         progress=ends.tick,
     )
@@ -103,6 +108,17 @@ def size(
         console.emit_json(found.to_json())
     else:
         console.show(*tables(found))
+
+
+def _tokens(text: str) -> float:
+    """Return a number of tokens, written as ``15T`` or ``300e9``."""
+    from plansim.errors import InputError
+    from plansim.units import parse
+
+    found = parse(text, "tokens")
+    if not found > 0:
+        raise InputError(f"'{text}': expected more than 0")
+    return found
 
 
 def prices_of(given: list[str] | None) -> dict[str, float]:

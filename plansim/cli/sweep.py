@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plansim.cli.options import Json
+from plansim.cli.options import Json, require_known, usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,14 +66,14 @@ def sweep(
     from plansim.cli import console
     from plansim.cli.options import split_overrides
 
-    part = parse_shard(shard)
+    with usage("--shard"):
+        part = parse_shard(shard)
+    workers_of = make_executor(executor, workers)
     grid = load_grid(file, split_overrides(override, ("sweep",))["sweep"])
     suffix = f".{part[0]}-of-{part[1]}" if part[1] > 1 else ""
     path = out or Path(f"{Path(file).stem}{suffix}.results.jsonl")
     ends = Ticker("scenarios")
-    summary = run_sweep(
-        grid, path, executor=make_executor(executor, workers), shard=part, progress=ends.sweep
-    )
+    summary = run_sweep(grid, path, executor=workers_of, shard=part, progress=ends.sweep)
     ends.close()
     for problem in summary.problems:
         console.say(f"warning: {problem}")
@@ -126,10 +126,8 @@ def merge(
 def make_executor(name: str, workers: int | None) -> Executor:
     """Return the executor called `name`."""
     from plansim.capacity.executors import EXECUTORS
-    from plansim.errors import UnknownNameError
 
-    if name not in EXECUTORS:
-        raise UnknownNameError("executor", name, EXECUTORS)
+    require_known("--executor", name, EXECUTORS)
     return EXECUTORS[name](workers)
 
 

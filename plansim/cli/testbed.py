@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plansim.cli.options import Json, ModelName, Override, read_case
+from plansim.cli.options import Json, ModelName, Override, read_case, usage
 
 if TYPE_CHECKING:
     from plansim.execute.testbed import TestbedSpec
@@ -93,7 +94,9 @@ def run(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare the first losses with a single process.")
     ] = True,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds after which to give up.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds after which to give up.")
+    ] = 600.0,
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write the measurement.")] = None,
     model: ModelName = None,
     override: Override = None,
@@ -197,13 +200,18 @@ def _rates(spec: TestbedSpec) -> str:
 def _spec(hosts: int, rate: str | None, ranks_per_host: int, cpu: str | None) -> TestbedSpec:
     from dataclasses import replace
 
+    from plansim.errors import InputError
     from plansim.execute.testbed import TestbedSpec
     from plansim.units import parse
 
-    bytes_per_s = None if rate is None else parse(rate, "bytes/s")
-    even = TestbedSpec.even(hosts, bytes_per_s, ranks_per_host=ranks_per_host)
-    cores = _cores(cpu)
-    return replace(even, cores=cores * hosts if len(cores) == 1 else cores)
+    with usage("--rate"):
+        bytes_per_s = None if rate is None else parse(rate, "bytes/s")
+        if bytes_per_s is not None and not bytes_per_s > 0:
+            raise InputError(f"'{rate}': expected more than 0")
+        even = TestbedSpec.even(hosts, bytes_per_s, ranks_per_host=ranks_per_host)
+    with usage("--cpu"):
+        cores = _cores(cpu)
+        return replace(even, cores=cores * hosts if len(cores) == 1 else cores)
 
 
 def _cores(cpu: str | None) -> tuple[float | None, ...]:
@@ -219,9 +227,12 @@ def _cores(cpu: str | None) -> tuple[float | None, ...]:
     if cpu is None:
         return (None,)
     try:
-        return tuple(float(part) for part in cpu.split(","))
+        found = tuple(float(part) for part in cpu.split(","))
     except ValueError:
-        raise InputError(f"--cpu {cpu}: expected a number of cores, or one for each host as 1,0.5") from None
+        found = (math.nan,)
+    if not all(0 < cores < math.inf for cores in found):
+        raise InputError(f"{cpu}: expected a number of cores, or one for each host as 1,0.5")
+    return found
 
 
 def _profile_text(spec: TestbedSpec, base: str) -> str:

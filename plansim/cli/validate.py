@@ -165,13 +165,14 @@ def _over_links(
     import math
 
     from plansim.cli import console
-    from plansim.cli.options import split_overrides
+    from plansim.cli.options import split_overrides, usage
 
     _need_torch()
     from plansim.execute.testbed import TestbedSpec
     from plansim.validate.beds import contenders, rates_of, validate_on_testbed
 
-    links = rates_of(rates)
+    with usage("--rates"):
+        links = rates_of(rates)
     cases, base = _cases(profile, model, plans, override)
     if base is None:
         changes = split_overrides(override)

@@ -71,7 +71,7 @@ class TestbedSpec:
             values = getattr(self, name)
             if len(values) != self.hosts:
                 raise InputError(f"{name} needs one value for each of {self.hosts} hosts, got {len(values)}")
-            if any(v is not None and v <= 0 for v in values):
+            if any(v is not None and not v > 0 for v in values):
                 raise InputError(f"{name} must be > 0, got {list(values)}")
 
     @classmethod

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from plansim.costs.compression import COMPRESSION_METHODS, MODEL_METHODS
 from plansim.errors import InputError, UnknownNameError
 from plansim.plan.backends.base import schedule_key
 from plansim.plan.recompute import canonical_mode
@@ -58,6 +59,20 @@ NUMBERS = (*DEGREES, "etp", "microbatch", "virtual_stages", "zero_stage", "zero_
 NAMES = (*DEGREES, "microbatch", "virtual_stages", *CHOICES)
 
 
+WORDS = (
+    "etp",
+    "stage_layers",
+    "batch_shares",
+    "attention",
+    "aggregation",
+    "zero_stage",
+    "sequence_parallel",
+    "offload",
+    "recompute_per_stage",
+)
+"""Choices that have no values beyond those of the list."""
+
+
 def full_name(name: str) -> str:
     """Return the plan file's name of a choice.
 
@@ -90,22 +105,27 @@ def _several(value: object) -> tuple[Any, ...]:
 def check_value(name: str, value: object) -> None:
     """Refuse a value that a choice cannot have."""
     if name in (*DEGREES, "microbatch", "virtual_stages") and (type(value) is not int or value < 1):
-        raise InputError(f"--fix {name}={value}: expected a whole number of at least 1")
+        raise InputError(f"{name}={value}: expected a whole number of at least 1")
+    if name == "zero_group" and type(value) is int and value < 1:
+        raise InputError(f"{name}={value}: expected a whole number of at least 1, node or all")
     if name == "schedule" and schedule_key(str(value)) not in SCHEDULES:
         raise UnknownNameError("schedule", value, SCHEDULES)
+    if name == "recompute":
+        canonical_mode(str(value))
+    if name == "placement" and sorted(map(str, _axes(value))) != sorted(PLACEMENTS[0]):
+        given = "-".join(map(str, _axes(value)))
+        raise InputError(f"{name}={given}: expected each of tp, cp, dp and pp once, such as tp-cp-dp-pp")
+    edge = name.partition("compression.")[2]
+    methods: Collection[str] = MODEL_METHODS if edge == "model" else COMPRESSION_METHODS
+    if edge and value not in methods:
+        raise UnknownNameError(f"{'model ' if edge == 'model' else ''}compression method", value, methods)
     known = CHOICES.get(name)
-    words = (
-        "etp",
-        "stage_layers",
-        "batch_shares",
-        "attention",
-        "aggregation",
-        "zero_stage",
-        "sequence_parallel",
-        "offload",
-    )
-    if known and (name in words or name.startswith("overlap.")) and value not in known:
-        raise InputError(f"--fix {name}={value}: expected one of {', '.join(map(str, known))}")
+    if known and (name in WORDS or name.startswith("overlap.")) and value not in known:
+        raise InputError(f"{name}={value}: expected one of {', '.join(map(str, known))}")
+
+
+def _axes(value: object) -> Iterable[object]:
+    return value if isinstance(value, tuple | list) else (value,)
 
 
 def parse_choices(text: str) -> dict[str, tuple[Any, ...]]:
@@ -125,6 +145,8 @@ def parse_choices(text: str) -> dict[str, tuple[Any, ...]]:
         if key in found:
             raise InputError(f"{key} is given twice")
         found[key] = tuple(_value(key, v.strip()) for v in value.split("|"))
+        for each in found[key]:
+            check_value(key, each)
     return found
 
 

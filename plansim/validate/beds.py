@@ -41,7 +41,9 @@ def rates_of(text: str) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for word in filter(None, (w.strip() for w in text.split(","))):
-        found[word] = None if word == UNSHAPED else parse(word, "bytes/s")
+        found[word] = rate = None if word == UNSHAPED else parse(word, "bytes/s")
+        if rate is not None and not rate > 0:
+            raise InputError(f"'{word}': expected more than 0")
     if not found:
         raise InputError(f"no rate given: write some such as '50 Mbit/s,1 Gbit/s,{UNSHAPED}'")
     return found

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from plansim.cli import doctor
-from plansim.cli.main import COMMANDS, TRACEBACK_VARIABLE
+from plansim.cli.failures import TRACEBACK_VARIABLE
+from plansim.cli.main import COMMANDS
 from plansim.errors import InfeasibleError, PlansimWarning
 
 
@@ -57,7 +58,7 @@ def test_help_takes_under_300_ms_of_cpu():
         (["simulate", "{plan}", "-o", "tp"], 2, "'tp' is not KEY=VALUE"),
         (
             ["simulate", "{plan}", "-o", "pln.parallel.tp=2"],
-            3,
+            2,
             "unknown kind of file 'pln' (did you mean 'plan'?",
         ),
         (["simulate", "/gone.yaml"], 3, "error: /gone.yaml: no such file"),
@@ -79,14 +80,17 @@ def test_help_takes_under_300_ms_of_cpu():
             "'3 GB' is in bytes, expected seconds",
         ),
         (["simulate", "{plan}", "-o", "plan.compression.gradients=powersg"], 3, "did you mean 'powersgd'"),
-        (["simulate", "{plan}", "--slow", "3=nan"], 3, "expected RANK=FACTOR such as 17=1.5, got '3=nan'"),
+        (["simulate", "{plan}", "--slow", "3=0"], 2, "expected RANK=FACTOR such as 17=1.5, got '3=0'"),
+        (["simulate", "{plan}", "--slow", "9=2"], 3, "slowdown names rank 9, but ranks go from 0 to 7"),
+        (["simulate", "{plan}", "--stragglers", "-1"], 2, "--stragglers"),
+        (["simulate", "{plan}", "--slow", "3=nan"], 2, "expected RANK=FACTOR such as 17=1.5, got '3=nan'"),
         (["merge", "{plan}", "--out", "/proc/none"], 3, "nothing to merge, no file holds a scenario"),
         (["simulate", "{plan}", "--profile", "a100x9"], 3, "no profile 'a100x9' (did you mean 'a100x8'?"),
         (["simulate", "{plan}", "--model", "gpt-22c"], 3, "no model 'gpt-22c' (did you mean 'gpt-22b'?"),
         (["simulate", "{plan}", "--model", "zoo.nets:small"], 3, "module 'zoo.nets' cannot be imported"),
         (
             ["catalog", "list", "device"],
-            3,
+            2,
             "unknown kind of catalogue entry 'device' (did you mean 'devices'?",
         ),
         (["catalog", "show", "a1000"], 3, "unknown catalogue entry 'a1000' (did you mean 'a100x8'?)\n"),
@@ -103,6 +107,13 @@ def test_wrong_input_gets_its_message_and_exit_code(run, plan_file, arguments, c
     assert (done.code, done.out) == (code, "")
     assert says in done.err
     assert "Traceback" not in done.err
+
+    asked = run(*(a.format(plan=plan_file) for a in arguments), "--json")
+    told = asked.json["error"]
+
+    assert (asked.code, asked.err, told["exit_code"]) == (code, done.err, code)
+    assert says.removeprefix("error: ").strip() in told["message"]
+    assert told["problems"] == told["message"].splitlines()
 
 
 def test_overrides_for_the_wrong_kind_name_the_known_ones(run, plan_file):
@@ -136,6 +147,9 @@ def test_a_bug_is_reported_short_and_ends_with_1(run, doctor_that, monkeypatch):
     assert "this is a bug" in done.err
     assert "Traceback" not in done.err
 
+    told = run("doctor", "--json").json["error"]
+    assert (told["kind"], told["exit_code"]) == ("InternalError", 1)
+
     monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
     assert "Traceback" in run("doctor").err
 
@@ -143,7 +157,9 @@ def test_a_bug_is_reported_short_and_ends_with_1(run, doctor_that, monkeypatch):
 def test_ctrl_c_ends_with_130(run, doctor_that):
     doctor_that(KeyboardInterrupt())
 
-    assert run("doctor").code == 130
+    done = run("doctor")
+    assert (done.code, done.err) == (130, "interrupted\n")
+    assert run("doctor", "--json").json["error"]["kind"] == "Interrupted"
 
 
 def test_nothing_feasible_ends_with_4_and_counts_the_rules(run, doctor_that):
@@ -156,6 +172,8 @@ def test_nothing_feasible_ends_with_4_and_counts_the_rules(run, doctor_that):
         "      1,200 rejected by memory",
         "          3 rejected by tp",
     ]
+    told = run("doctor", "--json").json["error"]
+    assert (told["kind"], told["rejected_by_rule"]) == ("InfeasibleError", {"memory": 1200, "tp": 3})
 
 
 def test_settings_without_effect_are_warned_of(run, plan_file):

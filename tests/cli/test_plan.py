@@ -74,20 +74,20 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
     ("arguments", "code", "says"),
     [
         (["--fix", "tp=8", "--forbid", "tp=8"], 3, "--fix tp: every value given is forbidden as well"),
-        (["--fix", "tp=8,tp=4"], 3, "tp is given twice"),
+        (["--fix", "tp=8,tp=4"], 2, "tp is given twice"),
         (["--fix", "tp=8,dp=4"], 3, "--fix dp 4 x tp 8 needs 32 devices, a100x8 has 8"),
-        (["--fix", "tp=0"], 3, "expected a whole number of at least 1"),
-        (["--fix", "tpp=2"], 3, "unknown choice 'tpp' (did you mean 'tp'?"),
-        (["--fix", "schedule=1fb1"], 3, "did you mean '1f1b'"),
+        (["--fix", "tp=0"], 2, "expected a whole number of at least 1"),
+        (["--fix", "tpp=2"], 2, "unknown choice 'tpp' (did you mean 'tp'?"),
+        (["--fix", "schedule=1fb1"], 2, "did you mean '1f1b'"),
         (["--fix", "recompute=moe_act"], 3, "has no moe_act; it has core_attn, layernorm, mlp"),
         (["--fix", "recompute=layernorm", "--backend", "megatron"], 3, "fused into the products behind them"),
-        (["--fix", "recompute=some"], 3, "unknown recompute mode 'some'"),
+        (["--fix", "recompute=some"], 2, "unknown recompute mode 'some'"),
         (["--forbid", "attention=flash|unfused"], 3, "nothing is left to choose for attention"),
         (["--fix", "tp=3"], 4, "no plan to try for gpt3-1.3b on a100x8 (8 devices)"),
         (["--global-batch", "7", "--fix", "dp=8"], 4, "no replica count goes with global_batch 7"),
         (["--limit", "memory=2 GiB"], 4, "nearest miss"),
-        (["--limit", "memory=0 GiB"], 3, "must be > 0"),
-        (["--limit", "money=3"], 3, "unknown limit 'money'"),
+        (["--limit", "memory=0 GiB"], 2, "expected more than 0"),
+        (["--limit", "money=3"], 2, "unknown limit 'money'"),
         (["--limit", "deadline=3"], 3, "needs job.target_tokens"),
         (["--limit", "deadline=3", "-o", "job.target_tokens=1e15"], 4, "days, 3.0 allowed"),
         (["--limit", "budget=5", "-o", "job.target_tokens=1e15"], 4, "$5 allowed"),
@@ -110,21 +110,25 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
         ),
         (["--limit", "power=100"], 4, "a single device draws"),
         (["--seq-len", "4096"], 4, "positions: seq_len 4096 is beyond the 2048 learned positions"),
-        (["--objective", "speed"], 3, "unknown objective 'speed'"),
-        (["--backend", "megatro"], 3, "did you mean 'megatron'"),
+        (["--objective", "speed"], 2, "unknown name 'speed'"),
+        (["--backend", "megatro"], 2, "did you mean 'megatron'"),
         (
             ["--backend", "megatron", "--fix", "schedule=zb-h1"],
             3,
             "megatron has none; use 1f1b",
         ),
         (["--backend", "deepspeed", "--fix", "recompute_per_stage=on"], 3, "deepspeed has none; use off"),
-        (["--top", "0"], 3, "top must be 1 to 1,000"),
-        (["--top", "1000000000"], 3, "top must be 1 to 1,000"),
+        (["--top", "0"], 2, "'--top'"),
+        (["--top", "1000000000"], 2, "'--top'"),
         (["--global-batch", "0"], 2, "Invalid value for"),
         (["--seq-len", "0"], 2, "Invalid value for"),
-        (["--limit", "devices=nan"], 3, "'devices=nan': expected a number"),
-        (["--limit", "devices=1.5"], 3, "expected a whole number from 1"),
-        (["--nodes", "0"], 3, "at least 1 node"),
+        (["--limit", "devices=nan"], 2, "'devices=nan': expected a number"),
+        (["--limit", "devices=1.5"], 2, "expected a whole number from 1"),
+        (["--nodes", "2", "-o", "profile.node.count=4"], 2, "2 contradicts -o profile.node.count=4"),
+        (["-o", "job.global_batch=4"], 2, "64 contradicts -o job.global_batch=4"),
+        (["--fix", "placement=tp"], 2, "placement=tp: expected each of tp, cp, dp and pp once"),
+        (["--forbid", "attention=slow"], 2, "expected one of flash, unfused"),
+        (["--nodes", "0"], 2, "'--nodes'"),
     ],
 )
 def test_what_cannot_be_is_answered_in_words(run, arguments, code, says):
@@ -231,16 +235,16 @@ def test_compression_report_and_quality_budget(run):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--quality-budget", "much"], "a part such as 5% or 0.05"),
+        (["--quality-budget", "much"], "such as 5% or 0.05"),
         (["--quality-budget", "500%"], "0 to 100%"),
         (["--quality-budget", "5%", "--limit", "quality=1.1"], "give one of them"),
-        (["--limit", "quality=0.5"], "must be >= 1"),
+        (["--limit", "quality=0.5"], "expected a factor from 1"),
     ],
 )
 def test_quality_budgets_that_make_no_sense(run, given, says):
     done = run("plan", "--profile", "a100x8", "--model", "bert-large", *given)
 
-    assert done.code == 3
+    assert done.code == 2
     assert says in " ".join(done.err.split())
 
 
@@ -260,7 +264,7 @@ def test_quality_budgets_that_make_no_sense(run, given, says):
 def test_fixed_compression_that_cannot_be_is_refused_with_what_can(run, fixed, says):
     done = run("plan", "-p", "a100x8", "-m", "bert-large", "--fix", fixed)
 
-    assert done.code == 3
+    assert done.code == (2 if says.startswith("unknown") else 3)
     assert says in " ".join(done.err.split())
 
 
