@@ -111,6 +111,8 @@ def _switches(plan: Plan) -> list[str]:
         words.append(f"{plan.servers} parameter server" + ("s" if plan.servers > 1 else ""))
     if plan.offload:
         words.append("optimizer offload")
+    if plan.offload_activations:
+        words.append(f"activations of {plan.offload_activations} layers a chunk offloaded")
     words += [f"{m.method} {edge}" for edge, m in plan.compression.items() if m.method != "none"]
     return words
 
@@ -139,6 +141,7 @@ def plan_short(plan: Plan) -> str:
     words += ["unfused"] if plan.attention != "flash" else []
     words += ["ps"] if plan.aggregation == "parameter_server" else []
     words += ["offload"] if plan.offload else []
+    words += [f"offload:{plan.offload_activations}"] if plan.offload_activations else []
     words += [f"{name} apart" for name in ("gradients", "parameters") if not getattr(plan.overlap, name)]
     if tuple(plan.placement) != ("tp", "cp", "dp", "pp") and p.pp > 1:
         words.append(

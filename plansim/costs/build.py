@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -28,6 +28,7 @@ from plansim.costs.host import host_step_costs
 from plansim.costs.inference import forward_only
 from plansim.costs.interference import Interference, interference
 from plansim.costs.layout import Layout
+from plansim.costs.offload import away_bytes, copies_s, exposed_s
 from plansim.costs.operators import Arithmetic
 from plansim.costs.optimizer import accumulate_s, copy_s, optimizer_s
 from plansim.costs.recompute import again_s, kept_bytes, working_bytes
@@ -230,20 +231,44 @@ def _chunk(layout: Layout, index: int) -> ChunkCosts:
     weight = _sum((t.backward_weight, n * factor) for t, _, n in times)
     summed = 0.0 if sharded else accumulate_s(layout, index) * factor
     codes, codes_back = coding(layout, index)
+    away = away_bytes(layout, index)
+    waits, waits_back = _copies_beyond(layout, index, away)
     return ChunkCosts(
-        forward=_sum(((codes, factor), *((t.forward, n * factor) for t, _, n in times))),
-        backward_input=_sum(((codes_back, factor), *((t.backward_input, n * factor) for t, _, n in times))),
+        forward=_sum(((codes, factor), (waits, 1.0), *((t.forward, n * factor) for t, _, n in times))),
+        backward_input=_sum(
+            (
+                (codes_back, factor),
+                (waits_back, 1.0),
+                *((t.backward_input, n * factor) for t, _, n in times),
+            )
+        ),
         backward_weight=replace(weight, compute_s=weight.compute_s + summed),
         recompute=repeated_s(layout, index),
         send_forward_s=send_s(layout, index),
         send_backward_s=send_s(layout, index - 1),
-        activation_bytes=sum(n * kept_bytes(layout, b, mode) for (b, mode), n in modes.items()),
+        activation_bytes=sum(n * kept_bytes(layout, b, mode) for (b, mode), n in modes.items()) - sum(away),
         backward_extra_bytes=max((working_bytes(layout, b, mode) for b, mode in modes), default=0.0),
+        copy_s=sum(copies_s(layout, away)),
         gathers_per_pass=chunk_gathers(layout, index)
         if sharded and layout.plan.parallel.zero_stage == 3
         else (),
         reductions_per_pass=gradient_buckets(layout, (index,)) if sharded else (),
     )
+
+
+def _copies_beyond(layout: Layout, index: int, away: Sequence[float]) -> tuple[Parts, Parts]:
+    """Return what copies of activations add to a chunk's forward and backward of one microbatch."""
+    if not any(away):
+        return Parts(), Parts()
+    factor = straggler_factor(layout)
+    forward, backward = [], []
+    for block, mode in zip(layout.chunks[index], layout.recompute_modes[index], strict=True):
+        time = block_time(layout, block)
+        again = again_s(layout, time, block, mode)
+        forward.append(factor * time.forward.total_s)
+        backward.append(factor * (again + time.backward_input + time.backward_weight).total_s)
+    out_s, back_s = exposed_s(forward, backward, copies_s(layout, away))
+    return Parts(host_s=out_s), Parts(host_s=back_s)
 
 
 def repeated_s(layout: Layout, index: int, mode: str | None = None) -> Parts:

@@ -33,7 +33,7 @@ def forward_only(costs: StepCosts) -> StepCosts:
     chunks = tuple(
         replace(
             chunk, backward_input=Parts(), backward_weight=Parts(), recompute=Parts(), send_backward_s=0.0,
-            activation_bytes=0.0, backward_extra_bytes=0.0, reductions_per_pass=(),
+            activation_bytes=0.0, backward_extra_bytes=0.0, copy_s=0.0, reductions_per_pass=(),
         )
         for chunk in costs.chunks
     )  # fmt: skip

@@ -18,11 +18,13 @@ from plansim.costs.hostmemory import host_inference_memory, host_stage_memory
 from plansim.costs.inference import inference_memory
 from plansim.costs.layout import Layout
 from plansim.costs.mixed import stage_limits_bytes
+from plansim.costs.offload import away_bytes, host_bytes, host_limit_bytes, in_flight_bytes
 from plansim.costs.optimizer import expert_shard_degree, shard_degree, state_bytes
 from plansim.costs.recompute import kept_bytes, working_bytes
 from plansim.costs.student import with_teacher_weights
 from plansim.results import StageMemory
 from plansim.schedules import find_schedule
+from plansim.units import format_bytes
 from plansim.workload.operators import Block
 
 PEAKS = "peak memory by stage"
@@ -122,10 +124,39 @@ def activation_bytes(layout: Layout, stage: int, mode: str | None = None) -> flo
     chunks = layout.chunks_of_stage[stage]
     held = [list(zip(layout.chunks[c], layout.modes_of(c, mode), strict=True)) for c in chunks]
     kept = [sum(kept_bytes(layout, b, mode) for b, mode in blocks) for blocks in held]
-    peak = float((flights @ np.array(kept)).max())
+    away = [away_bytes(layout, c, mode) for c in chunks]
+    stays = [all_of_it - sum(gone) for all_of_it, gone in zip(kept, away, strict=True)]
+    peak = float((flights @ np.array(stays)).max()) + max(map(in_flight_bytes, away))
     working = max(working_bytes(layout, b, mode) for blocks in held for b, mode in blocks)
     blocks = [b for c in chunks for b in layout.chunks[c]]
     return peak + max(working, (layout.stack.loss_copies - 1.0) * _logits_bytes(blocks))
+
+
+def stage_host_bytes(layout: Layout, stage: int) -> float:
+    """Return what one device of a stage keeps in host memory at the peak, bytes."""
+    p = layout.plan.parallel
+    flights = flights_of(p.schedule, p.pp, layout.plan.num_microbatches, p.virtual_stages, stage)
+    return host_bytes(layout, stage, flights.tolist())
+
+
+def fullest_host(layout: Layout) -> tuple[float, int]:
+    """Return the most that a device of any stage keeps in host memory, bytes, and that stage."""
+    if not (layout.plan.offload or layout.plan.offload_activations):
+        return 0.0, 0
+    held, stage = max((stage_host_bytes(layout, s), -s) for s in range(layout.plan.parallel.pp))
+    return held, -stage
+
+
+def host_notes(layout: Layout) -> tuple[str, ...]:
+    """Return in words that a plan sends more to host memory than there is; nothing where it does not."""
+    held, stage = fullest_host(layout)
+    limit = host_limit_bytes(layout)
+    if held <= limit:
+        return ()
+    return (
+        f"a device of stage {stage} sends {format_bytes(held)} to host memory; its share of the node's is "
+        f"{format_bytes(limit)}",
+    )
 
 
 def _logits_bytes(blocks: list[Block]) -> float:

@@ -27,7 +27,7 @@ def optimizer_s(layout: Layout, stage: int) -> float:
     """
     state, master, gradient, weight = state_bytes(layout)
     traffic = 2 * gradient + 2 * (state + master) + weight
-    return memory_bound_s(layout.profile.device, traffic * _owned(layout, stage), launches=4)
+    return memory_bound_s(layout.profile.device, traffic * owned_parameters(layout, stage), launches=4)
 
 
 def accumulate_s(layout: Layout, chunk: int) -> float:
@@ -63,10 +63,10 @@ def copy_s(layout: Layout, stage: int) -> float:
     if not layout.plan.offload:
         return 0.0
     state, master, _, _ = state_bytes(layout)
-    return (state + master) * _owned(layout, stage) / layout.profile.host.pcie_bytes_per_s
+    return (state + master) * owned_parameters(layout, stage) / layout.profile.host.pcie_bytes_per_s
 
 
-def _owned(layout: Layout, stage: int) -> float:
+def owned_parameters(layout: Layout, stage: int) -> float:
     """Return the parameters that one rank of a stage steps on."""
     dense, expert = held_parameters(layout, layout.chunks_of_stage[stage])
     return dense / shard_degree(layout) + expert / expert_shard_degree(layout)

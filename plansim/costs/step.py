@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 class Parts:
     """Seconds of one task by what it waits for; a task lasts their sum.
 
-    `compute_s` is kernels, `host_s` is launch and framework time that the device cannot hide, the others
-    are communication that stands in the task's own stream (not overlapped with it).
+    `compute_s` is kernels, `host_s` is launch and framework time that the device cannot hide and what copies
+    of activations to host memory and back outlast it, the others are communication that stands in the task's
+    own stream (not overlapped with it).
     """
 
     compute_s: float = 0.0
@@ -74,7 +75,10 @@ class ChunkCosts:
     send_forward_s, send_backward_s : float
         Point-to-point time of the activation to the next chunk, and of the gradient to the previous one.
     activation_bytes : float
-        Bytes kept from forward to backward for one microbatch.
+        Bytes kept on the device from forward to backward for one microbatch.
+    copy_s : float
+        To copy a microbatch's activations to host memory beside the forward, and as long beside the backward
+        to copy them back; what that adds to either is in their `host_s`.
     gathers_per_pass : tuple of Bucket
         ZeRO-3 parameter gathers, once per forward and once per backward of a microbatch.
     reductions_per_pass : tuple of Bucket
@@ -89,6 +93,7 @@ class ChunkCosts:
     send_backward_s: float = 0.0
     activation_bytes: float = 0.0
     backward_extra_bytes: float = 0.0
+    copy_s: float = 0.0
     gathers_per_pass: tuple[Bucket, ...] = ()
     reductions_per_pass: tuple[Bucket, ...] = ()
 

@@ -180,6 +180,8 @@ class Plan:
         ``flash`` or ``unfused``.
     offload : bool
         Optimizer state kept in host memory.
+    offload_activations : int
+        Layers at the start of every chunk whose activations wait for the backward in host memory.
     placement : tuple of str
         Axes from the innermost (neighbouring ranks) to the outermost.
     overrides : tuple of (str, str)
@@ -197,6 +199,7 @@ class Plan:
     overlap: Overlap = field(default_factory=Overlap)
     attention: str = "flash"
     offload: bool = False
+    offload_activations: int = 0
     placement: tuple[str, ...] = ("tp", "cp", "dp", "pp")
     stack: str | None = None
     compression: Compression = field(default_factory=Compression)

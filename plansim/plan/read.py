@@ -113,6 +113,7 @@ class PlanSchema(Schema):
     overlap: OverlapSchema = OverlapSchema()
     attention: Literal["flash", "unfused"] = "flash"
     offload: bool = False
+    offload_activations: WholeNumber = 0
     placement: tuple[Axis, Axis, Axis, Axis] = ("tp", "cp", "dp", "pp")
     stack: Name | None = None
     compression: CompressionSchema = CompressionSchema()
@@ -153,6 +154,7 @@ def plan_from_data(data: Any, *, source: str = "plan", overrides: Mapping[str, s
         overlap=Overlap(**file.overlap.model_dump()),
         attention=file.attention,
         offload=file.offload,
+        offload_activations=file.offload_activations,
         placement=file.placement,
         stack=file.stack,
         compression=_compression(file.compression),
@@ -193,6 +195,8 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     data["recompute"] = plan.recompute if isinstance(plan.recompute, str) else list(plan.recompute)
     data["placement"] = list(plan.placement)
     data["compression"] = {edge: {"method": m.method, **m.options} for edge, m in plan.compression.items()}
+    if not plan.offload_activations:
+        del data["offload_activations"]
     data["overrides"] = dict(plan.overrides)
     if not plan.overrides:
         del data["overrides"]

@@ -199,6 +199,24 @@ def parameter_server_is_plain(case: Case) -> Broken | None:
     return None
 
 
+def activations_can_leave(case: Case) -> Broken | None:
+    """Activations go to a host's memory from devices that have their own, to come back for a backward."""
+    plan = case.plan
+    if not plan.offload_activations:
+        return None
+    given = f"offload_activations {plan.offload_activations}"
+    if any(group.device.kind == "cpu" for group in case.profile.groups):
+        return Broken(
+            detail=f"{given}: on a CPU activations are in host memory already",
+            remedy="use offload_activations 0, or recompute",
+        )
+    if plan.job.phase == "infer":
+        return Broken(
+            detail=f"{given}: inference keeps nothing for a backward", remedy="use offload_activations 0"
+        )
+    return None
+
+
 def placement_orders_the_axes(case: Case) -> Broken | None:
     """Every axis has its place, once."""
     if sorted(case.plan.placement) == sorted(AXES):
@@ -237,6 +255,7 @@ RULES: Mapping[str, Rule] = {
     "recompute": recompute_names_every_stage,
     "recompute modules": recompute_names_what_is_there,
     "parameter server": parameter_server_is_plain,
+    "offload": activations_can_leave,
     "placement": placement_orders_the_axes,
     "dtype": device_has_the_arithmetic,
 }

@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "recompute_per_stage": (True, False),
     "attention": ("flash", "unfused"),
     "offload": (False, True),
+    "offload_activations": (0,),
     "placement": PLACEMENTS,
     "aggregation": ("all_reduce", "parameter_server"),
     "overlap.gradients": (True, False),
@@ -55,7 +56,10 @@ SHORT = {
 }
 """Other names people use."""
 
-NUMBERS = (*DEGREES, "etp", "microbatch", "virtual_stages", "zero_stage", "zero_group", "servers")
+NUMBERS = (
+    *DEGREES, "etp", "microbatch", "virtual_stages", "zero_stage", "zero_group", "servers",
+    "offload_activations",
+)  # fmt: skip
 NAMES = (*DEGREES, "microbatch", "virtual_stages", *CHOICES)
 
 
@@ -108,6 +112,8 @@ def check_value(name: str, value: object) -> None:
         raise InputError(f"{name}={value}: expected a whole number of at least 1")
     if name == "zero_group" and type(value) is int and value < 1:
         raise InputError(f"{name}={value}: expected a whole number of at least 1, node or all")
+    if name == "offload_activations" and (type(value) is not int or value < 0):
+        raise InputError(f"{name}={value}: expected a whole number of layers, 0 for none")
     if name == "schedule" and schedule_key(str(value)) not in SCHEDULES:
         raise UnknownNameError("schedule", value, SCHEDULES)
     if name == "recompute":

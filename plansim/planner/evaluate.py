@@ -8,7 +8,7 @@ from functools import lru_cache
 from plansim.costs.build import step_inflation
 from plansim.costs.compression import MODEL_METHODS
 from plansim.costs.layout import Layout
-from plansim.costs.memory import stage_memory, tightest_stage
+from plansim.costs.memory import host_notes, stage_memory, tightest_stage
 from plansim.costs.step import StepCosts
 from plansim.errors import PlanError
 from plansim.hardware.profile import Profile
@@ -80,6 +80,9 @@ class Evaluator:
         stage, limit = tightest_stage(layout, held, self.memory_limit_bytes or float("inf"))
         if held[stage] > limit:
             return too_large(plan, held[stage], limit, stage)
+        over = too_large_for_the_host(layout)
+        if over:
+            return over
         try:
             seconds = step_seconds(paced_costs(layout))
         except PlanError as error:
@@ -95,6 +98,12 @@ class Evaluator:
             watts=economics.power_watts * economics.pue,
             spread=interval_factor(layout.stack, layout.model),
         )
+
+
+def too_large_for_the_host(layout: Layout) -> Rejected | None:
+    """Return the rejection of a plan that sends more to host memory than there is for one device."""
+    notes = host_notes(layout)
+    return Rejected(plan=layout.plan, rule="host memory", detail=notes[0]) if notes else None
 
 
 def quality_loss(plan: Plan) -> tuple[float, float]:
@@ -153,10 +162,10 @@ def peak_memory(layout: Layout) -> tuple[float, int]:
 
 
 def fits(layout: Layout, most: float = float("inf")) -> bool:
-    """Return whether every stage is within the memory of its devices, and below `most` bytes."""
+    """Return whether every stage is within the memory of its devices and host, and below `most` bytes."""
     held = [stage_memory(layout, s).total_bytes for s in range(layout.plan.parallel.pp)]
     stage, limit = tightest_stage(layout, held, most)
-    return held[stage] <= limit
+    return held[stage] <= limit and too_large_for_the_host(layout) is None
 
 
 def too_large(plan: Plan, peak: float, limit: float, stage: int) -> Rejected:

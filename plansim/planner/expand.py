@@ -150,7 +150,7 @@ def _longest_chunks(pp: Ints, structure: Ints, devices: Ints, options: Options, 
 
 
 def backend_degrees(
-    columns: Columns, end: End, model: Model, job: Job, node: int, options: Options
+    columns: Columns, end: End, model: Model, job: Job, node: int, options: Options, *, offloaded: int = 0
 ) -> Degrees:
     """Return the degrees of all entries with one end, as a runtime's rules read them."""
     attention = model.family in ATTENTION_FAMILIES
@@ -171,6 +171,7 @@ def backend_degrees(
         "virtual_stages": virtual,
         "num_microbatches": columns.num_microbatches.astype(np.int64),
         "sequence_parallel": columns.sequence_parallel.astype(bool),
+        "offload_activations": np.full(len(columns), offloaded),
         "uneven": sized,
         "seq_len": job.seq_len,
         "heads": model.heads if attention else 0,

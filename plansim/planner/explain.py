@@ -17,7 +17,7 @@ from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import Parts, StepCosts
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Plan
-from plansim.planner.terms import Term, recompute_terms
+from plansim.planner.terms import Term, offload_terms, recompute_terms
 from plansim.results import Prediction
 from plansim.results.compare import TERM_NAMES
 from plansim.simulate.predict import predict_layout
@@ -38,7 +38,10 @@ PART_SOURCES = {
         "Liu et al., Ring Attention, arXiv 2310.01889",
     ),
     "ep_s": ("dispatch and combine of experts, all-to-all", "Lepikhin et al., GShard, arXiv 2006.16668"),
-    "host_s": ("launches that outlast their kernels", "counted kernels times the stack's launch time"),
+    "host_s": (
+        "launches that outlast their kernels, copies of activations that outlast their pass",
+        "counted kernels times the stack's launch time; bytes over the host link",
+    ),
     "compression_s": ("encode and decode", "counted work over the device's coding rates"),
 }
 """Part of a task -> (formula in words, source)."""
@@ -66,7 +69,11 @@ BREAKDOWN_SOURCES = {
     ),
     "optimizer_s": ("bytes of state, master and gradient / memory bandwidth", "arXiv 1910.02054"),
     "compression_s": ("encode and decode of every compressed message", "counted work over coding rates"),
-    "host_s": ("launches that outlast their kernels, and the fixed time of a step", ""),
+    "host_s": (
+        "launches that outlast their kernels, copies of activations that outlast their pass, and the fixed "
+        "time of a step",
+        "",
+    ),
 }
 """Part of the breakdown -> (formula in words, source)."""
 
@@ -109,6 +116,7 @@ def explain(model: Model, profile: Profile, plan: Plan) -> Explanation:
         *_communication_terms(layout, costs),
         *_end_terms(layout, costs),
         *recompute_terms(layout, costs),
+        *offload_terms(layout, costs, slowest),
         *_memory_terms(layout, prediction),
         *_money_terms(layout, prediction),
     ]
@@ -331,7 +339,8 @@ def _memory_terms(layout: Layout, prediction: Prediction) -> list[Term]:
         "weights": "parameters x bytes, over the shard group with ZeRO-3",
         "gradients": "parameters x bytes, sharded from ZeRO-2 on",
         "optimizer": "parameters x (state + master), sharded from ZeRO-1 on",
-        "activations": "microbatches in flight x bytes kept, and what one block works on",
+        "activations": "microbatches in flight x bytes kept, and what one block works on"
+        + (", without what is in host memory" if layout.plan.offload_activations else ""),
         "communication": "gathered layers of ZeRO-3, error feedback",
         "workspace": "share of the activations lost in the allocator",
         "reserve": "runtime and communication library",

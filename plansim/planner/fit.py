@@ -14,6 +14,7 @@ from plansim.costs.compression import find_method
 from plansim.costs.layout import Layout
 from plansim.costs.optimizer import state_bytes
 from plansim.costs.step import update_s
+from plansim.planner.away import away, numbers
 from plansim.planner.ends import End
 from plansim.planner.frames import Columns, Ints, Options, distinct
 from plansim.planner.grid import shard_group
@@ -152,8 +153,20 @@ def held(bench: Workbench, columns: Columns, options: Options, shares: Shares, r
         if some is None
     }
     peaks = [alike[name] if some is None else next(partly) for name, some in modes]
+    every = _of(kept["full"], row, flown) + loss
+    if bench.base.offload_activations:
+        counted = numbers(bench.base.offload_activations, layers)
+        leading = _first([stages for stages, _ in groups], counted, body, bench)
+        each = {name: nbytes[:, body].T[:, row] for name, nbytes in kept.items()}
+        gone = away(counted, leading, groups, columns.num_microbatches, each)
+        peaks = [
+            peak - gone.bytes_of(name if some is None else "none", some)
+            for peak, (name, some) in zip(peaks, modes, strict=True)
+        ]
+        alike = {name: peak for peak, (name, some) in zip(peaks, modes, strict=True) if some is None}
+        every = every - gone.bytes_of("full")
     ends = [alike[name] for name in ("none", "full") if name in alike] or [*alike.values()]
-    all_again = [_of(kept["full"], row, flown) + loss] * (len(ends) < len(peaks))
+    all_again = [every] * (len(ends) < len(peaks))
     dense, expert = _of(shares.dense, row, work), _of(shares.expert, row, work)
     least = np.minimum.reduce([*ends, *all_again]) * scale
     return Held(np.array(peaks) * scale, least, dense, expert, gathered, with_experts, limit, rate)

@@ -158,11 +158,15 @@ def plan(
     )
     if not stats.complete:
         return answer
+
+    def ask_likewise(cluster: Profile, work: Job) -> Question:
+        return replace(ask_again(cluster, work), offloaded=question.offloaded)
+
     try:
         if pareto:
-            answer = replace(answer, pareto=front(ask_again(profile, job), limits, progress))
+            answer = replace(answer, pareto=front(ask_likewise(profile, job), limits, progress))
         if sensitivity:
-            effects = sensitivities(question, ask_again, limits, plans[0].plan, plans[0].score)
+            effects = sensitivities(question, ask_likewise, limits, plans[0].plan, plans[0].score)
             answer = replace(answer, sensitivity=effects)
     except KeyboardInterrupt:
         stopped = "Interrupted: the best plans are proved; the front or the sensitivity is left out."
@@ -182,6 +186,12 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
     if used < limits.most_devices(there, one_second(question.profile, 1).watts):
         notes.append(
             f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
+        )
+    if best.offload_activations and "offload_activations" not in question.space.given:
+        notes.append(
+            f"with all activations on the devices no plan fits: those of {best.offload_activations} layers "
+            "of every chunk go to host memory, the fewest that fit to an eighth of all layers "
+            "(--fix offload_activations=N|M tries others)"
         )
     if not question.space.exhaustive:
         notes.append(f"Left out unless fixed (--fix) or --exhaustive: {LEFT_OUT}.")

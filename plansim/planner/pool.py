@@ -109,10 +109,13 @@ class Pool:
         return [p for p in made if p is not None]
 
     def _sizing(self, deal: Deal, stack: Stack) -> str:
-        """Return how modes are chosen; where memory decides, shares follow or blocks were timed: `each`."""
+        """Return how modes are chosen: `each` is a candidate where no mode is fastest whatever else happens.
+
+        So it is where memory decides, shares follow, blocks were timed, or what is kept has to be copied.
+        """
         q = self.question
         timed = on_host(Layout(model=q.model, profile=q.profile, plan=q.base, stack=stack)) is not None
-        if q.objective.by_memory or deal.shared or timed:
+        if q.objective.by_memory or deal.shared or timed or q.offloaded:
             return "each"
         return "stage" if True in q.space.of("recompute_per_stage") else "plan"
 

@@ -21,7 +21,8 @@ class Question:
     """What is asked: a model and a job on a cluster, and how answers are judged.
 
     `robust` asks for the best plan at the pessimistic end of every figure; the objective is one that does.
-    `method` compresses the model itself in every candidate, `activations` what pipeline stages send.
+    `method` compresses the model itself in every candidate, `activations` what pipeline stages send;
+    `offloaded` layers of every chunk keep their activations in host memory.
     """
 
     model: Model
@@ -33,6 +34,7 @@ class Question:
     robust: bool = False
     method: Method = field(default_factory=Method)
     activations: Method = field(default_factory=Method)
+    offloaded: int = 0
 
     @property
     def base(self) -> Plan:
@@ -42,6 +44,7 @@ class Question:
             profile=self.profile.name,
             job=self.job,
             stack=self.space.stack,
+            offload_activations=self.offloaded,
             compression=Compression(model=self.method, activations=self.activations),
         )
 

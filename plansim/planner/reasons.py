@@ -12,10 +12,11 @@ from plansim.plan.rules import check_plan
 from plansim.planner.evaluate import fits, peak_memory
 from plansim.planner.question import Question
 from plansim.units import format_bytes
+from plansim.workload.totals import pipeline_layers
 
 
-def repairs(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """Yield (words, plan) for changes that need less memory, the mildest first."""
+def repairs(plan: Plan, layers: int) -> Iterator[tuple[str, Plan]]:
+    """Yield (words, plan) for changes that need less memory, the mildest first; the model has `layers`."""
     p = plan.parallel
     for mode in ("selective", "full"):
         if plan.recompute not in (mode, "full"):
@@ -28,6 +29,9 @@ def repairs(plan: Plan) -> Iterator[tuple[str, Plan]]:
     if not plan.offload:
         yield "offload=true", replace(plan, offload=True)
         yield "recompute=full with offload=true", replace(plan, recompute="full", offload=True)
+    for away in (layers // 2, layers - 1):
+        if away > plan.offload_activations:
+            yield f"offload_activations={away}", replace(plan, offload_activations=away)
     if p.zero_stage < 3 and p.dp * p.cp > 1:
         smallest = replace(plan, recompute="full", parallel=replace(p, zero_stage=3, microbatch=1))
         yield "recompute=full, zero_stage=3 and microbatch=1", smallest
@@ -37,8 +41,11 @@ def with_remedy(question: Question, rejected: Rejected) -> Rejected:
     """Return a rejection for memory with what would make the plan fit (or how much more memory it needs)."""
     if rejected.rule != "memory" or rejected.remedy:
         return rejected
-    for words, changed in repairs(rejected.plan):
-        if check_plan(changed, question.model, question.profile):
+    for words, changed in repairs(rejected.plan, pipeline_layers(question.network)):
+        runtime = question.space.backend
+        if check_plan(changed, question.model, question.profile) or (
+            runtime and runtime.check(changed, question.model)
+        ):
             continue
         if fits(Layout.of(question.model, question.profile, changed), question.memory_limit_bytes):
             return replace(rejected, remedy=f"{words} fits")

@@ -153,6 +153,7 @@ class Sieve:
                 self.question.job,
                 self.node,
                 options,
+                offloaded=self.question.offloaded,
             )
             for name in names:
                 mine = np.array([s.schedule == name for s in options.structures])[columns.structure]

@@ -4,12 +4,15 @@ A method that gives a smaller network (a student, pruned channels) lays out that
 shape (thin factors, rounded or masked weights) changes its blocks. Either way the bounds of the search are
 those of what is computed, so every method's best plans are proved like all others. What comes on top of a
 network, such as a teacher's forward pass, is in the score alone: bounds stay below it. Coding what pipeline
-stages send each other is one more such choice: its messages are in the bounds, its coding in the score.
+stages send each other is one more such choice: its messages are in the bounds, its coding in the score. So
+are activations in host memory: what they free is in the bounds, what their copies add in the score. Where
+nobody says how many layers of a chunk go there they are tried only when nothing fits without.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -22,6 +25,10 @@ from plansim.planner.question import Question
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found
 from plansim.planner.solve import Progress, Solved, evaluator_of, most_devices, solve, stats_of
+from plansim.workload.totals import pipeline_layers
+
+APART = ("compression.model", "compression.activations", "offload_activations")
+"""Choices of which every value has a search of its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +43,17 @@ class Searched:
 def search_methods(
     question: Question, limits: Constraints, top: int, progress: Progress | None = None
 ) -> Searched:
-    """Return the best plans over the methods of the edges `model` and `activations` that the space allows."""
-    named = product(*(question.space.of(f"compression.{edge}") for edge in ("model", "activations")))
-    pairs = [(Method(method=str(model)), Method(method=str(sent))) for model, sent in named]
-    asked = [replace(question, method=model, activations=sent) for model, sent in pairs]
+    """Return the best plans over the methods of the edges `model` and `activations` that the space allows.
+
+    And over the layers whose activations may be in host memory.
+    """
+    asked = [
+        replace(question, method=Method(method=str(model)), activations=Method(method=str(sent)), offloaded=n)
+        for model, sent, n in product(*map(question.space.of, APART))
+    ]
     every = [_solved(one, limits, top, progress) for one in asked]
+    if not any(solved.found.best for solved in every):
+        every += [s for one in every for s in _offloaded(one, limits, top, progress)]
     winner = min(every, key=lambda solved: solved.found.best[0][0] if solved.found.best else float("inf"))
     if len(every) == 1:
         return Searched(winner, winner.found, stats_of(winner.pool, winner.found, 0.0))
@@ -55,6 +68,33 @@ def search_methods(
         lowest_open=min(s.found.lowest_open for s in every),
     )
     return Searched(winner, found, _together(stats))
+
+
+def _offloaded(solved: Solved, limits: Constraints, top: int, progress: Progress | None) -> Iterator[Solved]:
+    """Yield searches with activations in host memory: of all layers, then of as few as fit, for copies cost.
+
+    Without a pipeline the last layer's backward follows at once, so that all are all but one. The fewest are
+    found to an eighth of all, by bisection. Nothing where memory is not what failed, or none can leave.
+    """
+    question, space = solved.question, solved.question.space
+    memory = solved.pool.tally.rejected["memory"] + solved.found.rejected["memory"]
+    if not (memory and solved.found.complete and space.may_offload(question.profile)):
+        return
+    whole = space.backend is not None and space.backend.offload_activations == "recomputed"
+    every = pipeline_layers(question.network) - (not whole)
+    low, high, away = 0, every, every
+    while away > low:
+        found = _solved(replace(question, offloaded=away, space=space.offloading()), limits, top, progress)
+        yield found
+        if found.found.best or found.found.rejected["host memory"]:
+            high = away
+        elif away == high:
+            return
+        else:
+            low = away
+        if high - low <= max(1, every // 8):
+            return
+        away = (low + high) // 2
 
 
 def _solved(question: Question, limits: Constraints, top: int, progress: Progress | None) -> Solved:

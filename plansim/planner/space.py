@@ -61,7 +61,7 @@ LEFT_OUT = (
     "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
     "divide a rank's layers, and context parallelism below 1,024 tokens a rank; all recomputation but the "
     "fastest that fits, and that of fused attention's core; offload and ZeRO-2 where the same plan fits well "
-    "without (10 % of memory to spare); "
+    "without (10 % of memory to spare); activations in host memory unless nothing fits without; "
     "unfused attention and overlap switched off unless they speed up the best plan"
 )
 """The cut, in words."""
@@ -104,6 +104,19 @@ class Space:
         """Return the allowed values in order: those written down, else those of `free`."""
         given = self.values.get(name)
         return tuple(v for v in (free if given is None else given) if v not in self.forbidden.get(name, ()))
+
+    def may_offload(self, profile: Profile) -> bool:
+        """Whether activations can be sent to host memory here, and nobody said of how many layers."""
+        if "offload_activations" in self.given or profile.device.kind == "cpu":
+            return False
+        return self.backend is None or self.backend.offload_activations != "never"
+
+    def offloading(self) -> Space:
+        """Return the space of plans that do: some runtimes keep them there in some recompute modes only."""
+        modes = self.of("recompute")
+        if self.backend is not None:
+            modes = tuple(m for m in modes if self.backend.offloads_with(m)) or modes
+        return replace(self, values={**self.values, "recompute": modes})
 
     def fixed(self, name: str) -> bool:
         """Whether someone chose for us."""
@@ -193,6 +206,8 @@ def _allowed(runtime: Backend, name: str, listed: tuple[Any, ...]) -> tuple[Any,
     """Return what a runtime accepts of a list; orders of axes are judged plan by plan."""
     if name == "batch_shares":
         return tuple(v for v in listed if v == "even" or runtime.batch_shares)
+    if name == "offload_activations":
+        return tuple(v for v in listed if not v or runtime.offload_activations != "never")
     if name == "recompute_per_stage":
         return tuple(v for v in listed if not v or runtime.recompute_per_stage)
     allowed = runtime.allows.get(name)
@@ -286,6 +301,10 @@ def _check(space: Space, fixed: Mapping[str, tuple[Any, ...]], model: Model, pro
         if not [v for v in listed if v not in space.forbidden.get(name, ())]:
             raise InputError(f"nothing is left to choose for {name}: {_left_out(space, name)}")
     _check_modes(space.of("recompute"), model, space.backend)
+    if any(fixed.get("offload_activations", ())) and profile.device.kind == "cpu":
+        raise InputError(
+            f"--fix offload_activations: the activations of {profile.name} are in host memory already"
+        )
     if fixed.get("etp") == (1,) and model.moe is None:
         raise InputError(f"--fix etp=1: {model.name} has no experts")
     if fixed.get("batch_shares") == ("sized",) and not profile.mixed:

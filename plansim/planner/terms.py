@@ -1,4 +1,4 @@
-"""One term of an explanation, and the terms of recomputation where stages differ in it."""
+"""One term of an explanation; the terms of recomputation where stages differ in it, and of offload."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from plansim.costs.layout import Layout, with_plan
-from plansim.costs.memory import stage_memory
+from plansim.costs.memory import fullest_host, stage_memory
 from plansim.costs.mixed import stage_limits_bytes
+from plansim.costs.offload import away_bytes, host_limit_bytes
 from plansim.costs.step import StepCosts
 
 
@@ -53,3 +54,34 @@ def recompute_terms(layout: Layout, costs: StepCosts) -> Iterator[Term]:
             },
             source="Korthikanti et al., arXiv 2205.05198",
         )
+
+
+def offload_terms(layout: Layout, costs: StepCosts, chunk: int) -> Iterator[Term]:
+    """Yield what goes to host memory and comes back, and how full that is; nothing where all stays."""
+    if not layout.plan.offload_activations:
+        return
+    away = away_bytes(layout, chunk)
+    yield Term(
+        group="offload",
+        name=f"chunk {chunk}: activations out, and back",
+        value=costs.chunks[chunk].copy_s,
+        unit="s",
+        formula="bytes kept by the layers that are away / host link, beside the forward, and beside the "
+        "backward; exposed where a copy outlasts the layers after it",
+        inputs={
+            "per": "microbatch",
+            "layers": sum(nbytes > 0 for nbytes in away),
+            "nbytes": sum(away),
+            "link_bytes_per_s": layout.profile.host.pcie_bytes_per_s,
+        },
+        source="plansim.costs.offload.exposed_s",
+    )
+    yield Term(
+        group="offload",
+        name="host memory of one device",
+        value=fullest_host(layout)[0],
+        unit="bytes",
+        formula="microbatches in flight x bytes away"
+        + (", and optimizer state" if layout.plan.offload else ""),
+        inputs={"limit": host_limit_bytes(layout)},
+    )

@@ -133,6 +133,8 @@ def plan_words(plan: Plan) -> str:
         words.append(f"{p.schedule}{chunks}")
     words += [f"recompute {recompute_words(plan.recompute)}"] if plan.recompute != "none" else []
     words += ["optimizer offload"] if plan.offload else []
+    if plan.offload_activations:
+        words.append(f"activations of {plan.offload_activations} layers offloaded")
     words += [f"{m.method} {edge}" for edge, m in plan.compression.items() if m.method != "none"]
     return ", ".join(words)
 

@@ -9,7 +9,7 @@ from plansim.costs.build import step_costs, step_inflation, without_optimizer, w
 from plansim.costs.compression.model import model_notes
 from plansim.costs.hostdata import on_host
 from plansim.costs.layout import Layout
-from plansim.costs.memory import stage_memory, tightest_stage, with_frozen_weights
+from plansim.costs.memory import host_notes, stage_memory, tightest_stage, with_frozen_weights
 from plansim.costs.mixed import differs, peak_flop_per_s, stage_limits_bytes
 from plansim.costs.optimizer import shard_degree
 from plansim.costs.step import StepCosts
@@ -124,7 +124,7 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
         step_inflation=step_inflation(layout),
         critical_path=result.critical_path,
         bubble_fraction=result.bubble_fraction,
-        notes=model_notes(plan.compression.model, job.phase),
+        notes=(*model_notes(plan.compression.model, job.phase), *host_notes(layout)),
         details={
             "stack": layout.stack.name,
             "optimizer_shard": shard_degree(layout),

@@ -54,6 +54,19 @@ def _action(
         microbatch=action.microbatch,
         chunk=action.chunk,
     )
+    if cost.copy_s > 0 and action.kind in "FBI":
+        leaving = action.kind == "F"
+        at = max(start, end - cost.copy_s) if leaving else start
+        yield Span(
+            rank=rank,
+            stream="d2h" if leaving else "h2d",
+            name=f"activations of microbatch {action.microbatch}",
+            category="host",
+            start_s=at,
+            end_s=min(end, at + cost.copy_s),
+            microbatch=action.microbatch,
+            chunk=action.chunk,
+        )
     if task.link < 0:
         return
     forward = action.kind == "F"

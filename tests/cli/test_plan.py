@@ -140,7 +140,13 @@ def test_what_cannot_be_is_answered_in_words(run, arguments, code, says):
 
 
 def test_the_nearest_miss_says_what_would_make_it_fit(run):
-    done = run(*SMALL, "--limit", "memory=6 GiB", "--fix", "recompute=none,microbatch=16,offload=off")
+    done = run(
+        *SMALL,
+        "--limit",
+        "memory=6 GiB",
+        "--fix",
+        "recompute=none,microbatch=16,offload=off,offload_activations=0",
+    )
 
     assert done.code == 4
     assert "over the 6.0 GiB limit on stage" in done.err

@@ -107,6 +107,13 @@ CASES = {
     "offload": case(
         "gpt2-xl", "v100x8", dtype="fp16", optimizer="adam", parallel={"dp": 8, "zero_stage": 2}, offload=True
     ),
+    "offloaded activations": case(
+        "llama-3.1-8b", "h100x8", parallel={"dp": 8, "zero_stage": 3}, offload_activations=20
+    ),
+    "offloaded inputs": case(
+        "llama-3.1-8b", "h100x8", parallel={"dp": 8, "zero_stage": 3}, recompute="full",
+        offload_activations=32,
+    ),
     "sgd unfused": case("gpt3-1.3b", "a100x8", optimizer="momentum", parallel={"dp": 8}, attention="unfused"),
     "cpu": case("gpt-tiny", "local-cpu", batch=8, seq_len=64, dtype="fp32", parallel={"dp": 2}),
     "pp inside dp": case(
@@ -118,11 +125,11 @@ CASES = {
 
 
 EXPRESSIBLE = {
-    "torchrun": set(CASES) - {"fp8", "offload"},
+    "torchrun": set(CASES) - {"fp8", "offload", "offloaded activations", "offloaded inputs"},
     "megatron": {
         "one gpu", "ddp", "ddp bf16 gradients", "zero 1 tp pp", "zero 2 hybrid", "zero 3", "zero 3 tp cp",
         "interleaved", "interleaved zero 2", "uneven stages", "fp8", "moe", "moe megatron", "moe replicated",
-        "moe whole experts", "offload", "sgd unfused", "pp inside dp",
+        "moe whole experts", "offload", "offloaded activations", "sgd unfused", "pp inside dp",
     },
     "torchtitan": {
         "ddp", "zero 2 hybrid", "zero 3", "zero 3 tp cp", "interleaved zero 2", "uneven stages", "zb-h1",
@@ -130,11 +137,11 @@ EXPRESSIBLE = {
     },
     "deepspeed": {
         "one gpu", "ddp", "ddp bf16 gradients", "zero 3", "zero 3 int8 weights", "moe", "moe replicated",
-        "offload", "sgd unfused", "cpu",
+        "offload", "offloaded inputs", "sgd unfused", "cpu",
     },
     "accelerate": {
         "one gpu", "ddp", "ddp powersgd", "ddp bf16 gradients", "zero 2 hybrid", "zero 3", "zero 3 tp cp",
-        "offload", "sgd unfused", "cpu",
+        "offload", "offloaded inputs", "sgd unfused", "cpu",
     },
 }  # fmt: skip
 for _name in ("slurm", "kubernetes", "skypilot"):

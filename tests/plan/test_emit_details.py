@@ -19,6 +19,7 @@ from plansim.plan.emit.megatron_model import layer_pattern
 from plansim.plan.emit.shell import heredoc
 from plansim.plan.emit.torchtitan import stage_modules
 from plansim.plan.grid import grid_of
+from plansim.plan.model import Parallel
 from plansim.schedules import SCHEDULES
 from plansim.workload.model import MoE
 from plansim.workload.totals import whole_blocks
@@ -74,6 +75,36 @@ def test_megatron_recomputes_the_modules_of_the_plan(dtype, scaling):
     assert options["--recompute-granularity"] == "selective"
     assert options["--recompute-modules"] == "moe_act layernorm mla_up_proj"
     assert options.get("--fp8-recipe") == scaling
+
+
+def test_activations_go_to_the_host_as_each_target_says():
+    away, inputs = CASES["offloaded activations"], CASES["offloaded inputs"]
+    megatron = options_of(bash_array(emit(*away, "megatron")["pretrain.sh"], "ARGS"))
+    deepspeed = json.loads(emit(*inputs, "deepspeed")["ds_config.json"])
+    accelerate = YAML_READER.load(emit(*inputs, "accelerate")["accelerate_config.yaml"])
+
+    assert megatron["--cpu-offloading-num-layers"] == "20"
+    assert deepspeed["activation_checkpointing"]["cpu_checkpointing"] is True
+    assert accelerate["fsdp_config"]["fsdp_activation_checkpointing_offload"] is True
+
+
+@pytest.mark.parametrize(
+    ("target", "changed", "said"),
+    [
+        ("megatron", {"recompute": "full"}, "works with recompute none"),
+        ("megatron", {"offload_activations": 32}, "at least one stays on the device"),
+        ("megatron", {"parallel": Parallel(dp=4, pp=2)}, "use pp 1"),
+        ("deepspeed", {}, "works with recompute full"),
+        ("deepspeed", {"recompute": "full"}, "use 32 or 0"),
+        ("accelerate", {"recompute": "full"}, "all 32 layers"),
+        ("torchtitan", {}, "offload_activations 20 is not available"),
+    ],
+)
+def test_what_a_target_cannot_keep_on_the_host_is_refused(target, changed, said):
+    plan, *rest = CASES["offloaded activations"]
+
+    with pytest.raises(PlanError, match=said):
+        emit(replace(plan, **changed), *rest, target)
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "deepspeed", "accelerate"])

@@ -107,6 +107,7 @@ BROKEN = [
     ("recompute modules", {}, {"recompute": "moe_act+mla_up_proj"}, LLAMA, "m has no mla_up_proj and no moe_act; use core_attn, layernorm, mlp"),
     ("parameter server", {"dp": 2, "tp": 2}, {"aggregation": "parameter_server"}, LLAMA, "plain data parallelism"),
     ("parameter server", {"dp": 2}, {"aggregation": "parameter_server", "servers": 3}, LLAMA, "at most 2 servers"),
+    ("offload", {}, {"offload_activations": 2, "job": Job(global_batch=64, seq_len=1024, phase="infer")}, LLAMA, "keeps nothing for a backward"),
     ("placement", {}, {"placement": ("tp", "tp", "dp", "pp")}, LLAMA, "order tp, cp, dp and pp"),
     ("dtype", {}, {"job": Job(global_batch=64, seq_len=1024, dtype="fp8")}, LLAMA, "gpu has no fp8 arithmetic; use bf16"),
 ]  # fmt: skip

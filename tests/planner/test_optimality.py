@@ -32,6 +32,10 @@ FREE = {
 FREE |= {"compression.gradients": "none", "compression.parameters": "none", "zero_group": None}
 
 
+AWAY = st.sampled_from([0, 1, 3, 64])
+"""Layers of a chunk whose activations are in host memory; of most chunks 64 is all."""
+
+
 def as_hybrid(draw, model):
     """Return the model with some of its layers Mamba-2, MLP or experts alone."""
     letters = "M*-E" if model.moe else "M*-"
@@ -120,8 +124,9 @@ def every_plan(model, profile, job):
     problem=problems(),
     objective=st.sampled_from(["throughput", "cost", "memory"]),
     shrink=st.sampled_from([1.0, 0.02, 0.05]),
+    away=st.sampled_from([0, 0, 2]),
 )
-def test_nothing_beats_the_answer(problem, objective, shrink):
+def test_nothing_beats_the_answer(problem, objective, shrink, away):
     model, profile, job = problem
     profile = replace(
         profile,
@@ -135,6 +140,7 @@ def test_nothing_beats_the_answer(problem, objective, shrink):
         "recompute": ("none", "full"),
         "schedule": ("1f1b", "interleaved", "zb-h1"),
         "offload": False,
+        "offload_activations": away,
     }
     fix |= {
         "placement": ("tp", "cp", "dp", "pp"),
@@ -145,7 +151,8 @@ def test_nothing_beats_the_answer(problem, objective, shrink):
     evaluate = Evaluator(model, profile)
     score = OBJECTIVES[objective].score
     best = float("inf")
-    for candidate in every_plan(model, profile, job):
+    for other in every_plan(model, profile, job):
+        candidate = replace(other, offload_activations=away)
         if check_plan(candidate, model, profile):
             continue
         figures = evaluate(candidate)
@@ -162,10 +169,10 @@ def test_nothing_beats_the_answer(problem, objective, shrink):
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(problem=problems(), seed=st.randoms(use_true_random=False))
-def test_bounds_are_below_what_is_simulated_and_memory_floors_below_the_peak(problem, seed):
+@given(problem=problems(), away=AWAY, seed=st.randoms(use_true_random=False))
+def test_bounds_are_below_what_is_simulated_and_memory_floors_below_the_peak(problem, away, seed):
     model, profile, job = problem
-    question = ask(model, profile, job, fix={"recompute": CHOICES["recompute"]})
+    question = replace(ask(model, profile, job, fix={"recompute": CHOICES["recompute"]}), offloaded=away)
     pool = Pool(question, (profile.num_devices,))
     evaluate = Evaluator(model, profile)
     pairs = []
@@ -183,11 +190,12 @@ def test_bounds_are_below_what_is_simulated_and_memory_floors_below_the_peak(pro
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-@given(problem=problems(), seed=st.randoms(use_true_random=False))
-def test_what_memory_rejects_does_not_fit(problem, seed):
+@given(problem=problems(), away=AWAY, seed=st.randoms(use_true_random=False))
+def test_what_memory_rejects_does_not_fit(problem, away, seed):
     """The floor of memory is below the peak, so nothing that fits is dropped."""
     model, profile, job = problem
     question = ask(model, profile, job, "memory", fix={"recompute": CHOICES["recompute"]})
+    question = replace(question, offloaded=away)
     pool = Pool(question, (profile.num_devices,))
     pairs = pool.take()
 

@@ -7,7 +7,7 @@ import pytest
 
 from plansim.costs.compression import MODEL_METHODS
 from plansim.costs.layout import default_stack
-from plansim.errors import InfeasibleError
+from plansim.errors import InfeasibleError, InputError
 from plansim.hardware.read import load_profile
 from plansim.plan.model import Compression, Job, Method, Overlap, Parallel, Plan
 from plansim.plan.rule import Rejected
@@ -38,6 +38,48 @@ def test_fewer_channels_win_where_they_are_allowed():
     assert asked.search.candidates > without.search.candidates
     s = asked.search
     assert s.candidates == s.bounded_out + s.simulated + sum(s.infeasible_by_rule.values())
+
+
+def test_activations_leave_the_device_only_where_nothing_else_fits():
+    fix = FIXED | {"recompute": "none", "microbatch": 4, "offload": False, "tp": 1}
+    roomy, narrow = (plan(MODEL, tight(memory), JOB, fix=fix) for memory in (0.3, 0.26))
+    chosen = narrow.best.plan.offload_activations
+
+    assert roomy.best.plan.offload_activations == 0
+    assert any(f"those of {chosen} layers of every chunk go to host memory" in note for note in narrow.notes)
+    assert 0 < chosen < MODEL.layers - 1
+    with pytest.raises(InfeasibleError, match=r"over the 3\.9 GiB limit"):
+        plan(MODEL, tight(0.26), JOB, fix=fix | {"offload_activations": (0, chosen // 2)})
+    with pytest.raises(InfeasibleError, match="zero_stage=1 fits"):
+        plan(MODEL, tight(0.22), JOB, fix=fix)
+
+
+def test_a_number_of_layers_is_a_choice_of_the_search():
+    fix = FIXED | {"recompute": "none", "microbatch": 4, "offload_activations": (0, 6)}
+    found = plan(MODEL, PROFILE, JOB, fix=fix, top=50)
+    away = [entry.plan.offload_activations for entry in found.plans]
+
+    assert set(away) == {0, 6}
+    assert away[0] == 0
+    for entry in found.plans:
+        figures = Evaluator(MODEL, PROFILE)(entry.plan)
+        assert entry.score == pytest.approx(OBJECTIVES["throughput"].score(figures))
+
+
+@pytest.mark.parametrize(("backend", "layers", "mode"), [("megatron", 11, "none"), ("deepspeed", 12, "full")])
+def test_a_runtime_offloads_what_it_can(backend, layers, mode):
+    """Megatron takes layers that recompute nothing, DeepSpeed the inputs of all layers that recompute."""
+    fix = {"dp": 4, "microbatch": 4, "offload_activations": layers}
+    found = plan(MODEL, PROFILE, JOB, fix=fix, backend=backend)
+
+    assert {(e.plan.offload_activations, e.plan.recompute) for e in found.plans} == {(layers, mode)}
+
+
+def test_a_runtime_that_offloads_nothing_says_so():
+    with pytest.raises(InputError, match="offload_activations=4: torchtitan has none; use 0"):
+        plan(load_model("llama-3.2-1b"), PROFILE, JOB, fix={"offload_activations": 4}, backend="torchtitan")
+    with pytest.raises(InputError, match="are in host memory already"):
+        plan(MODEL, load_profile("local-cpu"), JOB, fix={"offload_activations": 4})
 
 
 def test_a_quality_budget_keeps_the_model_whole():

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 Degrees = Mapping[str, Any]
 """Integers of a plan by name, each a number or an array of one shape.
 
-Of the plan: ``dp tp pp cp ep etp zero_stage zero_group microbatch virtual_stages num_microbatches seq_len``
-and the booleans ``sequence_parallel uneven``. Of the model, a plain value each: ``heads kv_heads layers
-experts``, ``tied`` and ``pooled`` (its head takes a mean over the sequence, or a part of it). Where the plan
-leaves them out, `etp` is `tp` and `zero_group` is ``dp * cp``; `heads` and `experts` are 0 where there are
-none.
+Of the plan: ``dp tp pp cp ep etp zero_stage zero_group microbatch virtual_stages num_microbatches seq_len
+offload_activations`` and the booleans ``sequence_parallel uneven``. Of the model, a plain value each:
+``heads kv_heads layers experts``, ``tied`` and ``pooled`` (its head takes a mean over the sequence, or a part
+of it). Where the plan leaves them out, `etp` is `tp` and `zero_group` is ``dp * cp``; `heads` and `experts`
+are 0 where there are none.
 """
 
 FEATURES: dict[str, Callable[[Degrees], Mask]] = {
@@ -45,6 +45,7 @@ FEATURES: dict[str, Callable[[Degrees], Mask]] = {
     "sequence parallel": lambda d: d["sequence_parallel"],
     "tied embeddings": lambda d: d["tied"],
     "pooled sequence": lambda d: d["pooled"],
+    "offloaded activations": lambda d: d["offload_activations"] > 0,
 }
 """What a pair may name, by its test on `Degrees` (element-wise on arrays)."""
 
@@ -125,6 +126,9 @@ class Backend:
         Whether stages may recompute differently, and some layers of a chunk whole (``full:K``).
     recompute_modules : tuple of str
         Modules that it can recompute by name.
+    offload_activations : str
+        Whether it keeps activations in host memory: ``never``, those of layers that recompute nothing
+        (``kept``), the inputs of recomputed layers, all of them (``recomputed``), or ``any``.
     fused_norms : bool
         Whether norms of dense layers are parts of the products behind them, and cannot be recomputed apart.
     relations : tuple of Relation
@@ -154,6 +158,7 @@ class Backend:
     recompute_per_stage: bool = False
     recompute_layers: bool = False
     recompute_modules: tuple[str, ...] = ()
+    offload_activations: str = "never"
     fused_norms: bool = False
     relations: tuple[Relation, ...] = ()
     order_relations: tuple[Relation, ...] = ()
@@ -179,6 +184,7 @@ class Backend:
             *self._family_reasons(model),
             *self._choice_reasons(plan, model),
             *self._compression_reasons(plan),
+            *self._offload_reasons(plan, model),
         ]
         reasons += [
             f"{r.message.format(**degrees)}; {r.remedy.format(**degrees)}"
@@ -245,6 +251,29 @@ class Backend:
             for name in named
             if stage not in self.zero_stages_of.get(name, (stage,))
         ]
+
+    def offloads_with(self, mode: str) -> bool:
+        """Whether it keeps activations in host memory of stages that recompute in a mode."""
+        modes = {"never": (), "kept": ("none",), "recomputed": ("full",), "any": (mode,)}
+        return mode in modes[self.offload_activations]
+
+    def _offload_reasons(self, plan: Plan, model: Model) -> list[str]:
+        layers = plan.offload_activations
+        modes = {plan.recompute_of(stage) for stage in range(plan.parallel.pp)} if layers else set()
+        if modes and self.offload_activations == "never":
+            return [f"offload_activations {layers} is not available; use 0, or recompute"]
+        reasons = []
+        if not all(map(self.offloads_with, modes)):
+            with_ = " or ".join(mode for mode in ("none", "full") if self.offloads_with(mode))
+            reasons.append(
+                f"offload_activations {layers} works with recompute {with_}; use that, or 0 layers"
+            )
+        if layers and self.offload_activations == "recomputed" and layers < pipeline_layers(model):
+            reasons.append(
+                f"offload_activations {layers}: the inputs of all recomputed layers leave or none do; "
+                f"use {pipeline_layers(model)} or 0"
+            )
+        return reasons
 
     def recomputes(self, mode: str) -> bool:
         """Whether it can recompute in a mode; which modules a model has is asked elsewhere."""
@@ -319,6 +348,7 @@ def degrees_of(plan: Plan, model: Model) -> dict[str, Any]:
         "virtual_stages": p.virtual_stages,
         "num_microbatches": max(1, plan.job.global_batch // share),
         "sequence_parallel": p.sequence_parallel,
+        "offload_activations": plan.offload_activations,
         "uneven": p.stage_layers is not None and len(set(p.stage_layers)) > 1,
         "seq_len": plan.job.seq_len,
         "heads": model.heads if attention else 0,

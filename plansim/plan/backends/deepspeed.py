@@ -31,6 +31,7 @@ DEEPSPEED = Backend(
         "compression.outer": ("none",),
         "compression.model": ("none",),
     },
+    offload_activations="recomputed",
     schedule_names={"1f1b": "1f1b"},
     context_parallel=False,
     virtual_stages=False,
@@ -47,6 +48,11 @@ DEEPSPEED = Backend(
             features=("zero 3", "pp"),
             reason="the pipeline engine keeps gradients whole",
             remedy="use zero_stage 0 or 1",
+        ),
+        Pair(
+            features=("offloaded activations", "pp"),
+            reason="the pipeline engine keeps the inputs of its layers on the device",
+            remedy="use pp 1 or offload_activations 0",
         ),
         Pair(
             features=("tp", "pp"),

@@ -5,7 +5,7 @@ must give experts the same stages), `core/model_parallel_config.py`, `core/trans
 and `core/distributed/distributed_data_parallel_config.py`.
 """
 
-from plansim.plan.backends.base import Backend, orders_within
+from plansim.plan.backends.base import Backend, Pair, Relation, orders_within
 from plansim.plan.backends.relations import (
     EP_DIVIDES_EXPERTS,
     EVERY_CHUNK_HAS_A_LAYER,
@@ -18,6 +18,13 @@ from plansim.plan.backends.relations import (
     TP_DIVIDES_HEADS,
 )
 from plansim.plan.recompute import MODULE_NAMES
+
+LAST_LAYER_STAYS = Relation(
+    name="offload leaves the last layer",
+    broken=lambda d: d["offload_activations"] >= d["layers"],
+    message="offload_activations {offload_activations} of {layers} layers: at least one stays on the device",
+    remedy="use fewer layers",
+)
 
 MEGATRON = Backend(
     name="megatron",
@@ -42,9 +49,11 @@ MEGATRON = Backend(
     },
     recompute_layers=True,
     recompute_modules=MODULE_NAMES,
+    offload_activations="kept",
     fused_norms=True,
     schedule_names={"1f1b": "1f1b", "interleaved": "interleaved"},
     relations=(
+        LAST_LAYER_STAYS,
         TP_DIVIDES_HEADS,
         TP_AND_KV_HEADS_DIVIDE,
         SEQUENCE_SPLITS_OVER_CP,
@@ -55,6 +64,13 @@ MEGATRON = Backend(
         EVERY_CHUNK_HAS_A_LAYER,
     ),
     order_relations=(EXPERTS_FILL_A_STAGE,),
+    pairs=(
+        Pair(
+            features=("offloaded activations", "pp"),
+            reason="whole layers leave without a pipeline only",
+            remedy="use pp 1, or modules of all layers by hand (--fine-grained-activation-offloading)",
+        ),
+    ),
     zero_stages_of={"parameters fp8": (1, 2, 3)},
     remedies={
         "schedule": "use 1f1b, or interleaved with virtual_stages > 1",

@@ -13,6 +13,7 @@ from plansim.plan.model import Plan
 from plansim.plan.recompute import recompute_words
 from plansim.workload.model import Model
 from plansim.workload.module import ModuleModel
+from plansim.workload.totals import pipeline_layers
 
 VERSION = "Accelerate 1.15"
 HOOKS = {"fp16": "FP16", "bf16": "BF16", "powersgd": "POWER_SGD"}
@@ -21,7 +22,7 @@ HOOKS = {"fp16": "FP16", "bf16": "BF16", "powersgd": "POWER_SGD"}
 
 def write(plan: Plan, model: Model | ModuleModel, profile: Profile) -> Emission:
     """Return ``accelerate_config.yaml`` and a script that starts your training script."""
-    refuse("accelerate", _reasons(plan))
+    refuse("accelerate", _reasons(plan) + _offload_reasons(plan, model))
     hosts = hosts_of(plan, profile, "accelerate")
     if plan.job.dtype == "fp16" and hosts.kind == "cpu":
         refuse("accelerate", ["dtype fp16 on CPUs; use bf16 or fp32"])
@@ -75,6 +76,7 @@ def _fsdp(plan: Plan) -> dict[str, Any]:
         "fsdp_cpu_ram_efficient_loading": True,
         "fsdp_offload_params": plan.offload,
         "fsdp_activation_checkpointing": plan.recompute_of(0) == "full",
+        **({"fsdp_activation_checkpointing_offload": True} if plan.offload_activations else {}),
     }
 
 
@@ -122,6 +124,17 @@ def _reasons(plan: Plan) -> list[str]:
     if order_of(plan) not in (None, *orders_within(("tp", "cp", "dp", "pp"))):
         reasons.append(f"placement {', '.join(plan.placement)}; order the axes tp, cp, dp from the innermost")
     return reasons + _compression_reasons(plan)
+
+
+def _offload_reasons(plan: Plan, model: Model | ModuleModel) -> list[str]:
+    """Return why activations cannot be in host memory: all inputs of checkpointed layers go there."""
+    away, layers = plan.offload_activations, pipeline_layers(model) if isinstance(model, Model) else 1
+    if not away or (plan.recompute_of(0) == "full" and plan.parallel.zero_stage > 0 and away >= layers):
+        return []
+    return [
+        f"offload_activations {away}; use it with recompute full, zero_stage 2 or 3 and all {layers} layers, "
+        "or leave it out"
+    ]
 
 
 def _compression_reasons(plan: Plan) -> list[str]:

@@ -93,6 +93,8 @@ def _warnings(plan: Plan, ranks: list[int]) -> tuple[str, ...]:
             f"traces of ranks {', '.join(map(str, ranks))} stand for all {plan.parallel.world_size}: "
             "the others of a stage do the same in their own groups (comm_groups.json)"
         )
+    if plan.offload_activations:
+        warnings.append("copies of activations to host memory are left out of the traces")
     if plan.offload:
         warnings.append("offload is left out of the traces; add the copies to the simulator's optimizer time")
     return tuple(warnings)

@@ -66,7 +66,10 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     if p.pp > 1:
         config["pipeline"] = {"activation_checkpoint_interval": int(plan.recompute_of(0) == "full")}
     elif plan.recompute_of(0) == "full":
-        config["activation_checkpointing"] = {"partition_activations": False, "cpu_checkpointing": False}
+        config["activation_checkpointing"] = {
+            "partition_activations": False,
+            "cpu_checkpointing": bool(plan.offload_activations),
+        }
     return config
 
 

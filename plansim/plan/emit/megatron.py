@@ -190,6 +190,8 @@ def _memory(plan: Plan, model: Model) -> Options:
         }
     if plan.offload:
         options |= {"--optimizer-cpu-offload": None, "--use-precision-aware-optimizer": None}
+    if plan.offload_activations:
+        options["--cpu-offloading-num-layers"] = str(plan.offload_activations)
     return options
 
 
