@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import io
 import multiprocessing
@@ -25,6 +26,8 @@ from plansim.errors import ExecutionError, PlansimError
 from plansim.execute.system import end_with_parent
 
 LOG_TAIL_LINES = 20
+CRASH = "Fatal Python error"
+"""How Python's report of a crash begins; the innermost call comes first."""
 GRACE_S = 1.0
 """After the first failure, how long the other ranks may still say that they failed first."""
 
@@ -253,7 +256,9 @@ class _Job:
             lines = self._log(rank).read_text(errors="replace").splitlines()
         except OSError:
             return ""
-        return "\n".join(lines[-LOG_TAIL_LINES:])
+        crashes = [i for i, line in enumerate(lines) if line.startswith(CRASH)]
+        told = lines[crashes[-1] :][:LOG_TAIL_LINES] if crashes else lines[-LOG_TAIL_LINES:]
+        return "\n".join(told)
 
     def end(self) -> None:
         """End every process that is still there."""
@@ -282,6 +287,7 @@ def _rank_main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _redirect(log)
+    faulthandler.enable(sys.stderr, all_threads=False)  # a crash outside Python leaves the line in the log
     warnings.resetwarnings()  # the parent may turn warnings into errors; ours are only logged
     gc.freeze()  # what the parent has loaded stays: a collection between steps looks at this rank's own
     try:

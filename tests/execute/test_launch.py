@@ -124,3 +124,16 @@ def _alive(pid):
             return False
         time.sleep(0.05)
     return True
+
+
+def crash(meet: Rendezvous):
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def test_a_crash_outside_python_leaves_its_line_in_the_log():
+    with pytest.raises(ExecutionError, match="killed by SIGSEGV") as caught:
+        launch(crash, 1, timeout_s=20)
+
+    assert "in crash" in caught.value.log_tail

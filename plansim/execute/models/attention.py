@@ -11,6 +11,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from plansim.execute.parallel.collectives import gather
 from plansim.execute.parallel.layouts import sequence_layout
 from plansim.workload.model import Model
 
@@ -23,11 +24,7 @@ class SequenceShare:
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Return all ranks' tensors joined along the sequence; the gradient is reduce-scattered."""
-        if self.size == 1:
-            return x
-        from torch.distributed._functional_collectives import all_gather_tensor_autograd
-
-        return all_gather_tensor_autograd(x.contiguous(), gather_dim=1, group=self.group)
+        return x if self.size == 1 else gather(x, self.group, dim=1)
 
 
 class Attention(nn.Module):

@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed._functional_collectives import (
-    all_gather_tensor_autograd,
-    all_to_all_single_autograd,
-    reduce_scatter_tensor_autograd,
-)
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.nn import functional
+
+from plansim.execute.parallel.collectives import gather, scatter_sum
 
 
 class ExpertShare:
@@ -43,17 +41,17 @@ class ExpertSlices:
         """Return the rows that every slice works on; the ranks' gradients are added."""
         if self.size == 1:
             return rows
-        return self._gather(rows) if self.of_sequence else _Enter.apply(rows, self.group)
+        return gather(rows, self.group) if self.of_sequence else _Enter.apply(rows, self.group)
 
     def all(self, numbers: torch.Tensor) -> torch.Tensor:
         """Return what belongs to those rows and has no gradient."""
-        return self._gather(numbers) if self.of_sequence else numbers
+        return gather(numbers, self.group) if self.of_sequence else numbers
 
     def leave(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the sum over the slices, of the rows that this rank brought."""
         if self.size == 1:
             return rows
-        return self._scatter(rows) if self.of_sequence else _Leave.apply(rows, self.group)
+        return scatter_sum(rows, self.group) if self.of_sequence else _Leave.apply(rows, self.group)
 
     def gather_uneven(
         self, rows: torch.Tensor, owner: torch.Tensor, padding: int
@@ -63,19 +61,13 @@ class ExpertSlices:
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self.group)
         missing = int(most) - len(rows)
         return (
-            self._gather(functional.pad(rows, (0, 0, 0, missing))),
-            self._gather(functional.pad(owner, (0, missing), value=padding)),
+            gather(functional.pad(rows, (0, 0, 0, missing)), self.group),
+            gather(functional.pad(owner, (0, missing), value=padding), self.group),
         )
 
     def scatter_uneven(self, rows: torch.Tensor, count: int) -> torch.Tensor:
         """Return the sum over the slices, of the `count` rows that this rank brought to `gather_uneven`."""
-        return self._scatter(rows)[:count]
-
-    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
-        return all_gather_tensor_autograd(rows.contiguous(), gather_dim=0, group=self.group)
-
-    def _scatter(self, rows: torch.Tensor) -> torch.Tensor:
-        return reduce_scatter_tensor_autograd(rows.contiguous(), "sum", scatter_dim=0, group=self.group)
+        return scatter_sum(rows, self.group)[:count]
 
 
 class _Enter(torch.autograd.Function):
