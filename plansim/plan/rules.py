@@ -288,8 +288,14 @@ def require(rejected: Iterable[Rejected], source: str = "plan") -> None:
         raise PlanError("\n".join(lines))
 
 
+INT8_TRAINING = (
+    "dtype int8 while training: every product is predicted at the int8 rate, as quantised training (AQT) "
+    "runs them; what it costs in quality is not judged"
+)
+
+
 def without_effect(plan: Plan, model: Model) -> list[str]:
-    """Return the settings of a plan that change nothing, in words."""
+    """Return the settings of a plan that change nothing, or whose meaning must be said, in words."""
     p = plan.parallel
     found = {
         "sequence_parallel: no effect with tp 1": p.sequence_parallel and p.tp == 1,
@@ -305,6 +311,7 @@ def without_effect(plan: Plan, model: Model) -> list[str]:
             plan.compression.activations.method != "none" and p.pp == 1
         ),
         "overlap.tensor_parallel: no effect with tp 1": plan.overlap.tensor_parallel and p.tp == 1,
+        INT8_TRAINING: plan.job.dtype == "int8" and plan.job.phase == "train",
         "attention: no effect on a model without attention": plan.attention == "unfused"
         and model.family not in ATTENTION_FAMILIES,
     }

@@ -14,7 +14,7 @@ from plansim.errors import InfeasibleError, InputError, UnknownNameError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Plan
 from plansim.plan.rule import Rejected
-from plansim.plan.rules import check_plan
+from plansim.plan.rules import INT8_TRAINING, check_plan
 from plansim.planner import mixed
 from plansim.planner.crossover import crossovers
 from plansim.planner.evaluate import Bounded, Evaluator
@@ -193,6 +193,8 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
             "of every chunk go to host memory, the fewest that fit to an eighth of all layers "
             "(--fix offload_activations=N|M tries others)"
         )
+    if best.job.dtype == "int8" and best.job.phase == "train":
+        notes.append(INT8_TRAINING)
     if not question.space.exhaustive:
         notes.append(f"Left out unless fixed (--fix) or --exhaustive: {LEFT_OUT}.")
     return tuple(notes)

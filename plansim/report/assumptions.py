@@ -8,7 +8,7 @@ from plansim import __version__
 from plansim.report.conditions import words_of
 from plansim.report.option import Option, Run
 from plansim.report.read import Results
-from plansim.report.words import dollars, duration
+from plansim.report.words import dollars, duration, short
 from plansim.units import format_bytes, format_rate, format_seconds
 
 
@@ -57,7 +57,7 @@ def _workload(best: Option) -> list[Assumption]:
             if best.run.assumed_target
             else "given"
         )
-        rows.append(Assumption(what="Tokens to train on", value=f"{best.run.target_tokens:.3g}", source=how))
+        rows.append(Assumption(what="Tokens to train on", value=short(best.run.target_tokens), source=how))
     return rows
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from plansim.report.charts.facets import facets
+from plansim.report.charts.paint import paint
 from plansim.report.conditions import name_of, value_of
 from plansim.report.option import Option
-from plansim.report.svg import legend, padded, plane, series
+from plansim.report.svg import legend, padded, plane
 from plansim.report.words import short, tip
 
 MOST_SERIES = 8
@@ -27,7 +28,7 @@ def settings_of(option: Option) -> dict[str, object]:
     }
 
 
-def axis_charts(options: Sequence[Option]) -> list[tuple[str, str, str]]:
+def axis_charts(options: Sequence[Option], colours: dict[str, int]) -> list[tuple[str, str, str]]:
     """Return (axis, chart, who is fastest where) for every numeric axis of three values or more."""
     table = [settings_of(o) for o in options]
     names = dict.fromkeys(n for row in table for n in row)
@@ -38,14 +39,19 @@ def axis_charts(options: Sequence[Option]) -> list[tuple[str, str, str]]:
         if name in ("devices", "profile", "model") or None in numbers or len(set(numbers)) < 3:
             continue
         at, others = [float(n or 0) for n in numbers], [v for v in varying if v != name]
-        made = _chart(options, table, name, at, others)
+        made = _chart(options, table, name, at, others, colours)
         if made:
             charts.append((name_of(name), *made))
     return charts
 
 
 def _chart(
-    options: Sequence[Option], table: list[dict[str, object]], name: str, at: list[float], others: list[str]
+    options: Sequence[Option],
+    table: list[dict[str, object]],
+    name: str,
+    at: list[float],
+    others: list[str],
+    colours: dict[str, int],
 ) -> tuple[str, str] | None:
     found: dict[str, list[tuple[float, Option]]] = {}
     for option, row, x in zip(options, table, at, strict=True):
@@ -68,11 +74,12 @@ def _chart(
     label = f"{name_of(name)}, Gbit/s" if rate else name_of(name)
     text = (lambda t: short(t * 8 / 1e9)) if rate else short
     chart.axes(label, "tokens/s, failures included", text, short)
-    for i, points in enumerate(lines.values()):
-        chart.line([(x, o.effective_tokens_per_s) for x, o in points], series(i))
+    kinds = paint([points[0][1].profile for points in lines.values()], colours)
+    for kind, points in zip(kinds, lines.values(), strict=True):
+        chart.line([(x, o.effective_tokens_per_s) for x, o in points], kind)
         for x, o in points:
-            chart.dot(x, o.effective_tokens_per_s, series(i), tip(o), radius=4, facets=facets(o))
-    drawing = chart.svg() + legend([(series(i), words) for i, words in enumerate(lines)])
+            chart.dot(x, o.effective_tokens_per_s, kind, tip(o), radius=4, facets=facets(o))
+    drawing = chart.svg() + legend(list(zip(kinds, lines, strict=True)))
     return drawing, _winners(lines, (lambda t: f"{text(t)} Gbit/s") if rate else text)
 
 

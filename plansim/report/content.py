@@ -152,7 +152,7 @@ def _cost_figures(content: Content, drawn: Sequence[Option], best: Option, colou
             svg=svg,
             text=f"{winners} Each line changes this axis alone; the plan is chosen anew at every point.",
         )
-        for i, (name, svg, winners) in enumerate(axis_charts(drawn))
+        for i, (name, svg, winners) in enumerate(axis_charts(drawn, colours))
     ]
     content.figures += [f for f in figures if f.svg]
 

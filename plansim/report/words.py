@@ -32,15 +32,15 @@ def dollars(usd: float) -> str:
     Examples
     --------
     >>> dollars(1_234_567), dollars(8_600), dollars(3.5), dollars(2.2e9)
-    ('$1.23 M', '$8.6 k', '$3.50', '$2.20 B')
+    ('$1.23 M', '$8.60 k', '$3.50', '$2.20 B')
     """
     if not math.isfinite(usd):
         return "no price"
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if usd >= limit:
             scaled = usd / limit
-            return f"${scaled:,.{2 if scaled < 10 and unit != 'k' else 1 if scaled < 100 else 0}f} {unit}"
-    return f"${usd:,.2f}"
+            return f"${scaled:,.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {unit}"
+    return f"${usd:,.{2 if usd < 100 else 0}f}"
 
 
 def whole_dollars(usd: float) -> str:
@@ -95,7 +95,7 @@ def between(low: float | None, high: float | None, say: Callable[[float], str]) 
     Examples
     --------
     >>> between(1200, 3400, dollars)
-    '$1.2 k to $3.4 k'
+    '$1.20 k to $3.40 k'
     """
     return "" if low is None or high is None else f"{say(low)} to {say(high)}"
 

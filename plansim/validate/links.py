@@ -55,16 +55,32 @@ def cluster(
         per_node = 4 if domain == NVL72 else 8
         notes.append(f"devices per node not stated: {per_node} assumed")
     per_node = min(per_node, n_devices)
-    if not intra.strip() and per_node > 1:
-        notes.append("links inside a node not stated: those of the device's usual node assumed")
     unit = max(per_node, min(domain, n_devices))
     levels = [_inside(device, unit, intra)]
+    if per_node > 1:
+        notes += _taken_inside(device, intra.strip(), levels[0])
     if n_devices > unit:
         level, note = _between(device, per_node, unit, inter)
         levels.append(level)
         notes += [note] if note else []
     nodes = -(-n_devices // per_node)
     return _profile(device, per_node, nodes, tuple(levels)), tuple(notes)
+
+
+KNOWN_INSIDE = r"nv-?(link|switch|l\d)|pcie|infinity|xgmi|neuronlink|\bici\b"
+"""Words for links inside a node that say what they are."""
+
+
+def _taken_inside(device: Device, intra: str, level: FabricLevel) -> list[str]:
+    """Return what the links inside a node were taken for, where the cell does not say it."""
+    usual = "those of the device's usual node assumed"
+    if not intra:
+        return [f"links inside a node not stated: {usual}"]
+    if not re.search(KNOWN_INSIDE, intra, re.IGNORECASE):
+        return [f"links inside a node '{intra}' not understood: {usual}"]
+    if level.name == "pcie" and "pcie" not in intra.lower():
+        return [f"links inside a node '{intra}': {device.id} has none of its own, PCIe assumed"]
+    return []
 
 
 def _profile(device: Device, per_node: int, nodes: int, levels: tuple[FabricLevel, ...]) -> Profile:
@@ -171,10 +187,11 @@ def network(inter: str, device: Device, per_node: int) -> tuple[int, float, str 
     generation = next((g for g in NODE_GBIT if g in device.architecture.lower()), None)
     gbit = NODE_GBIT.get(generation or "", DEFAULT_NODE_GBIT) * per_node / 8
     per_rail = gbit / per_node / 8 * 1e9
+    said = "not stated" if not inter.strip() or "not stated" in inter.lower() else f"'{inter}' without a rate"
     return (
         per_node,
         per_rail,
-        f"network not stated: {per_node} x {gbit / per_node:.0f} Gbit/s per node assumed",
+        f"network {said}: {per_node} x {gbit / per_node:.0f} Gbit/s per node assumed",
     )
 
 

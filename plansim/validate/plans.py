@@ -12,6 +12,7 @@ from plansim.hardware.stack import Stack
 from plansim.plan.backends.base import schedule_key
 from plansim.plan.model import Job, Overlap, Parallel, Plan
 from plansim.plan.recompute import canonical_mode, is_mode
+from plansim.plan.rules import INT8_TRAINING
 from plansim.schedules import SCHEDULES
 from plansim.validate.rows import Row, Unpredictable
 from plansim.validate.software import BEFORE_FLASH, SHARDED_STACKS
@@ -62,6 +63,8 @@ def plan_of(
     if not row.dtype:
         dtype = _unstated_dtype(row, device)
         notes.append(f"data type not stated: {dtype} assumed")
+    elif arithmetic_class(dtype) == "int8":
+        notes.append(INT8_TRAINING)
     plan = Plan(
         model=row.model,
         profile=row.device,
@@ -163,6 +166,8 @@ def _flash(row: Row, stack: Stack, device: Device, notes: list[str]) -> bool:
     if text in ("0", "0.0", "false", "no", "off", "none", "unfused", "eager"):
         return False
     if text:
+        if not re.match(r"[1-4]|true|yes|on|flash|fused|fa|cudnn|sdpa|xformers|te\b", text):
+            notes.append(f"attention kernel '{row.flash_attention}' is not known: flash assumed")
         return True
     old = stack.name in BEFORE_FLASH or device.architecture.lower() in (
         "volta",

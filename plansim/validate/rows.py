@@ -111,7 +111,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises
     ------
     InputError
-        When the file is missing, empty, not CSV text, or lacks a required column.
+        When the file is missing, without rows, not CSV text, or lacks a required column.
     """
     reader = csv.DictReader(io.StringIO(read_text(path, MAX_TABLE_BYTES)))
     reader.fieldnames = [(h or "").strip().lower() for h in reader.fieldnames or []]
@@ -128,9 +128,12 @@ def read_rows(path: Path) -> list[Row]:
     if missing:
         raise InputError("\n".join(f"{path}:1: {_missing(c, header)}" for c in missing))
     try:
-        return alike(list(_rows(reader, path)))
+        rows = alike(list(_rows(reader, path)))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from None
+    if not rows:
+        raise InputError(f"{path}: a header and no rows, expected one measured run a row")
+    return rows
 
 
 def alike(rows: list[Row]) -> list[Row]:

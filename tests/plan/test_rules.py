@@ -15,7 +15,7 @@ from plansim.hardware.profile import NodeGroup, Profile
 from plansim.plan.layout import chunk_layers
 from plansim.plan.model import Compression, Job, Method, Parallel, Plan
 from plansim.plan.rule import Broken
-from plansim.plan.rules import RULES, check_plan, require, without_effect
+from plansim.plan.rules import INT8_TRAINING, RULES, check_plan, require, without_effect
 from plansim.workload.model import Model, MoE
 
 LLAMA = Model(
@@ -189,3 +189,5 @@ def test_settings_without_effect_are_said():
 
     assert len(said) == 5
     assert without_effect(plan({"dp": 2}), LLAMA) == []
+    narrow = Job(global_batch=64, seq_len=1024, dtype="int8")
+    assert without_effect(plan({"dp": 2}, job=narrow), LLAMA) == [INT8_TRAINING]

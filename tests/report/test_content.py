@@ -68,6 +68,13 @@ def test_every_chart_is_there(content):
     assert all(f.svg.startswith("<svg") and f.svg.count("<svg") == 1 for f in content.figures)
 
 
+def test_a_profile_has_one_colour_in_every_chart(content):
+    drawn = "".join(f.svg for f in content.figures)
+    dots = set(re.findall(r'class="dot (s\d)[^>]*data-profile="([^"]+)"', drawn))
+
+    assert len(dots) == len({profile for _, profile in dots}) == len({colour for colour, _ in dots}) == 2
+
+
 def test_the_page_needs_nothing_else(content):
     page = html(content)
 

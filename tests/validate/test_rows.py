@@ -52,6 +52,11 @@ def test_text_in_a_number_is_named_and_the_rest_survives(tmp_path):
     assert ":4: gbs: '-4' must not be negative" in rows[2].errors[0]
 
 
+def test_a_header_alone_is_refused(tmp_path):
+    with pytest.raises(InputError, match="a header and no rows"):
+        read_rows(write(tmp_path, HEADER))
+
+
 def test_missing_columns_are_all_named(tmp_path):
     with pytest.raises(InputError, match=r"'gbs' is missing") as caught:
         read_rows(write(tmp_path, "id,model,n_device,device\n"))

@@ -15,8 +15,8 @@ KORTHIKANTI_22B = {
     "family": "gpt", "layers": 48, "hidden": 6144, "ffn": 24576, "heads": 64, "kv_heads": 64, "vocab": 51200,
     "seq": 2048, "gbs": 4, "mbs": 4, "n_devices": 8, "device": "a100-80g-sxm", "devices_per_node": 8,
     "intra_link": "nvlink3 600GB/s", "dtype": "fp16", "tp": 8, "pp": 1, "dp": 1, "cp": 1, "zero_stage": 0,
-    "sp": 1, "recompute": "selective", "flash_attention": 0, "step_time_derived": 1.10, "schedule": "",
-    "notes": "",
+    "sp": 1, "recompute": "selective", "flash_attention": 0, "step_time_derived": 1.10,
+    "schedule": "", "notes": "", "inter_link": "",
 }  # fmt: skip
 
 
@@ -82,6 +82,30 @@ def test_blank_cells_are_filled_and_said_so(tmp_path):
     assert "microbatch not stated" in text
     assert "recomputation not stated" in text
     assert "vocabulary not stated" in text
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (
+            {"intra_link": "string"},
+            "links inside a node 'string' not understood: those of the device's usual",
+        ),
+        ({"device": "t4", "intra_link": "nvlink"}, "t4-16gb has none of its own, PCIe assumed"),
+        (
+            {"n_devices": 16, "dp": 2, "gbs": 8, "inter_link": "wires"},
+            "network 'wires' without a rate: 8 x 200",
+        ),
+        ({"flash_attention": "magic"}, "attention kernel 'magic' is not known: flash assumed"),
+        ({"dtype": "int8"}, "dtype int8 while training"),
+    ],
+)
+def test_what_a_cell_could_not_mean_is_said(tmp_path, cells, said):
+    row = table(tmp_path, cells).rows[0]
+
+    assert row.skipped is None
+    assert said in "; ".join(row.assumptions)
+    assert said not in "; ".join(table(tmp_path, {}).rows[0].assumptions)
 
 
 def test_a_layout_left_open_is_settled_by_what_fits(tmp_path):

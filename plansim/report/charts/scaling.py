@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from plansim.report.charts.facets import facets
+from plansim.report.charts.paint import paint
 from plansim.report.conditions import name_of, varying
 from plansim.report.option import Option
-from plansim.report.svg import legend, padded, plane, series
+from plansim.report.svg import legend, padded, plane
 from plansim.report.words import short, tip
 
 Series = dict[str, list[Option]]
@@ -28,20 +29,13 @@ def series_of(options: Sequence[Option]) -> Series:
     return {name: [g[n] for n in sorted(g)] for name, g in groups.items() if len(g) > 1}
 
 
-def _paint(found: Series, colours: dict[str, int]) -> list[str]:
-    """Return each line's colour: its profile's, as in the other charts, where no two lines share one."""
-    profiles = [group[0].profile for group in found.values()]
-    alone = len(set(profiles)) == len(profiles)
-    return [series(colours[name] if alone else i) for i, name in enumerate(profiles)]
-
-
 def scaling_charts(options: Sequence[Option], colours: dict[str, int], most: int = 8) -> tuple[str, str]:
     """Return speed over devices, and efficiency over devices; nothing without a series of sizes."""
     found = dict(list(series_of(options).items())[:most])
     if not found:
         return "", ""
     everything = [o for g in found.values() for o in g]
-    paint = _paint(found, colours)
+    lines = paint([group[0].profile for group in found.values()], colours)
     devices = [float(o.devices) for o in everything]
     rates = [o.effective_tokens_per_s for o in everything]
     ticks = _powers(devices)
@@ -58,16 +52,16 @@ def scaling_charts(options: Sequence[Option], colours: dict[str, int], most: int
     for i, group in enumerate(found.values()):
         first = group[0]
         perfect = [(o.devices, first.effective_tokens_per_s / first.devices * o.devices) for o in group]
-        speed.line([(float(a), min(b, speed.y.high)) for a, b in perfect], f"{paint[i]} ideal")
-        speed.line([(float(o.devices), o.effective_tokens_per_s) for o in group], paint[i])
+        speed.line([(float(a), min(b, speed.y.high)) for a, b in perfect], f"{lines[i]} ideal")
+        speed.line([(float(o.devices), o.effective_tokens_per_s) for o in group], lines[i])
         for o in group:
-            speed.dot(o.devices, o.effective_tokens_per_s, paint[i], tip(o), radius=4, facets=facets(o))
-    entries = list(zip(paint, found, strict=True))
-    efficiency = _efficiency(found, paint, devices, ticks)
+            speed.dot(o.devices, o.effective_tokens_per_s, lines[i], tip(o), radius=4, facets=facets(o))
+    entries = list(zip(lines, found, strict=True))
+    efficiency = _efficiency(found, lines, devices, ticks)
     return speed.svg() + legend([*entries, ("ideal", "perfect scaling")]), efficiency
 
 
-def _efficiency(found: Series, paint: Sequence[str], devices: Sequence[float], ticks: Sequence[float]) -> str:
+def _efficiency(found: Series, lines: Sequence[str], devices: Sequence[float], ticks: Sequence[float]) -> str:
     chart = plane(
         "Efficiency over devices",
         "share of perfect scaling, and goodput: the share of time left after failures and checkpoints",
@@ -80,15 +74,18 @@ def _efficiency(found: Series, paint: Sequence[str], devices: Sequence[float], t
     for i, (name, group) in enumerate(found.items()):
         best = max(o.effective_tokens_per_s / o.devices for o in group)
         shares = [o.effective_tokens_per_s / o.devices / best for o in group]
-        chart.line([(float(o.devices), share) for o, share in zip(group, shares, strict=True)], paint[i])
+        chart.line([(float(o.devices), share) for o, share in zip(group, shares, strict=True)], lines[i])
         runs = [(float(o.devices), o.run.goodput) for o in group if o.run]
         if runs:
-            chart.line(runs, f"{paint[i]} ideal")
+            chart.line(runs, f"{lines[i]} ideal")
         for o, share in zip(group, shares, strict=True):
             good = f", goodput {o.run.goodput:.1%}" if o.run else ""
             words = f"{name} × {o.devices:,}: {share:.1%} of its best per device{good}"
-            chart.dot(o.devices, share, paint[i], words, radius=4, facets=facets(o))
-    return chart.svg() + legend([("line", "tokens/s per device, of the series' best"), ("ideal", "goodput")])
+            chart.dot(o.devices, share, lines[i], words, radius=4, facets=facets(o))
+    named = zip(lines, found, strict=True)
+    return chart.svg() + legend(
+        [*named, ("line", "tokens/s per device, of the series' best"), ("ideal", "goodput")]
+    )
 
 
 def _powers(devices: Sequence[float]) -> list[float]:
