@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from plansim.hardware.device import Device
 from plansim.hardware.fabric import FabricLevel
-from plansim.hardware.profile import NodeGroup, Profile
+from plansim.hardware.profile import Host, NodeGroup, Profile
 from plansim.hardware.transport import transport as find_transport
 
 NVLINK = {
@@ -97,6 +97,7 @@ def _profile(device: Device, per_node: int, nodes: int, levels: tuple[FabricLeve
         name=f"{device.id}-{per_node * nodes}",
         groups=(NodeGroup(device=device, devices=per_node, count=nodes),),
         fabric=levels,
+        host=Host(pcie_bytes_per_s=device.pcie_bytes_per_s or Host().pcie_bytes_per_s),
         backend=backend,
     )
 

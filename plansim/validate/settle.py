@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 from plansim.costs.layout import Layout
@@ -34,7 +35,32 @@ def settled(case: Case) -> Case:
     """Return the case with blank layout, recomputation and split of layers filled in."""
     if not case.layout_known:
         return _with_layout(case)
-    return _with_split(_with_recompute(case))
+    return _with_split(_with_recompute(_with_offload(case)))
+
+
+def _with_offload(case: Case) -> Case:
+    """Return the case with the activations in host memory that its notes tell of."""
+    few, many = offloaded_layers(case.row.notes)
+    fitting = (n for n in range(few, many) if _fits(case, replace(case.plan, offload_activations=n)))
+    layers = next(fitting, many)
+    plan = replace(case.plan, offload_activations=layers)
+    if few == many:
+        return replace(case, plan=plan)
+    why = "the fewest that fit" if layers < many else "the most"
+    return _noted(case, plan, f"activations of {few} to {many} layers offloaded: {layers} assumed ({why})")
+
+
+def offloaded_layers(notes: str) -> tuple[int, int]:
+    """Return of how many layers notes say that activations are in host memory, at least and at most.
+
+    Examples
+    --------
+    >>> offloaded_layers("recipe offloads activations of 20-40 layers to CPU"), offloaded_layers("no offload")
+    ((20, 40), (0, 0))
+    """
+    found = re.search(r"offload\w* activations of (\d+)(?:\s*(?:-|to)\s*(\d+))? layers", notes)
+    few = int(found[1]) if found else 0
+    return few, int(found[2]) if found and found[2] else few
 
 
 def _with_split(case: Case) -> Case:

@@ -288,3 +288,26 @@ def test_recomputation_in_other_words(tmp_path):
     assert any(
         a.startswith("recomputation 'some' is not one of none, selective, full") for a in odd.assumptions
     )
+
+
+OFFLOADED = {
+    "source": "NVIDIA Megatron-Bridge docs/performance-summary-archive (NeMo 26.02 container)",
+    "recompute": "none",
+    "model": "llama3-70b", "family": "llama", "layers": 80, "hidden": 8192, "ffn": 28672, "kv_heads": 8,
+    "vocab": 128256, "seq": 8192, "gbs": 256, "mbs": 2, "n_devices": 64, "device": "gb200",
+    "devices_per_node": 4, "intra_link": "nvlink5 1800GB/s NVL72", "dtype": "fp8-cs", "tp": 1, "dp": 64,
+    "zero_stage": 3, "sp": 0, "flash_attention": 1, "step_time_derived": 8.1109,
+}  # fmt: skip
+
+
+def test_activations_that_notes_offload_leave_the_device(tmp_path):
+    """Of a range the fewest layers that fit: the recipe of this run says 40."""
+    notes = "Megatron-FSDP over 64; recipe offloads activations of {} layers to CPU".format
+    found = table(tmp_path, *(OFFLOADED | {"notes": text} for text in ("", notes("20-40"), notes("40"))))
+    bare, ranged, stated = found.to_json()["rows"]
+
+    assert [row["feasible"] for row in (bare, ranged, stated)] == [False, True, True]
+    assert any("activations of 20 to 40 layers offloaded" in text for text in ranged["assumptions"])
+    assert not any("offloaded" in text for text in stated["assumptions"])
+    assert ranged["predicted_step_time_s"] == pytest.approx(bare["predicted_step_time_s"], rel=1e-3)
+    assert abs(stated["error"]) < 0.1
