@@ -404,14 +404,17 @@ def resolve(
         for candidate in (root / given, *(root / f"{name}{s}" for s in suffixes)):
             if _is_file(candidate):
                 return candidate
+    if _is_file(given, Path.is_dir):
+        inside = "".join(f" without a {s[1:]}" for s in suffixes if s.startswith("/"))
+        raise InputError(f"{name}: a folder{inside}, expected the file of a {kind}")
     names = known()
     near = nearest(given.stem if given.suffix in suffixes else given.name, names)
     hint = f"did you mean '{near}'? " if near else ""
     raise InputError(f"no {kind} '{name}' ({hint}known: {', '.join(names)}; or give a path)")
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: Path, there: Callable[[Path], bool] = Path.is_file) -> bool:
     try:
-        return path.is_file()
+        return there(path)
     except OSError:  # a name too long, a folder that may not be entered
         return False

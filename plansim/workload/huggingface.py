@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plansim.errors import InputError, PlansimWarning, UnknownNameError
+from plansim.workload.huggingface_keys import OWN_DEFAULTS
 from plansim.workload.hybrids import bamba, granite_hybrid, mamba2, nemotron_h
 
 ALTERNATING = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "gpt_oss": 2}
@@ -77,6 +78,8 @@ def _decoder(c: Config, *, tied: bool = False, **fixed: Any) -> dict[str, Any]:
 def _window(c: Config) -> dict[str, Any]:
     """Return the sliding window, and which layers see the whole sequence all the same."""
     span, kinds = c.get("sliding_window"), c.get("layer_types", default=[])
+    if not isinstance(kinds, list):
+        raise InputError(f"layer_types: expected a list with the kind of every layer, got {kinds!r}")
     if span is None or c.get("use_sliding_window", default=True) is False:
         return {"window": None}
     every = c.get("sliding_window_pattern") or ALTERNATING.get(str(c.data.get("model_type")))
@@ -90,7 +93,7 @@ def _window(c: Config) -> dict[str, Any]:
                 PlansimWarning,
                 stacklevel=2,
             )
-    return {"window": int(span), "global_every": int(every) if every else None}
+    return {"window": span, "global_every": every or None}
 
 
 def _experts(c: Config, *, ffn: str = "moe_intermediate_size", **fixed: Any) -> dict[str, Any]:
@@ -263,11 +266,21 @@ def model_data_of(data: Mapping[str, Any], source: str) -> dict[str, Any]:
         When the architecture is unknown, or keys are missing: names all of them.
     """
     if isinstance(data.get("text_config"), Mapping):
-        data = {"_name_or_path": data.get("_name_or_path"), **data["text_config"]}
-    kind = str(data.get("model_type"))
+        outer, data = data, data["text_config"]
+        shared = {k: outer[k] for k in ("_name_or_path", "tie_word_embeddings") if k in outer}
+        data = {**shared, **data}
+        others = [
+            k for k in outer if k.endswith("_config") and k not in ("text_config", "quantization_config")
+        ]
+        if others:
+            text = f"{source}: the language model alone is predicted, without {', '.join(others)}"
+            warnings.warn(text, PlansimWarning, stacklevel=2)
+    kind = str(data.get("model_type") or "")
+    if not kind:
+        raise InputError(f"{source}: model_type is missing; it names the architecture, such as llama")
     if kind not in READERS:
         raise InputError(f"{source}: model_type: {UnknownNameError('architecture', kind, READERS)}")
-    config = Config(data)
+    config = Config({**OWN_DEFAULTS.get(kind, {}), **data})
     try:
         made = READERS[kind](config)
     except InputError as error:

@@ -171,6 +171,9 @@ class Model:
                     f"model {self.name}: hidden {self.hidden} is not a multiple of heads {self.heads}"
                 )
             object.__setattr__(self, "head_dim", max(1, self.hidden // self.heads))
+        stages, widths = (len(self.options.get(key, ())) for key in ("stages", "widths"))
+        if stages != widths and "stages" in self.options and "widths" in self.options:
+            raise InputError(f"model {self.name}: {stages} stages, but {widths} widths: expected one of each")
         if self.family == "hybrid":
             self._check_pattern()
 

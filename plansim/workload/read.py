@@ -25,6 +25,7 @@ from plansim.files import (
 from plansim.workload.defaults import FAMILY_DEFAULTS, filled
 from plansim.workload.families import FAMILIES
 from plansim.workload.huggingface import is_hugging_face, model_data_of
+from plansim.workload.huggingface_keys import spelled
 from plansim.workload.model import MLA, MTP, Mamba, Model, MoE
 from plansim.workload.module import ModuleModel, is_factory
 
@@ -180,25 +181,26 @@ def load_model(name: str | Path, overrides: Mapping[str, str] | None = None) -> 
         if overrides:
             raise InputError(f"{text}: a Python factory has no keys to override ({', '.join(overrides)})")
         return ModuleModel(factory=text)
-    return model_from_data(*_data_of(text), overrides=overrides)
-
-
-def _data_of(text: str) -> tuple[Any, str]:
-    """Return the data of a model file (converted if it is Hugging Face's) and its name for messages."""
     suffixes = (".yaml", ".yml", ".json", "/config.json")
     found = resolve(text, [BUILT_IN], suffixes, "model", built_in_models)
+    source = str(found) if found.parent != BUILT_IN else text
     data = _read_json(found) if found.suffix == ".json" else read_yaml(found)
-    if is_hugging_face(data):
-        return model_data_of(data, source=str(found)), str(found)
-    return data, str(found) if found.parent != BUILT_IN else text
+    if not is_hugging_face(data):
+        return model_from_data(data, source, overrides=overrides)
+    made = model_data_of(data, source=source)
+    try:
+        return model_from_data(made, source, overrides=overrides)
+    except InputError as error:
+        raise InputError(spelled(str(error), data, source, read_text(found))) from None
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        place = f":{error.lineno}:{error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise InputError(f"{path}{place}: not valid JSON: {getattr(error, 'msg', error)}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{path}: lists or mappings are nested too deeply") from None
 
 
 def built_in_models() -> list[str]:
@@ -216,19 +218,19 @@ def model_from_data(data: Any, source: str = "model", overrides: Mapping[str, st
     plain = file.model_dump(include=set(Model.__slots__) - {"moe", "options", *PARTS})
     options = {k: v for k, v in file.model_dump(include=set(OPTION_KEYS)).items() if v is not None}
     try:
-        return Model(**plain, **parts, moe=_moe(file, source), options=options)
+        return Model(**plain, **parts, moe=_moe(file), options=options)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
 
-def _moe(file: ModelSchema, source: str) -> MoE | None:
+def _moe(file: ModelSchema) -> MoE | None:
     if file.experts is None:
         if file.family == "moe":
-            raise InputError(f"{source}: experts: this key is required for family 'moe'")
+            raise InputError("experts: this key is required for family 'moe'")
         return None
     top_k = file.top_k or 1
     if top_k > file.experts:
-        raise InputError(f"{source}: top_k {top_k} is more than the {file.experts} experts")
+        raise InputError(f"top_k {top_k} is more than the {file.experts} experts")
     return MoE(
         experts=file.experts,
         top_k=top_k,

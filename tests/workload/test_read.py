@@ -72,6 +72,7 @@ def test_a_factory_is_only_named():
         ({"kv_heads": 3}, r"heads 4 is not a multiple of kv_heads 3"),
         ({"experts": 4, "cell": "lstm"}, r"cell: means nothing for family 'gpt'"),
         ({"family": "moe", "gated": False}, r"experts: this key is required for family 'moe'"),
+        ({"family": "cnn", "stages": [3, 4], "widths": [64]}, r"2 stages, but 1 widths"),
         ({"family": "bert", "experts": 4}, r"experts: means nothing for family 'bert'"),
     ],
 )
@@ -195,9 +196,22 @@ def test_hugging_face_families_count_as_published(kind, config, published, tmp_p
 
 
 def test_nested_language_models_and_renamed_keys(tmp_path):
-    config = {"model_type": "llava", "architectures": ["L"], "text_config": LLAMA_CONFIG}
+    config = {"model_type": "llava", "text_config": LLAMA_CONFIG, "vision_config": {}}
 
-    assert load_model(config_at(tmp_path / "multi", config)).layers == 32
+    with pytest.warns(PlansimWarning, match="without vision_config"):
+        assert load_model(config_at(tmp_path / "multi", config)).layers == 32
+
+
+def test_what_a_gemma_configuration_leaves_out_is_its_classes_own(tmp_path):
+    # google/gemma-3-4b-it: the file names neither heads nor vocabulary; 3.88 B parameters without the tower
+    text = {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+        "num_hidden_layers": 34, "sliding_window": 1024,
+    }  # fmt: skip
+    model = load_model(config_at(tmp_path / "m", {"model_type": "gemma3", "text_config": text}))
+
+    assert (model.heads, model.kv_heads, model.head_dim, model.vocab) == (8, 4, 256, 262_208)
+    assert parameter_count(model) == pytest.approx(3.88e9, rel=0.001)
 
 
 def test_missing_keys_are_named_together(tmp_path):
@@ -213,10 +227,19 @@ def test_unknown_architectures_are_refused(tmp_path):
 
 
 def test_absurd_and_wrong_values_in_a_configuration(tmp_path):
-    with pytest.raises(InputError, match="layers: must be less than"):
-        load_model(config_at(tmp_path / "m", {**LLAMA_CONFIG, "num_hidden_layers": 10**9}))
-    with pytest.raises(InputError, match="hidden: must be a valid integer"):
-        load_model(config_at(tmp_path / "m", {**LLAMA_CONFIG, "hidden_size": "wide"}))
+    for change, says in (
+        ({"num_hidden_layers": 10**9}, r"config\.json:1: num_hidden_layers: must be less than"),
+        ({"hidden_size": "wide"}, r"config\.json:1: hidden_size: must be a valid integer, got 'wide'"),
+        ({"layer_types": "full_attention", "sliding_window": 8}, "layer_types: expected a list"),
+        ({"sliding_window": "4k"}, r"sliding_window: must be a valid integer, got '4k'"),
+        ({"model_type": None}, "model_type is missing"),
+        ({"model_type": ["llama"]}, "unknown architecture"),
+    ):
+        with pytest.raises(InputError, match=says):
+            load_model(config_at(tmp_path / "m", {**LLAMA_CONFIG, **change}))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"a folder without a config\.json"):
+        load_model(tmp_path / "none")
 
 
 def test_alternating_windows_see_the_whole_sequence_now_and_then(tmp_path):
