@@ -86,11 +86,17 @@ def read_yaml(path: Path) -> Any:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise InputError(
-            f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or error}"
-        ) from None
+        raise InputError(f"{path}{place}: not valid YAML: {_yaml_words(error)}") from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: not readable as YAML: {type(error).__name__}: {error}") from None
+
+
+def _yaml_words(error: Exception) -> str:
+    """Return what is wrong with a YAML text, with what to do where the reader's own words do not say it."""
+    problem = str(getattr(error, "problem", None) or error)
+    if "'\\t'" in problem:
+        return "a tab, where YAML wants spaces: indent with spaces"
+    return problem.replace("but found another document", "a second document begins here, expected one")
 
 
 def _plain_yaml(path: Path) -> YAML:
@@ -201,8 +207,9 @@ def check(
     try:
         return schema.model_validate(prepare(values) if prepare else values)
     except ValidationError as error:
-        lines = [_explain(e, data, schema, source) for e in error.errors(include_url=False)]
-        raise InputError("\n".join(lines)) from None
+        given = tuple(overrides or ())
+        lines = [_explain(e, data, schema, source, given) for e in error.errors(include_url=False)]
+        raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 
 def _limit_depth(data: Any, source: str, depth: int = 0) -> None:
@@ -259,15 +266,22 @@ def _with_override(data: Any, keys: list[str], value: Any, source: str, path: st
     return copy
 
 
-def _explain(error: Any, data: Any, schema: type[BaseModel], source: str) -> str:
-    loc = [p for p in error["loc"] if not (isinstance(p, str) and _is_union_tag(p))]
+def _explain(
+    error: Any, data: Any, schema: type[BaseModel], source: str, overridden: tuple[str, ...] = ()
+) -> str:
+    loc = _without_union_tags(error["loc"], data)
     dotted = ".".join(str(p) for p in loc)
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    message = re.sub(r"a valid dictionary or instance of \w+", "a mapping of keys", message)
+    message = message.replace("String should have at least 1 character", "must not be empty")
     if error["type"] == "extra_forbidden":
         known = sorted(_fields_at(schema, loc[:-1]))
         near = nearest(str(loc[-1]), known)
         hint = f"did you mean '{near}'? " if near else ""
         message = f"unknown key ({hint}known: {', '.join(known)})" if known else "unknown key"
+    elif error["type"] == "missing" and isinstance(loc[-1], int):
+        loc, dotted = loc[:-1], dotted.rpartition(".")[0]
+        message = f"has {len(error['input'])} items, expected more"
     elif error["type"] == "missing":
         message = "this key is required"
     elif error["type"] == "literal_error":
@@ -275,10 +289,32 @@ def _explain(error: Any, data: Any, schema: type[BaseModel], source: str) -> str
         near = nearest(str(error["input"]), names)
         hint = f"did you mean '{near}'? " if near else ""
         known_names = f"{hint}known: {', '.join(names)}" if names else f"expected {error['ctx']['expected']}"
-        message = f"unknown value {error['input']!r} ({known_names})"
+        message = f"unknown value {_shown(error['input'])} ({known_names})"
     elif not message.startswith("'") and isinstance(error.get("input", []), str | int | float | bool | None):
-        message = f"{message}, got {error['input']!r}"
+        message = f"{message}, got {_shown(error['input'])}"
+    message += " (overridden)" if dotted in overridden else ""
     return f"{source}{_place(data, loc)}: {dotted + ': ' if dotted else ''}{message}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as files write it."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else repr(value)
+
+
+def _without_union_tags(loc: Iterable[Any], data: Any) -> list[Any]:
+    """Return the keys of a place; pydantic names the branch of a union too, which no file holds."""
+    kept: list[Any] = []
+    for part in loc:
+        keys = [str(key) for key in data] if isinstance(data, Mapping) else []
+        if isinstance(part, str) and part not in keys and _is_union_tag(part):
+            continue
+        kept.append(part)
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            data = None
+    return kept
 
 
 def _is_union_tag(part: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plansim.errors import InputError
+from plansim.errors import InputError, nearest
 from plansim.workload.families.module import TracedBlock
 from plansim.workload.model import Model
 from plansim.workload.module import ModuleModel
@@ -26,6 +26,9 @@ from plansim.workload.operators import Matmul
 
 TRACED_SAMPLES = 2
 """Samples of a traced batch: batch norm refuses one."""
+
+MOST_NAMED = 12
+"""Functions of a module that a message lists."""
 
 FREE = ("detach", "_unsafe_view", "empty", "empty_like", "new_empty", "t", "expand", "alias", "lift_fresh")
 """Operators that move nothing and are not views by their schema."""
@@ -63,9 +66,9 @@ def built(factory: str, device: str = "cpu") -> Built:
     given = ModuleModel(factory=factory)
     make = _imported(given)
     try:
-        with torch.device(device):
+        with torch.device(device), redirect_stdout(sys.stderr):  # stdout holds the answer
             result = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{factory}: the factory raised {type(error).__name__}: {error}") from error
     module, example = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(module, nn.Module):
@@ -73,6 +76,8 @@ def built(factory: str, device: str = "cpu") -> Built:
             f"{factory}: the factory returned {type(result).__name__}, expected an nn.Module, or a module "
             "and an example batch"
         )
+    if next(module.parameters(), None) is None:
+        raise InputError(f"{factory}: the module has no parameters: nothing to train")
     _without_dropout(module)
     return _with_input(factory, module, example)
 
@@ -89,8 +94,9 @@ def _without_dropout(module: nn.Module) -> None:
 def _imported(model: ModuleModel) -> Any:
     with _working_folder_on_path():
         try:
-            module = importlib.import_module(model.module)
-        except Exception as error:
+            with redirect_stdout(sys.stderr):
+                module = importlib.import_module(model.module)
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"{model.factory}: module '{model.module}' cannot be imported: {type(error).__name__}: "
                 f"{error}"
@@ -98,10 +104,12 @@ def _imported(model: ModuleModel) -> Any:
     try:
         return getattr(module, model.function)
     except AttributeError:
-        known = ", ".join(n for n in vars(module) if callable(getattr(module, n)) and n[0] != "_")[:200]
+        known = [n for n in vars(module) if callable(getattr(module, n)) and n[0] != "_"]
+        near = nearest(model.function, known)
+        hint = f"did you mean '{near}'? " if near else ""
         raise InputError(
-            f"{model.factory}: module '{model.module}' has no '{model.function}' (it has "
-            f"{known or 'nothing'})"
+            f"{model.factory}: module '{model.module}' has no '{model.function}' ({hint}it has "
+            f"{', '.join(known[:MOST_NAMED]) or 'nothing'}{', ...' if len(known) > MOST_NAMED else ''})"
         ) from None
 
 

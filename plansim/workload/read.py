@@ -181,6 +181,8 @@ def load_model(name: str | Path, overrides: Mapping[str, str] | None = None) -> 
         if overrides:
             raise InputError(f"{text}: a Python factory has no keys to override ({', '.join(overrides)})")
         return ModuleModel(factory=text)
+    if ".py:" in text:
+        raise InputError(f"{text}: Python code is named by its module, package.module:factory, not by a path")
     suffixes = (".yaml", ".yml", ".json", "/config.json")
     found = resolve(text, [BUILT_IN], suffixes, "model", built_in_models)
     source = str(found) if found.parent != BUILT_IN else text

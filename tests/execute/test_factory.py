@@ -87,6 +87,9 @@ def test_it_is_planned(name):
     ("name", "message"),
     [
         ("nets:raises", "the factory raised FileNotFoundError: weights.pt"),
+        ("nets:leaves", "the factory raised SystemExit: 7"),
+        ("nets:still", "the module has no parameters"),
+        ("nets:chian", r"has no 'chian' \(did you mean 'chain'\?"),
         ("nets:number", "returned int, expected an nn.Module"),
         ("nets:unknown", "return a module and an example batch"),
         ("nets:pair", r"block 1 \(Pair\) returns tuple"),
@@ -95,9 +98,10 @@ def test_it_is_planned(name):
         ("no_such_nets:chain", "module 'no_such_nets' cannot be imported"),
     ],
 )
-def test_what_is_wrong_is_said(name, message):
+def test_what_is_wrong_is_said(name, message, capsys):
     with pytest.raises(InputError, match=message):
         traced_model(name)
+    assert capsys.readouterr().out == ""  # what a factory prints is no part of an answer
 
 
 def test_what_cannot_be_cut_is_said():

@@ -110,7 +110,7 @@ def test_overrides_are_checked_by_the_same_schema(tmp_path):
     path = written(tmp_path, CONTRACT)
 
     assert load_plan(path, {"parallel.tp": "4", "compression.gradients.method": "int8"}).parallel.tp == 4
-    with pytest.raises(InputError, match=r"parallel\.tp: must be a valid integer, got 'four'"):
+    with pytest.raises(InputError, match=r"parallel\.tp: must be a valid integer, got 'four' \(overridden\)"):
         load_plan(path, {"parallel.tp": "four"})
     with pytest.raises(InputError, match=r"parallel\.ttp: unknown key \(did you mean 'tp'\?"):
         load_plan(path, {"parallel.ttp": "4"})
@@ -122,10 +122,19 @@ def test_overrides_are_checked_by_the_same_schema(tmp_path):
         ("tp: 8", "tpp: 8", r"plan\.yaml:5:19: parallel\.tpp: unknown key \(did you mean 'tp'\?"),
         ("dtype: bf16", "dtype: bff16", r":4:41: job\.dtype: unknown value 'bff16' \(did you mean 'bf16'\?"),
         ("pp: 1", "pp: 0", r"parallel\.pp: must be greater than or equal to 1, got 0"),
-        ("dp: 1", "dp: true", r"parallel\.dp: must be a valid integer, got True"),
+        ("dp: 1", "dp: true", r"parallel\.dp: must be a valid integer, got true"),
         ("dp: 1", "dp: 1000000000000", r"parallel\.dp: must be less than or equal to 2147483648"),
         ("zero_stage: 0", "zero_stage: 4", r"parallel\.zero_stage: must be less than or equal to 3, got 4"),
         ("recompute: selective", "recompute: [full, sel]", r"recompute: unknown recompute mode 'sel'"),
+        ("recompute: selective", "Recompute: full", r":\d+:1: Recompute: unknown key \(did you mean 'recom"),
+        ("recompute: selective", "~: full", r"None: unknown key"),
+        ("recompute: selective", "\trecompute: full", r"not valid YAML: a tab, where YAML wants spaces"),
+        ("recompute: selective", "placement: [tp, dp]", r"placement: has 2 items, expected more$"),
+        (
+            "overlap: {gradients: true, parameters: true, tensor_parallel: false}",
+            "overlap: on",
+            r"overlap: must be a mapping of keys, got 'on'",
+        ),
         ("schema: 1", "schema: 2", r":1:1: schema: unknown value 2 \(expected 1\)"),
         ("model: gpt-22b\n", "", r"plan\.yaml: model: this key is required"),
         (

@@ -93,6 +93,11 @@ def test_an_unknown_name_offers_the_nearest():
         load_model("x" * 5000)
 
 
+def test_code_named_by_its_path_is_told_how_to_be_named():
+    with pytest.raises(InputError, match="not by a path"):
+        load_model("./zoo.py:small")
+
+
 def config_at(folder, config):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
