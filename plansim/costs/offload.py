@@ -9,30 +9,17 @@ directions do not meet.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from plansim.costs.optimizer import owned_parameters, state_bytes
 from plansim.costs.recompute import kept_bytes
-from plansim.plan.recompute import ENDS
+from plansim.plan.layout import first_layers
 
 if TYPE_CHECKING:
     from plansim.costs.layout import Layout
 
 IN_FLIGHT = 2
 """Layers on the device at once of those that are away: one is copied while the next one is used."""
-
-
-def leaves(kinds: Sequence[str], layers: int) -> tuple[bool, ...]:
-    """Return which blocks of a chunk have their activations away: its first layers, never its ends.
-
-    Examples
-    --------
-    >>> leaves(("embedding", "layer", "layer", "layer", "head"), 2)
-    (False, True, True, False, False)
-    """
-    body = [kind not in ENDS for kind in kinds]
-    return tuple(b and n <= layers for b, n in zip(body, accumulate(map(int, body)), strict=True))
 
 
 def away_bytes(layout: Layout, chunk: int, mode: str | None = None) -> tuple[float, ...]:
@@ -43,7 +30,7 @@ def away_bytes(layout: Layout, chunk: int, mode: str | None = None) -> tuple[flo
     blocks, layers = layout.chunks[chunk], layout.plan.offload_activations
     if not layers or layout.plan.job.phase == "infer":
         return (0.0,) * len(blocks)
-    there = leaves([b.kind for b in blocks], layers)
+    there = first_layers([b.kind for b in blocks], layers)
     each = zip(blocks, layout.modes_of(chunk, mode), there, strict=True)
     return tuple(kept_bytes(layout, block, how) if gone else 0.0 for block, how, gone in each)
 

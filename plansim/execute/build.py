@@ -11,11 +11,12 @@ from plansim.execute.models.base import Blueprint, Chunk, DataShape
 from plansim.execute.models.experts import Experts
 from plansim.execute.models.transformer import TokenEmbedding
 from plansim.execute.parallel.expert_ranks import ExpertShare
+from plansim.execute.parallel.offload import HostLink, offloading
 from plansim.execute.parallel.pipeline import chunks_of_rank
 from plansim.execute.parallel.recompute import recomputing
 from plansim.execute.parallel.sharded import shard_module
 from plansim.execute.parallel.tensor import cut_tensors
-from plansim.plan.layout import chunk_layers
+from plansim.plan.layout import chunk_layers, first_layers
 from plansim.plan.model import Plan
 from plansim.plan.recompute import modes_of_blocks
 
@@ -55,9 +56,13 @@ def build_chunks(
     tables: dict[str, nn.Parameter] = {}
     for number in mine:
         blocks: dict[int, nn.Module] = {}
-        modes = modes_of_blocks(plan.recompute_of(stage), [kinds[i] for i in layout[number]])
-        for index, mode in zip(layout[number], modes, strict=True):
+        here = [kinds[i] for i in layout[number]]
+        modes = modes_of_blocks(plan.recompute_of(stage), here)
+        away, link = first_layers(here, plan.offload_activations), HostLink(mesh.device)
+        for index, mode, gone in zip(layout[number], modes, away, strict=True):
             block = recomputing(_block(blueprint, index, plan, mesh, seed=seed), mode, kinds[index])
+            if gone:
+                block = offloading(block, link, first=index == layout[number][away.index(True)])
             _tie(blueprint, index, block, tables, plan, mesh, seed)
             alone = sharded and not (blueprint.tied and kinds[index] in ("embedding", "head"))
             blocks[index] = shard_module(block, mesh, plan, compute_dtype=compute_dtype) if alone else block

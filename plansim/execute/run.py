@@ -89,6 +89,11 @@ def run_plan(
         )
     options = replace(options or RunOptions(), steps=steps, warmup=warmup)
     check_plan_runs(plan, model)
+    if plan.offload_activations and options.device == "cpu":
+        raise PlanError(
+            f"offload_activations {plan.offload_activations} needs an accelerator: on a CPU activations are "
+            "in host memory already; use 0"
+        )
     make_batches(options.data, blueprint(model, plan).data, 1)  # data that does not fit is refused here
     if options.checkpoint or max_restarts:
         check_plan_continues(plan, options, max_restarts)

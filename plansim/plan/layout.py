@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 from plansim.errors import PlanError
+from plansim.plan.recompute import ENDS
 
 
 @lru_cache(maxsize=4096)
@@ -37,3 +40,15 @@ def chunk_layers(
     order = [*inner, *(i for i in (0, chunks - 1) if 0 <= i < chunks and i not in inner)]
     more = set(order[:extra])
     return tuple(base + (i in more) for i in range(chunks))
+
+
+def first_layers(kinds: Sequence[str], layers: int) -> tuple[bool, ...]:
+    """Return which blocks of a chunk are among its first layers; its ends never are.
+
+    Examples
+    --------
+    >>> first_layers(("embedding", "layer", "layer", "layer", "head"), 2)
+    (False, True, True, False, False)
+    """
+    body = [kind not in ENDS for kind in kinds]
+    return tuple(b and n <= layers for b, n in zip(body, accumulate(map(int, body)), strict=True))

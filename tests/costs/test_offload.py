@@ -10,8 +10,9 @@ from layouts import layout, layouts
 from plansim.costs.build import step_costs
 from plansim.costs.layout import with_plan
 from plansim.costs.memory import activation_bytes, stage_host_bytes, stage_memory
-from plansim.costs.offload import away_bytes, exposed_s, leaves
+from plansim.costs.offload import away_bytes, exposed_s
 from plansim.costs.recompute import kept_bytes
+from plansim.plan.layout import first_layers
 from plansim.planner.evaluate import Evaluator, step_seconds
 from plansim.simulate.predict import predict_layout
 
@@ -47,7 +48,7 @@ def test_equal_layers_by_hand(layers, copy, out, back):
 
 
 def test_the_first_layers_leave_and_never_the_ends():
-    assert leaves(("embedding", "layer", "moe_layer", "head"), 9) == (False, True, True, False)
+    assert first_layers(("embedding", "layer", "moe_layer", "head"), 9) == (False, True, True, False)
 
 
 def test_of_recomputed_layers_the_inputs_leave():

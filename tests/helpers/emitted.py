@@ -125,7 +125,7 @@ CASES = {
 
 
 EXPRESSIBLE = {
-    "torchrun": set(CASES) - {"fp8", "offload", "offloaded activations", "offloaded inputs"},
+    "torchrun": set(CASES) - {"fp8", "offload"},
     "megatron": {
         "one gpu", "ddp", "ddp bf16 gradients", "zero 1 tp pp", "zero 2 hybrid", "zero 3", "zero 3 tp cp",
         "interleaved", "interleaved zero 2", "uneven stages", "fp8", "moe", "moe megatron", "moe replicated",

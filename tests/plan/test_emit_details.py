@@ -98,6 +98,7 @@ def test_activations_go_to_the_host_as_each_target_says():
         ("deepspeed", {"recompute": "full"}, "use 32 or 0"),
         ("accelerate", {"recompute": "full"}, "all 32 layers"),
         ("torchtitan", {}, "offload_activations 20 is not available"),
+        ("torchrun", {"recompute": "mlp"}, "works with recompute none or selective or full"),
     ],
 )
 def test_what_a_target_cannot_keep_on_the_host_is_refused(target, changed, said):

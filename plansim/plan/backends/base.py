@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plansim.plan.model import Plan
-from plansim.plan.recompute import MODULE_NAMES, modules_of_mode, names_modules, parse_mode
+from plansim.plan.recompute import MODULE_NAMES, RECOMPUTE_MODES, modules_of_mode, names_modules, parse_mode
 from plansim.schedules.find import ALIASES
 from plansim.workload.model import ATTENTION_FAMILIES, PREDICTED_ONLY, Model
 from plansim.workload.totals import pipeline_layers
@@ -128,7 +128,8 @@ class Backend:
         Modules that it can recompute by name.
     offload_activations : str
         Whether it keeps activations in host memory: ``never``, those of layers that recompute nothing
-        (``kept``), the inputs of recomputed layers, all of them (``recomputed``), or ``any``.
+        (``kept``), the inputs of recomputed layers, all of them (``recomputed``), or of layers that
+        recompute no modules (``whole``).
     fused_norms : bool
         Whether norms of dense layers are parts of the products behind them, and cannot be recomputed apart.
     relations : tuple of Relation
@@ -254,8 +255,9 @@ class Backend:
 
     def offloads_with(self, mode: str) -> bool:
         """Whether it keeps activations in host memory of stages that recompute in a mode."""
-        modes = {"never": (), "kept": ("none",), "recomputed": ("full",), "any": (mode,)}
-        return mode in modes[self.offload_activations]
+        name, _ = parse_mode(mode)
+        modes = {"never": (), "kept": ("none",), "recomputed": ("full",), "whole": RECOMPUTE_MODES}
+        return name in modes[self.offload_activations]
 
     def _offload_reasons(self, plan: Plan, model: Model) -> list[str]:
         layers = plan.offload_activations
@@ -264,9 +266,9 @@ class Backend:
             return [f"offload_activations {layers} is not available; use 0, or recompute"]
         reasons = []
         if not all(map(self.offloads_with, modes)):
-            with_ = " or ".join(mode for mode in ("none", "full") if self.offloads_with(mode))
+            known = " or ".join(mode for mode in RECOMPUTE_MODES if self.offloads_with(mode))
             reasons.append(
-                f"offload_activations {layers} works with recompute {with_}; use that, or 0 layers"
+                f"offload_activations {layers} works with recompute {known}; use that, or 0 layers"
             )
         if layers and self.offload_activations == "recomputed" and layers < pipeline_layers(model):
             reasons.append(

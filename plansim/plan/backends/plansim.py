@@ -51,6 +51,7 @@ PLANSIM = Backend(
     recompute_per_stage=True,
     recompute_layers=True,
     recompute_modules=MODULE_NAMES,
+    offload_activations="whole",
     zero_stages_of={
         **{f"gradients {name}": (0, 1) for name in HOOKS if name not in ("bf16", "fp16", *SHARDED)},
         **{f"parameters {name}": (2, 3) for name in SHARDED},
