@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -18,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import parallelize_module
 
+from plansim.calibrate.alone import first_rank_of
 from plansim.calibrate.pace import Pace, Reading, pace_of
 from plansim.calibrate.passes import (
     Held,
@@ -34,9 +35,10 @@ from plansim.calibrate.passes import (
 )
 from plansim.calibrate.ranks import own_core
 from plansim.costs.hostdata import NUMBERED_FAMILIES, splits_backward
+from plansim.execute.build import build_block, place_batch
 from plansim.execute.data import make_batches
 from plansim.execute.launch import Rendezvous, launch
-from plansim.execute.mesh import process_mesh
+from plansim.execute.mesh import Mesh, process_mesh
 from plansim.execute.model_compression import held_bytes
 from plansim.execute.models import Blueprint, blueprint
 from plansim.execute.models.base import Chunk
@@ -79,6 +81,9 @@ class BlockSample:
         the second, gradients of parameters included.
     batch_bytes : float
         Of a model's first block: samples and targets of a microbatch.
+    cp, sequence_parallel : int, bool
+        Over how many ranks the sequence was divided, and whether those that cut the block divide it between
+        its products.
     """
 
     model: str
@@ -107,6 +112,8 @@ class BlockSample:
     compression: str = "none"
     split: bool = False
     weight_s: float = 0.0
+    cp: int = 1
+    sequence_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +125,14 @@ class _Case:
     tp: int
     recompute: str
     split: bool = False
+    cp: int = 1
+    sequence_parallel: bool = False
+
+    @property
+    def grid(self) -> Grid:
+        """Ranks that share the sequence; a block with all of it needs no other rank to be what it is."""
+        tp = self.tp if self.cp > 1 or self.sequence_parallel else 1
+        return Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, self.cp, tp))
 
 
 def measure_blocks(
@@ -146,6 +161,8 @@ def blocks_and_pace(
                 tp=p.tp,
                 recompute=mode,
                 split=split,
+                cp=p.cp,
+                sequence_parallel=p.sequence_parallel and p.tp > 1,
             )
             method = plan.compression.model
             key = (model, case, plan.attention, plan.job.dtype, plan.job.seq_len, plan.job.phase, method)
@@ -166,18 +183,24 @@ def _measure(
 ) -> tuple[list[list[BlockSample]], list[Reading]]:
     """Return the blocks of every round on one core, and its pace between them."""
     own_core(meet.rank)
-    grid = Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, 1, 1))
-    alone, relative = replace(meet, rank=0, world_size=1, port=0, listen_fd=None), Relative(pace_s)
-    with process_mesh(grid, alone, device=torch.device("cpu"), timeout_s=60.0):
-        rounds = [
-            [
-                s
-                for model, case, plan in cases
-                for s in _case(model, case, plan, relative, memory=number == 0 and meet.rank == 0)
-            ]
-            for number in range(ROUNDS)
-        ]
+    relative = Relative(pace_s)
+    rounds: list[list[BlockSample]] = []
+    for number in range(ROUNDS):
+        rounds.append([])
+        for grid in dict.fromkeys(case.grid for _, case, _ in cases):
+            with _mesh(grid, meet) as mesh:
+                for model, case, plan in cases:
+                    if case.grid == grid:
+                        memory = number == 0 and meet.rank == 0
+                        rounds[-1] += _case(model, case, plan, mesh, relative, memory=memory)
     return rounds, relative.readings
+
+
+def _mesh(grid: Grid, meet: Rendezvous) -> AbstractContextManager[Mesh]:
+    if grid.world_size > 1:
+        return first_rank_of(grid)
+    alone = replace(meet, rank=0, world_size=1, port=0, listen_fd=None)
+    return process_mesh(grid, alone, device=torch.device("cpu"), timeout_s=60.0)
 
 
 def _median(samples: Sequence[BlockSample]) -> BlockSample:
@@ -197,18 +220,32 @@ def local_model(model: Model, tp: int) -> Model:
     )  # fmt: skip
 
 
-def _case(model: Model, case: _Case, plan: Plan, relative: Relative, *, memory: bool) -> list[BlockSample]:
+def _case(
+    model: Model, case: _Case, plan: Plan, mesh: Mesh, relative: Relative, *, memory: bool
+) -> list[BlockSample]:
     """Return the samples of every kind of block of one model."""
-    print_ = blueprint(
-        local_model(model, case.tp), replace(plan, parallel=Parallel(microbatch=case.microbatch))
+    shared = mesh.grid.world_size > 1
+    held = replace(
+        plan,
+        job=replace(plan.job, global_batch=case.microbatch),
+        parallel=Parallel(
+            microbatch=case.microbatch,
+            cp=case.cp,
+            tp=case.tp if shared else 1,
+            sequence_parallel=case.sequence_parallel,
+        ),
+        recompute=case.recompute,
     )
-    x, targets = make_batches("synthetic", print_.data, case.microbatch).batch(0)
+    print_ = blueprint(model if shared else local_model(model, case.tp), held)
+    x, targets = place_batch(
+        *make_batches("synthetic", print_.data, case.microbatch).batch(0), held, mesh, print_.data
+    )
     batch_bytes, last = float(x.nbytes + targets.nbytes), len(print_.blocks) - 1
     samples: dict[str, BlockSample] = {}
     for index, spec in enumerate(print_.blocks):
         kind = spec.kind if model.family not in NUMBERED_FAMILIES else f"{spec.kind}{index}"
         copies = 1 if spec.kind == "head" else CHAIN
-        blocks = [_wrapped(print_, index, case) for _ in range(copies)]
+        blocks = [_wrapped(print_, index, case, held, mesh) for _ in range(copies)]
         with torch.no_grad():
             out = blocks[0](x)
         if kind not in samples:
@@ -260,17 +297,15 @@ def _teacher(plan: Plan) -> Plan:
     return replace(plan, job=replace(plan.job, phase="infer"), compression=Compression())
 
 
-def _wrapped(print_: Blueprint, index: int, case: _Case) -> nn.Module:
-    block = print_.build_block(index, seed=0)
-    if case.wrapper == "dtensor" and hasattr(block, "tensor_parallel_plan"):
-        mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("tp",))
-        parallelize_module(
-            block, mesh, block.tensor_parallel_plan(sequence_parallel=False), src_data_rank=None
-        )
+def _wrapped(print_: Blueprint, index: int, case: _Case, held: Plan, mesh: Mesh) -> nn.Module:
+    block = build_block(print_, index, held, mesh, seed=0)
+    if case.wrapper == "dtensor" and mesh.size("tp") == 1 and hasattr(block, "tensor_parallel_plan"):
+        plan = block.tensor_parallel_plan(sequence_parallel=False)
+        parallelize_module(block, mesh.meshes["tp"], plan, src_data_rank=None)
     block = recomputing(block, case.recompute, print_.blocks[index].kind)
     if case.wrapper == "sharded":
-        fully_shard(block)
-        block = fully_shard(Chunk({index: block}))
+        fully_shard(block, mesh=mesh.meshes["dp"])
+        block = fully_shard(Chunk({index: block}), mesh=mesh.meshes["dp"])
     return block
 
 

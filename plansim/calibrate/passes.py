@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -183,7 +184,7 @@ def training_memory(block: nn.Module, place: Place, *, split: bool) -> Held:
         with loss_parallel() if place.cut else nullcontext(), record_function("plansim::forward"):
             out = block(given)
             out = out if place.targets is None else place.loss(out, place.targets)
-        if type(out) is torch.Tensor and place.targets is None:
+        if not isinstance(out, DTensor) and place.targets is None:
             out = _Next.apply(out)
         grad = torch.ones_like(out)
         with loss_parallel() if place.cut else nullcontext(), record_function("plansim::backward"):

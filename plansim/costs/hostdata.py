@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NUMBERED_FAMILIES = ("cnn", "rnn", "mlp", "module")
 """Families whose blocks of one kind differ in shape; their measured blocks carry their place in the model."""
 
-PLAIN = {"phase": "train", "compression": "none", "split": False}
+PLAIN = {"phase": "train", "compression": "none", "split": False, "cp": 1, "sequence_parallel": False}
 """What blocks were measured as where a table does not say."""
 
 
@@ -122,7 +122,8 @@ class HostCalibration:
             "phase": job.phase, "compression": layout.plan.compression.model.words,
             "model": layout.model.name, "kind": kind, "wrapper": wrapper, "microbatch": p.microbatch, "tp":
             p.tp, "seq_len": job.seq_len, "recompute": mode, "attention": layout.plan.attention, "dtype":
-            job.dtype, "split": splits_backward(layout.plan) and chunk > 0,
+            job.dtype, "split": splits_backward(layout.plan) and chunk > 0, "cp": p.cp, "sequence_parallel":
+            p.sequence_parallel and p.tp > 1,
         }  # fmt: skip
         rows = self.data.get("blocks", ())
         return next((r for r in rows if all(r.get(k, PLAIN.get(k)) == v for k, v in wanted.items())), None)

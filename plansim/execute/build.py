@@ -60,7 +60,7 @@ def build_chunks(
         modes = modes_of_blocks(plan.recompute_of(stage), here)
         away, link = first_layers(here, plan.offload_activations), HostLink(mesh.device)
         for index, mode, gone in zip(layout[number], modes, away, strict=True):
-            block = recomputing(_block(blueprint, index, plan, mesh, seed=seed), mode, kinds[index])
+            block = recomputing(build_block(blueprint, index, plan, mesh, seed=seed), mode, kinds[index])
             if gone:
                 block = offloading(block, link, first=index == layout[number][away.index(True)])
             _tie(blueprint, index, block, tables, plan, mesh, seed)
@@ -71,7 +71,8 @@ def build_chunks(
     return chunks
 
 
-def _block(blueprint: Blueprint, index: int, plan: Plan, mesh: Mesh, *, seed: int) -> nn.Module:
+def build_block(blueprint: Blueprint, index: int, plan: Plan, mesh: Mesh, *, seed: int) -> nn.Module:
+    """Return one block as this rank holds it: its experts, its share of the sequence, its slices."""
     block = blueprint.build_block(index, seed=seed)
     for part in block.modules():
         if isinstance(part, Experts) and plan.parallel.ep > 1:
@@ -100,7 +101,7 @@ def _tie(
         tables["embedding"] = block.tokens.weight
     if index == len(blueprint.blocks) - 1:
         if "embedding" not in tables:
-            tables["embedding"] = _block(blueprint, 0, plan, mesh, seed=seed).tokens.weight
+            tables["embedding"] = build_block(blueprint, 0, plan, mesh, seed=seed).tokens.weight
         block.lm_head.weight = tables["embedding"]
 
 

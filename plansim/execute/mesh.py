@@ -84,7 +84,15 @@ def process_mesh(
             backend, store=store, rank=meet.rank, world_size=meet.world_size, timeout=timeout, **options
         )
     try:
-        yield _mesh(grid, meet.rank, device, (expert_parallel, fold_experts), shard, tied, timeout)
+        yield mesh_of_rank(
+            grid,
+            meet.rank,
+            device,
+            experts=(expert_parallel, fold_experts),
+            shard=shard,
+            tied=tied,
+            timeout=timeout,
+        )
     finally:
         dist.destroy_process_group()
 
@@ -96,15 +104,17 @@ def _store(meet: Rendezvous, timeout: timedelta) -> Any:
     )
 
 
-def _mesh(
+def mesh_of_rank(
     grid: Grid,
     rank: int,
     device: torch.device,
-    experts: tuple[int, bool],
-    shard: int | None,
-    tied: bool,
-    timeout: timedelta,
+    *,
+    experts: tuple[int, bool] = (1, False),
+    shard: int | None = None,
+    tied: bool = False,
+    timeout: timedelta | None = None,
 ) -> Mesh:
+    """Return one rank's mesh in the process group that is open; what is optional is as in `process_mesh`."""
     root = init_device_mesh(device.type, grid.sizes, mesh_dim_names=grid.axes)
     meshes = {axis: root[axis] for axis in grid.axes}
     meshes["replicas"] = _replicas(root, grid)

@@ -1,0 +1,28 @@
+"""One rank of a group in a process by itself: its share of the work is real, its peers are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from plansim.execute.mesh import Mesh, mesh_of_rank
+from plansim.plan.grid import Grid
+
+
+@contextmanager
+def first_rank_of(grid: Grid) -> Iterator[Mesh]:
+    """Yield the mesh of the first rank of a grid whose collectives return at once.
+
+    They copy this rank's own data to where that of others would be, so that what computes on it takes as long
+    and holds as much as it would. No other process group may be open.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # also registers the backend
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=grid.world_size)
+    try:
+        yield mesh_of_rank(grid, 0, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
