@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.testing._internal.distributed.fake_pg import FakeStore  # also registers the backend
 
 from plansim.execute.mesh import Mesh, mesh_of_rank
 from plansim.plan.grid import Grid
@@ -19,10 +21,13 @@ def first_rank_of(grid: Grid) -> Iterator[Mesh]:
     They copy this rank's own data to where that of others would be, so that what computes on it takes as long
     and holds as much as it would. No other process group may be open.
     """
-    from torch.testing._internal.distributed.fake_pg import FakeStore  # also registers the backend
-
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=grid.world_size)
     try:
         yield mesh_of_rank(grid, 0, torch.device("cpu"))
     finally:
         dist.destroy_process_group()
+
+
+def mesh_without_peers() -> DeviceMesh:
+    """Return all ranks of the job as a mesh over which each of them is alone in the same way."""
+    return DeviceMesh.from_group(dist.new_group(backend="fake"), "cpu")

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from plansim.calibrate.alone import mesh_without_peers
 from plansim.calibrate.within import call_cost
 from plansim.execute.pace import Computing
 from plansim.execute.sharded_comm import SHARDED_METHODS, CodedAllGather, CodedReduceScatter, sharded_codec
@@ -35,10 +36,13 @@ Row = tuple[str, int, float, float, float]
 def wrapped_costs(compute: Computing) -> Iterator[Row]:
     """Yield what every wrapped collective costs over all ranks of the job."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for name in ("all_reduce", "all_gather", "reduce_scatter"):
-        for nbytes in CUT_SIZES:
-            cost = call_cost(_cut(name, nbytes, mesh), compute, nbytes=nbytes)
-            yield f"cut:{name}", nbytes, *cost.paced
+    alone = mesh_without_peers()
+    for nbytes in CUT_SIZES:
+        yield "cut:all_reduce", nbytes, *call_cost(_cut(nbytes, mesh), compute, nbytes=nbytes).paced
+        both, mine = (call_cost(_sequence(nbytes, m), compute, nbytes=nbytes) for m in (mesh, alone))
+        wall_s, cpu_s = (max(LEAST_S, a - b) / 2 for a, b in zip(both.total, mine.total, strict=True))
+        for name in ("reduce_scatter", "all_gather"):
+            yield f"sequence:{name}", nbytes, wall_s, cpu_s, both.pace_s
     for nbytes in SHARDED_SIZES:
         yield from _sharded(nbytes, mesh, compute)
     for method in SHARDED_METHODS:
@@ -46,18 +50,29 @@ def wrapped_costs(compute: Computing) -> Iterator[Row]:
             yield from _sharded(nbytes, mesh, compute, method)
 
 
-def _cut(collective: str, nbytes: int, mesh: DeviceMesh) -> Callable[[], Any]:
-    """Return a change of layout between the ranks that tensor parallelism cuts."""
-    ranks = mesh.size()
-    rows, part = ranks * 8, Shard(0)
-    columns = max(1, nbytes // 4 // rows)
-    start, end = {
-        "all_reduce": (Partial(), Replicate()),
-        "all_gather": (part, Replicate()),
-        "reduce_scatter": (Partial(), part),
-    }[collective]
-    mine = torch.ones(rows // ranks if start is part else rows, columns)
-    return lambda: _changed(mine, mesh, start, end)
+def _cut(nbytes: int, mesh: DeviceMesh) -> Callable[[], Any]:
+    """Return the sum that tensor parallelism takes behind a product."""
+    partial_sum = _rows(nbytes, mesh)
+    return lambda: _changed(partial_sum, mesh, Partial(), Replicate())
+
+
+def _sequence(nbytes: int, mesh: DeviceMesh) -> Callable[[], Any]:
+    """Return what sequence parallelism does between products: scatter a sum, work on a slice, gather it.
+
+    Both are timed together, for ranks that have just met need not wait for each other again, and less what a
+    rank does of it by itself, which is in the blocks that were timed that way (`plansim.calibrate.alone`).
+    """
+    partial_sum, part = _rows(nbytes, mesh), Shard(0)
+
+    def between_products() -> torch.Tensor:
+        return _changed(_changed(partial_sum, mesh, Partial(), part) + 1.0, mesh, part, Replicate())
+
+    return between_products
+
+
+def _rows(nbytes: int, mesh: DeviceMesh) -> torch.Tensor:
+    rows = mesh.size() * 8
+    return torch.ones(rows, max(1, nbytes // 4 // rows))
 
 
 def _changed(mine: torch.Tensor, mesh: DeviceMesh, start: Placement, end: Placement) -> torch.Tensor:

@@ -172,7 +172,8 @@ class HostStep:
         count = sum(op.repeat * ((op.collective != "none") + bool(op.backward)) for op in found)
         if ranks == 1 or not count:
             return 0.0, 0.0
-        pause_s, wrapper = compute_s / count, "" if axis == "ep" else "cut"
+        wrapper = ("sequence" if self._divides_sequence else "cut") if axis == "tp" else ""
+        pause_s = compute_s / (count / 2 if wrapper == "sequence" else count)  # these come in pairs
 
         def seconds(op: Communication, collective: str) -> float:
             return op.repeat * self._links.collective_s(
@@ -185,6 +186,10 @@ class HostStep:
             sorting_s = self._sorting_s(found[0])
             forward, backward = forward + sorting_s + seconds(COUNTS, "all_to_all"), backward + sorting_s
         return forward, backward
+
+    @property
+    def _divides_sequence(self) -> bool:
+        return self.layout.plan.parallel.sequence_parallel
 
     def _sorting_s(self, sent: Communication) -> float:
         """Return the seconds in which rows that arrived by sender are sorted by expert and back, one pass."""

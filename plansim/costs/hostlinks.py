@@ -52,7 +52,8 @@ class HostLinks:
         Parameters
         ----------
         wrapper : str
-            Who makes it: ``cut`` (DTensor), ``sharded`` (`fully_shard`), or nobody.
+            Who makes it: ``cut`` (DTensor), ``sequence`` (DTensor, a reduce-scatter and an all-gather behind
+            it, half their time each), ``sharded`` (`fully_shard`), or nobody.
         pause_s : float
             How long ranks computed before, seconds: so long they drifted apart, and a link's burst filled up.
         """

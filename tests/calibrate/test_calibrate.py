@@ -93,6 +93,21 @@ def test_blocks_are_timed_once_for_each_shape():
 
 
 @pytest.mark.distributed
+def test_blocks_of_a_divided_sequence_hold_their_share_of_it():
+    """With cp a rank keeps half of the tokens, but all keys and values; with tp half of what is not cut."""
+    given = [plan(LLAMA), plan(LLAMA, cp=2), plan(LLAMA, tp=2), plan(LLAMA, tp=2, sequence_parallel=True)]
+
+    rows = {(r.kind, r.cp, r.tp, r.sequence_parallel): r for r in measure_blocks([(LLAMA, p) for p in given])}
+
+    whole, context = rows["layer", 1, 1, False], rows["layer", 2, 1, False]
+    cut, divided = rows["layer", 1, 2, False], rows["layer", 1, 2, True]
+    assert 0.5 * whole.kept_bytes < context.kept_bytes < 0.6 * whole.kept_bytes
+    assert 0.75 * cut.kept_bytes < divided.kept_bytes < 0.9 * cut.kept_bytes
+    assert (context.parameters, divided.parameters) == (whole.parameters, cut.parameters)
+    assert rows["head", 2, 1, False].output_bytes == rows["head", 1, 1, False].output_bytes / 2
+
+
+@pytest.mark.distributed
 def test_nobody_asks_for_the_gradient_of_the_data():
     """A first product of many features, few outputs: the gradient of its input would double its backward."""
     wide = Model(name="wide", family="mlp", layers=1, hidden=64, options={"features": 4096, "classes": 8})

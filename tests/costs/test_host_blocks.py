@@ -55,6 +55,18 @@ def seconds(chunk):
     return sum(part.compute_s for part in parts)
 
 
+@pytest.mark.parametrize("divided", [{"cp": 2}, {"tp": 2, "sequence_parallel": True}])
+def test_blocks_of_a_whole_sequence_say_nothing_of_a_divided_one(divided):
+    def timed(**said):
+        rows = [row(kind, "none") | said for kind in ("embedding", "layer", "head")]
+        known = replace(PROFILE, calibration={**PROFILE.calibration, "blocks": rows})
+        return seconds(costs(known, **divided).chunks[0])
+
+    wrapper = {"wrapper": "dtensor", "tp": 2} if "tp" in divided else {}
+    assert timed(**wrapper) == timed(model="another")
+    assert timed(**{**wrapper, **divided}) > 1.0
+
+
 @pytest.mark.parametrize("layers", [1, 3, 4])
 def test_layers_that_are_recomputed_take_what_they_took_so_and_others_what_they_took(layers):
     (chunk,) = costs(recompute=f"full:{layers}").chunks

@@ -115,7 +115,10 @@ def test_a_wrapper_costs_what_was_measured_of_it_or_what_lies_nearest():
                 "cpu_s_per_byte": 0.0}  # fmt: skip
 
     base = load_profile("local-cpu")
-    names = {"all_reduce": 1.0, "cut:all_reduce": 2.0, "reduce_scatter": 3.0, "sharded:all_gather": 5.0}
+    names = {
+        "all_reduce": 1.0, "cut:all_reduce": 2.0, "reduce_scatter": 3.0, "sharded:all_gather": 5.0,
+        "sequence:all_gather": 7.0, "sequence:reduce_scatter": 7.0,
+    }  # fmt: skip
     rows = [*(row(n, s) for n, s in names.items()), row("send_recv", 9.0) | {"s_per_byte": 1e-6}]
     known = replace(base, calibration={**base.calibration, "collectives": rows})
 
@@ -124,6 +127,8 @@ def test_a_wrapper_costs_what_was_measured_of_it_or_what_lies_nearest():
     assert {b.comm_s for b in sharded.reductions_per_pass} == {3.0}
     assert costs(known, dp=2, microbatch=4).stages[0].reductions[0].comm_s == 1.0
     assert costs(known, tp=2, microbatch=8).chunks[0].forward.tp_s % 2.0 == 0.0
+    divided = costs(known, tp=2, sequence_parallel=True, microbatch=8).chunks[0]
+    assert divided.forward.tp_s == divided.backward_input.tp_s == 7.0 * (2 + 4 * MODEL.layers)
 
 
 def test_replicas_that_step_alone_exchange_weights_and_no_gradients():

@@ -22,9 +22,12 @@ class SequenceShare:
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
         self.rank, self.size, self.group = rank, size, group
 
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """Return all ranks' tensors joined along the sequence; the gradient is reduce-scattered."""
-        return x if self.size == 1 else gather(x, self.group, dim=1)
+    def gather(self, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return all ranks' (batch, seq, ...) joined along the sequence, sent as one message.
+
+        Gradients are reduce-scattered.
+        """
+        return parts if self.size == 1 else gather(torch.stack(parts), self.group, dim=2).unbind()
 
 
 class Attention(nn.Module):
@@ -59,7 +62,7 @@ class Attention(nn.Module):
         if self.rotary:
             cos, sin = _rotation(seq, self.head_dim, self.share.rank * seq, q.device)
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        k, v = self.share.gather(k), self.share.gather(v)
+        k, v = self.share.gather(k, v)
         if self.recompute_core and torch.is_grad_enabled():
             mixed = checkpoint(self._core, q, k, v, use_reentrant=False)
         else:

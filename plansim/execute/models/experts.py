@@ -72,9 +72,9 @@ class ExpertWeights(nn.Module):
 class Experts(nn.Module):
     """A router and its experts; every token visits `top_k`, weighted by normalised probability.
 
-    Under sequence parallelism each tensor-parallel rank routes the tokens of its slice. Where experts lie on
-    several ranks it sends them there, and what has arrived is gathered over the tensor-parallel ranks, which
-    hold slices of the same experts; with all experts here, the tokens themselves are gathered.
+    Where experts lie on several ranks, a tensor-parallel rank under sequence parallelism routes the tokens of
+    its slice and sends them there; what has arrived is gathered over the tensor-parallel ranks, which hold
+    slices of the same experts. With all experts here, the tokens themselves are gathered, then routed.
     """
 
     def __init__(self, model: Model, moe: MoE) -> None:
@@ -112,7 +112,7 @@ class Experts(nn.Module):
         return {f"shared.{name}": style for name, style in plan.items()}
 
     def partial_over_tp(self) -> list[nn.Parameter]:
-        """Return the router's weights: each rank routes its slice of the sequence only."""
+        """Return the router's weights: a rank routes its slice of the sequence, or feels its own slices."""
         return list(self.router.parameters())
 
     def expert_parameters(self) -> list[nn.Parameter]:
@@ -122,19 +122,27 @@ class Experts(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of the chosen experts' outputs for (batch, seq, hidden)."""
         rows = x.flatten(0, -2)
-        weights, chosen = self.router(rows).softmax(-1).topk(self.top_k)
-        weights = (weights / weights.sum(-1, keepdim=True)).to(rows.dtype)
         if self._arrives_before_gathering:
-            out = self._mix(rows, weights, chosen)
+            out = self._mix(rows, *self._route(rows))
         else:
-            gathered = self.slices.enter(rows), self.slices.enter(weights), self.slices.all(chosen)
-            out = self.slices.leave(self._mix(*gathered))
+            whole = self.slices.enter(rows)
+            if self.slices.of_sequence:  # to route all tokens takes less than to gather what each rank chose
+                weights, chosen = self._route(whole)
+            else:
+                weights, chosen = self._route(rows)
+                weights = self.slices.enter(weights)
+            out = self.slices.leave(self._mix(whole, weights, chosen))
         out = out.view_as(x)
         return out if self.shared is None else out + self.shared(x)
 
     @property
     def _arrives_before_gathering(self) -> bool:
         return self.slices.of_sequence and self.share.size > 1
+
+    def _route(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights and numbers of every token's experts."""
+        weights, chosen = self.router(rows).softmax(-1).topk(self.top_k)
+        return (weights / weights.sum(-1, keepdim=True)).to(rows.dtype), chosen
 
     def _mix(self, rows: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         expert, order = chosen.flatten().sort(stable=True)

@@ -43,10 +43,6 @@ class ExpertSlices:
             return rows
         return gather(rows, self.group) if self.of_sequence else _Enter.apply(rows, self.group)
 
-    def all(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return what belongs to those rows and has no gradient."""
-        return gather(numbers, self.group) if self.of_sequence else numbers
-
     def leave(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the sum over the slices, of the rows that this rank brought."""
         if self.size == 1:
