@@ -193,7 +193,8 @@ def _assemble(
             for mode in may(keys)
         }
         m = columns.num_microbatches[where][:, None]
-        asked = Asked(stages, keys, repeated, row[where], send[where])
+        sent = {mode: _sent(options, columns, i, bench, options.modes[mode]) for mode in repeated}
+        asked = Asked(stages, keys, repeated, row[where], send[where], sent)
         if options.shared:
             mixture = options.mixtures[int(columns.devices[i])]
             apart = [_one_kind(times, again, bench.columns_of(k)) for k in range(len(bench.devices))]
@@ -225,7 +226,7 @@ class Asked(NamedTuple):
     """Entries of one pipeline structure.
 
     `keys` are the modes its ranks may recompute in (`plansim.planner.modes`), `repeated` the layers that each
-    of them recomputes.
+    of them recomputes, `sent` those whose activations it copies away: (layers, mode in `Times.copies`, sign).
     """
 
     stages: Stages
@@ -233,6 +234,23 @@ class Asked(NamedTuple):
     repeated: Mapping[int, Stages]
     row: Ints
     send: Array
+    sent: Mapping[int, Sequence[tuple[Stages, int, float]]]
+
+
+def _sent(
+    options: Options, columns: Columns, i: int, bench: Workbench, mode: str
+) -> list[tuple[Stages, int, float]]:
+    """Return the layers whose activations a mode copies away: of recomputed ones their inputs."""
+    away = bench.base.offload_activations
+    if not away:
+        return []
+    name, layers = parse_mode(mode)
+    number = ("none", *bench.modes).index(name)
+    every = stages_in(options, columns, i, bench, away)
+    if layers is None:
+        return [(every, number, 1.0)]
+    again = stages_in(options, columns, i, bench, min(layers, away))
+    return [(every, 0, 1.0), (again, number, 1.0), (again, 0, -1.0)]
 
 
 def _stage_times(
@@ -259,7 +277,14 @@ def _stage_times(
     if adds is not None:
         w += adds * (times.addition[used] @ rows)[local]
     if np.any(asked.keys != NOTHING_AGAIN):
-        i += _again_s(asked, {mode: again[mode][used] for mode in asked.repeated}, local)
+        i += _least(asked, {k: again[k][used] @ r.rows.T for k, r in asked.repeated.items()}, local)
+    if any(asked.sent.values()):  # a pass lasts as long as its copies
+        sent = {
+            mode: sum((sign * (times.copies[used, :, n] @ s.rows.T) for s, n, sign in each), np.zeros(1))
+            for mode, each in asked.sent.items()
+        }
+        copied = _least(asked, sent, local)
+        f, i = np.maximum(f, copied), np.maximum(i, copied - w)
     b = i + w
     hops = stages.hops[None, :] * send[:, None]
     core.work[:] = m * (f + b)[:, WORK]
@@ -299,15 +324,14 @@ def _to_and_fro(m: Array, stages: Stages, f: Array, b: Array, send: Array) -> Ar
     return found
 
 
-def _again_s(asked: Asked, extra: Mapping[int, Array], local: Ints) -> Array:
-    """Return what every row of `Stages.rows` recomputes at least, in the mode that takes least time."""
+def _least(asked: Asked, seconds: Mapping[int, Array], local: Ints) -> Array:
+    """Return what every row of `Stages.rows` takes at least, in the mode that takes least time."""
     _, number = np.unique(asked.keys, return_inverse=True)
     first, back = distinct(local, number)
     masks, rows = unpacked(asked.keys[first]).T[:, ROW_RANKS], local[first]
     least = np.full(masks.shape, np.inf)
-    for mode, layers in asked.repeated.items():
-        seconds = (extra[mode] @ layers.rows.T)[rows]
-        least = np.where(masks >> mode & 1, np.minimum(least, seconds), least)
+    for mode, each in seconds.items():
+        least = np.where(masks >> mode & 1, np.minimum(least, each[rows]), least)
     found: Array = least[back]
     return found
 

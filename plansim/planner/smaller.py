@@ -5,8 +5,8 @@ shape (thin factors, rounded or masked weights) changes its blocks. Either way t
 those of what is computed, so every method's best plans are proved like all others. What comes on top of a
 network, such as a teacher's forward pass, is in the score alone: bounds stay below it. Coding what pipeline
 stages send each other is one more such choice: its messages are in the bounds, its coding in the score. So
-are activations in host memory: what they free is in the bounds, what their copies add in the score. Where
-nobody says how many layers of a chunk go there they are tried only when nothing fits without.
+are activations in host memory: what they free is in the bounds, and that no pass ends before its copies.
+Where nobody says how many layers of a chunk go there they are tried only when nothing fits without.
 """
 
 from __future__ import annotations

@@ -98,7 +98,8 @@ class Shares:
 class Times:
     """Seconds of every kind of block for one microbatch: (cells, kinds), devices beside each other.
 
-    `again` is what is repeated under every mode of `Workbench.modes`, (cells, kinds, modes).
+    `again` is what is repeated under every mode of `Workbench.modes`, (cells, kinds, modes); `copies` what
+    copying away takes that is kept under ``none`` and under those, where activations are in host memory.
     """
 
     forward: Array
@@ -106,6 +107,7 @@ class Times:
     backward_weight: Array
     addition: Array
     again: Array
+    copies: Array
 
 
 def _logits(blocks: Sequence[Sequence[Block]], size: tuple[int, int]) -> Array:
@@ -133,10 +135,10 @@ def _after(lines: tuple[Line, ...], teacher: Line) -> tuple[Line, ...]:
     return (lines[0].plus(teacher), *lines[1:])
 
 
-def _times(array: Array, addition: Array) -> Times:
+def _times(array: Array, addition: Array, copies: Array) -> Times:
     """Return (cells, kinds, passes) seconds as a table, with what adding gradients up takes."""
     forward, inputs, weight = (np.ascontiguousarray(array[:, :, i]) for i in range(3))
-    return Times(forward, inputs, weight, addition, np.ascontiguousarray(array[:, :, 3:]))
+    return Times(forward, inputs, weight, addition, np.ascontiguousarray(array[:, :, 3:]), copies)
 
 
 SIZED_AT = (1, 2, 4, 8)
@@ -308,7 +310,9 @@ class Workbench:
         summed = wait * np.array([self._addition(at, row) for at, row in zip(layouts, blocks, strict=True)])
         summed = np.repeat(summed.reshape(len(layouts), self.num_columns), len(microbatches), axis=0)
         cells = len(layouts) * len(microbatches)
-        return _times(table.reshape(cells, self.num_columns, self._passes), summed)
+        one = self._copies(layouts, blocks)
+        copies = (one[:, None] * sizes).reshape(cells, *one.shape[1:])
+        return _times(table.reshape(cells, self.num_columns, self._passes), summed, copies)
 
     @property
     def _passes(self) -> int:
@@ -318,6 +322,16 @@ class Workbench:
     def _repeated(self, block: Block) -> list[tuple[int, ...]]:
         """Return the operators of a block that every mode repeats."""
         return [recomputed(block, mode, self.stack.selective).repeated for mode in self.modes]
+
+    def _copies(self, layouts: Sequence[Layout], blocks: Sequence[Sequence[Block]]) -> Array:
+        """Return what copying away what blocks keep takes, (layouts, kinds, modes); no modes if it stays."""
+        modes = ("none", *self.modes) if self.base.offload_activations else ()
+        each = [
+            [[kept_bytes(at, b, mode) for mode in modes] for b in row]
+            for at, row in zip(layouts, blocks, strict=True)
+        ]
+        table = np.array(each, dtype=np.float64).reshape(len(layouts), len(self.kinds), len(modes))
+        return np.tile(table / self.profile.host.pcie_bytes_per_s, (1, len(self.devices), 1))
 
     def _addition(self, layout: Layout, blocks: Sequence[Block]) -> list[float]:
         """Return the least seconds of adding one microbatch's gradients of every block to those before."""
@@ -375,7 +389,10 @@ class Workbench:
             for layout in layouts
         ]
         joined = np.concatenate([np.array(table, dtype=np.float64).reshape(size) for table in rows], axis=1)
-        return _times(joined, np.array(summed, dtype=np.float64).reshape(len(layouts), self.num_columns))
+        copies = self._copies(layouts, [self.distinct(layout) for layout in layouts])
+        return _times(
+            joined, np.array(summed, dtype=np.float64).reshape(len(layouts), self.num_columns), copies
+        )
 
     def send_s(self, layout: Layout) -> float:
         """Return the seconds of one activation between neighbouring stages."""

@@ -169,9 +169,15 @@ def test_nothing_beats_the_answer(problem, objective, shrink, away):
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(problem=problems(), away=AWAY, seed=st.randoms(use_true_random=False))
-def test_bounds_are_below_what_is_simulated_and_memory_floors_below_the_peak(problem, away, seed):
+@given(
+    problem=problems(),
+    away=AWAY,
+    rate=st.sampled_from([1e8, 25e9]),
+    seed=st.randoms(use_true_random=False),
+)
+def test_bounds_are_below_what_is_simulated_and_memory_floors_below_the_peak(problem, away, rate, seed):
     model, profile, job = problem
+    profile = replace(profile, host=replace(profile.host, pcie_bytes_per_s=rate))
     question = replace(ask(model, profile, job, fix={"recompute": CHOICES["recompute"]}), offloaded=away)
     pool = Pool(question, (profile.num_devices,))
     evaluate = Evaluator(model, profile)
