@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import parallelize_module
 
 from plansim.calibrate.alone import first_rank_of
 from plansim.calibrate.pace import Pace, Reading, pace_of
@@ -81,9 +80,9 @@ class BlockSample:
         the second, gradients of parameters included.
     batch_bytes : float
         Of a model's first block: samples and targets of a microbatch.
-    cp, sequence_parallel : int, bool
+    cp, sequence_parallel, split_features : int, bool, bool
         Over how many ranks the sequence was divided, and whether those that cut the block divide it between
-        its products.
+        its products, or divide its features.
     """
 
     model: str
@@ -114,6 +113,7 @@ class BlockSample:
     weight_s: float = 0.0
     cp: int = 1
     sequence_parallel: bool = False
+    split_features: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +127,12 @@ class _Case:
     split: bool = False
     cp: int = 1
     sequence_parallel: bool = False
+    split_features: bool = False
 
     @property
     def grid(self) -> Grid:
-        """Ranks that share the sequence; a block with all of it needs no other rank to be what it is."""
-        tp = self.tp if self.cp > 1 or self.sequence_parallel else 1
-        return Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, self.cp, tp))
+        """The ranks that share one block."""
+        return Grid(axes=("pp", "dp", "cp", "tp"), sizes=(1, 1, self.cp, self.tp))
 
 
 def measure_blocks(
@@ -163,6 +163,7 @@ def blocks_and_pace(
                 split=split,
                 cp=p.cp,
                 sequence_parallel=p.sequence_parallel and p.tp > 1,
+                split_features=p.split_features,
             )
             method = plan.compression.model
             key = (model, case, plan.attention, plan.job.dtype, plan.job.seq_len, plan.job.phase, method)
@@ -209,34 +210,23 @@ def _median(samples: Sequence[BlockSample]) -> BlockSample:
     return replace(samples[0], **{n: statistics.median(getattr(s, n) for s in samples) for n in names})
 
 
-def local_model(model: Model, tp: int) -> Model:
-    """Return the model whose whole blocks have the shape of one tensor-parallel rank's."""
-    if tp == 1:
-        return model
-    moe = None if model.moe is None else replace(model.moe, ffn=model.moe.ffn // tp)
-    return replace(
-        model, heads=model.heads // tp, kv_heads=max(1, model.kv_heads // tp), ffn=model.ffn // tp,
-        vocab=model.vocab // tp, moe=moe,
-    )  # fmt: skip
-
-
 def _case(
     model: Model, case: _Case, plan: Plan, mesh: Mesh, relative: Relative, *, memory: bool
 ) -> list[BlockSample]:
     """Return the samples of every kind of block of one model."""
-    shared = mesh.grid.world_size > 1
     held = replace(
         plan,
         job=replace(plan.job, global_batch=case.microbatch),
         parallel=Parallel(
             microbatch=case.microbatch,
             cp=case.cp,
-            tp=case.tp if shared else 1,
+            tp=case.tp,
             sequence_parallel=case.sequence_parallel,
+            split_features=case.split_features,
         ),
         recompute=case.recompute,
     )
-    print_ = blueprint(model if shared else local_model(model, case.tp), held)
+    print_ = blueprint(model, held)
     x, targets = place_batch(
         *make_batches("synthetic", print_.data, case.microbatch).batch(0), held, mesh, print_.data
     )
@@ -299,9 +289,6 @@ def _teacher(plan: Plan) -> Plan:
 
 def _wrapped(print_: Blueprint, index: int, case: _Case, held: Plan, mesh: Mesh) -> nn.Module:
     block = build_block(print_, index, held, mesh, seed=0)
-    if case.wrapper == "dtensor" and mesh.size("tp") == 1 and hasattr(block, "tensor_parallel_plan"):
-        plan = block.tensor_parallel_plan(sequence_parallel=False)
-        parallelize_module(block, mesh.meshes["tp"], plan, src_data_rank=None)
     block = recomputing(block, case.recompute, print_.blocks[index].kind)
     if case.wrapper == "sharded":
         fully_shard(block, mesh=mesh.meshes["dp"])

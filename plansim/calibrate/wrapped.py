@@ -1,7 +1,8 @@
 """Collectives as torch's parallel wrappers make them: by DTensor, by `fully_shard`, plain and coded.
 
-A wrapper copies into and out of the message, allocates it anew and dispatches through Python; on one rank it
-leaves all that out, so blocks timed alone do not know it.
+A wrapper copies into and out of the message, allocates it anew, dispatches through Python. Blocks that were
+timed on one rank know nothing of that where it is `fully_shard`. They know it of DTensor, so that what a rank
+does by itself is taken off there (`plansim.calibrate.alone`).
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ def wrapped_costs(compute: Computing) -> Iterator[Row]:
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     alone = mesh_without_peers()
     for nbytes in CUT_SIZES:
-        yield "cut:all_reduce", nbytes, *call_cost(_cut(nbytes, mesh), compute, nbytes=nbytes).paced
-        both, mine = (call_cost(_sequence(nbytes, m), compute, nbytes=nbytes) for m in (mesh, alone))
-        wall_s, cpu_s = (max(LEAST_S, a - b) / 2 for a, b in zip(both.total, mine.total, strict=True))
-        for name in ("reduce_scatter", "all_gather"):
-            yield f"sequence:{name}", nbytes, wall_s, cpu_s, both.pace_s
+        for work, names in (
+            (_cut, ("cut:all_reduce",)),
+            (_sequence, ("sequence:reduce_scatter", "sequence:all_gather")),
+        ):
+            whole, mine = (call_cost(work(nbytes, m), compute, nbytes=nbytes) for m in (mesh, alone))
+            beyond = [max(LEAST_S, a - b) / len(names) for a, b in zip(whole.total, mine.total, strict=True)]
+            for name in names:
+                yield name, nbytes, beyond[0], beyond[1], whole.pace_s
     for nbytes in SHARDED_SIZES:
         yield from _sharded(nbytes, mesh, compute)
     for method in SHARDED_METHODS:
@@ -59,8 +63,7 @@ def _cut(nbytes: int, mesh: DeviceMesh) -> Callable[[], Any]:
 def _sequence(nbytes: int, mesh: DeviceMesh) -> Callable[[], Any]:
     """Return what sequence parallelism does between products: scatter a sum, work on a slice, gather it.
 
-    Both are timed together, for ranks that have just met need not wait for each other again, and less what a
-    rank does of it by itself, which is in the blocks that were timed that way (`plansim.calibrate.alone`).
+    Both are timed together, for ranks that have just met need not wait for each other again.
     """
     partial_sum, part = _rows(nbytes, mesh), Shard(0)
 

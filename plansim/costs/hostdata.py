@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 NUMBERED_FAMILIES = ("cnn", "rnn", "mlp", "module")
 """Families whose blocks of one kind differ in shape; their measured blocks carry their place in the model."""
 
-PLAIN = {"phase": "train", "compression": "none", "split": False, "cp": 1, "sequence_parallel": False}
+PLAIN = {
+    "phase": "train", "compression": "none", "split": False, "cp": 1, "sequence_parallel": False,
+    "split_features": False,
+}  # fmt: skip
 """What blocks were measured as where a table does not say."""
 
 
@@ -123,7 +126,7 @@ class HostCalibration:
             "model": layout.model.name, "kind": kind, "wrapper": wrapper, "microbatch": p.microbatch, "tp":
             p.tp, "seq_len": job.seq_len, "recompute": mode, "attention": layout.plan.attention, "dtype":
             job.dtype, "split": splits_backward(layout.plan) and chunk > 0, "cp": p.cp, "sequence_parallel":
-            p.sequence_parallel and p.tp > 1,
+            p.sequence_parallel and p.tp > 1, "split_features": p.split_features,
         }  # fmt: skip
         rows = self.data.get("blocks", ())
         return next((r for r in rows if all(r.get(k, PLAIN.get(k)) == v for k, v in wanted.items())), None)

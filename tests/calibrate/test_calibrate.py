@@ -5,7 +5,7 @@ import json
 import pytest
 from runs import GPT, LLAMA, plan
 
-from plansim.calibrate.blocks import local_model, measure_blocks
+from plansim.calibrate.blocks import measure_blocks
 from plansim.calibrate.collectives import CollectiveSample, fitted_lines, measure_collectives, relative_line
 from plansim.calibrate.compute import measure_compute
 from plansim.calibrate.nccl_tests import read_nccl_tests, with_nccl_tests
@@ -136,13 +136,6 @@ def test_a_backward_pass_in_halves_owes_the_gradients_of_its_products():
     assert (whole.split, whole.weight_s, whole.owed_bytes, layer.split) == (False, 0.0, 0.0, True)
     assert 4 * GPT.hidden * GPT.ffn <= layer.weight_peak_bytes, "one gradient at least"
     assert 9 * tokens * GPT.hidden * 4 * 0.5 < layer.owed_bytes < 9 * tokens * GPT.hidden * 4 * 2
-
-
-def test_a_rank_of_tensor_parallelism_holds_its_heads():
-    local = local_model(LLAMA, 2)
-
-    assert (local.heads, local.kv_heads, local.head_dim, local.hidden) == (2, 1, LLAMA.head_dim, 32)
-    assert (local.ffn, local.vocab) == (24, 32)
 
 
 def test_nccl_tests_give_bandwidth_and_latency(tmp_path):
