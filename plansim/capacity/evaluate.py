@@ -29,6 +29,7 @@ USUAL: dict[str, Any] = {
     "schedule": ("1f1b", "interleaved"),
     "attention": ("flash",),
     "offload": (False,),
+    "offload_activations": (0,),
     "placement": (("tp", "cp", "dp", "pp"),),
     "aggregation": ("all_reduce",),
     "overlap.gradients": (True,),

@@ -190,7 +190,7 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
     if best.offload_activations and "offload_activations" not in question.space.given:
         notes.append(
             f"with all activations on the devices no plan fits: those of {best.offload_activations} layers "
-            "of every chunk go to host memory, the fewest that fit to an eighth of all layers "
+            "of every chunk go to host memory, the best of the few numbers tried "
             "(--fix offload_activations=N|M tries others)"
         )
     if best.job.dtype == "int8" and best.job.phase == "train":
