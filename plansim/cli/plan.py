@@ -42,7 +42,11 @@ def plan(
         int | None, typer.Option("--seq-len", metavar="S", min=1, help="Tokens in a sequence.")
     ] = None,
     objective: Annotated[
-        str, typer.Option("--objective", help="throughput, cost, energy, memory or time-to-target.")
+        str,
+        typer.Option(
+            "--objective",
+            help="throughput, cost, energy, memory or time-to-target; cost and energy may use fewer devices.",
+        ),
     ] = "throughput",
     top: Annotated[
         int, typer.Option("--top", metavar="K", min=1, max=1000, help="How many plans to list.")

@@ -36,6 +36,26 @@ SAFETY = 1.0 - 1e-9
 """Keeps rounding from lifting a bound above the time it bounds."""
 
 
+def least_pipeline(passes: Array, m: Array, pp: Ints, chained: NDArray[np.bool_]) -> Array:
+    r"""Return the least time of any pipeline by what one microbatch takes in all, seconds.
+
+    The work of `m` microbatches lies on `pp` ranks, and each passes all of it. Where ranks run one chunk and
+    no weight gradient waits (`chained`) a rank with work :math:`w_r` for each ends no sooner than
+    :math:`\sum_{q<r} w_q + m w_r`; the largest of these is least where all are the same, then
+
+    .. math:: T \ge S / (1 - (1 - 1/m)^{pp}) .
+
+    Examples
+    --------
+    >>> float(least_pipeline(np.array([8.0]), np.array([1.0]), np.array([4]), np.array([True]))[0])
+    8.0
+    """
+    even = np.maximum(1.0, m / pp)
+    left = 1.0 - (1.0 - 1.0 / np.maximum(m, 1.0)) ** pp
+    found: Array = passes * np.where(chained, np.maximum(even, 1.0 / left), even) * SAFETY
+    return found
+
+
 def together(work: Array, comm: Array, slow: Array) -> Array:
     """Return the least time of compute beside communication, each slowed while both run."""
     ks, kc = slow

@@ -80,7 +80,8 @@ def ideal_core(bench: Workbench, columns: Columns, options: Options, ideal: Time
     c = columns
     first, back = distinct(row, c.dp, c.pp, c.structure, c.devices, c.recompute)
     core = _assemble(bench, c.take(first), options, ideal, row[first], np.zeros(len(first)))
-    return core.bound[back]
+    found: Array = core.bound[back] * bench.waits(c.world)
+    return found
 
 
 class Cells:
@@ -157,13 +158,13 @@ class Cells:
         return self._same[where]
 
     def _keys(self, columns: Columns, i: int) -> tuple[tuple[object, ...], tuple[object, ...]]:
-        """Return what block times and sends depend on: sizes, and the shapes of their groups."""
+        """Return what block times and sends depend on: sizes, nodes, and the shapes of their groups."""
         c = columns
         where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement))
         if where not in self._shape:
             layout = _layout(self.bench, columns, self.options, i)
             tp, cp, ep, pp = (layout.group(axis) for axis in ("tp", "cp", "ep", "pp"))
-            self._shape[where] = (tp, cp, ep), (tp, pp)
+            self._shape[where] = (layout.num_nodes, tp, cp, ep), (tp, pp)
         inside, across = self._shape[where]
         size = (where[1], where[3], int(c.microbatch[i]), int(c.sequence_parallel[i]))
         switches = (where[4], where[5], int(c.unfused[i]), int(c.tp_overlap[i]))

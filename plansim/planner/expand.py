@@ -42,14 +42,14 @@ def with_structures(
 ) -> tuple[Ints, Ints, Ints]:
     """Return (grid, microbatch, structure) triples that the schedules can run."""
     rows = []
-    many = options.dividing and bool(np.any(world_of(grid) > FEW_DEVICES))
+    many = options.dividing & (world_of(grid)[at] > FEW_DEVICES)
     pp, m = grid["pp"][at], job.global_batch // (grid["dp"][at] * size)
     for i, (name, v, sized_at) in enumerate(options.structures):
         here = np.flatnonzero((pp > 1) == (i > 0))
         if not len(here):
             continue
-        if many and v > 1 and name == "interleaved":
-            odd = -(-pipeline_layers(model) // pp[here]) % v != 0
+        if v > 1 and name == "interleaved":
+            odd = many[here] & (-(-pipeline_layers(model) // pp[here]) % v != 0)
             tally.candidates -= int(counts.below_structure[at[here[odd]]].sum())
             here = here[~odd]
         if sized_at:  # where the even split is as good there is no other

@@ -104,8 +104,7 @@ def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) 
         )
         for i in first
     ]
-    world = int(columns.dp[0] * columns.tp[0] * columns.pp[0] * columns.cp[0]) if len(columns) else 1
-    return bench.shares(layouts, microbatches, world), row
+    return bench.shares(layouts, microbatches), row
 
 
 def _fewest_replicas(columns: Columns, i: int) -> int:

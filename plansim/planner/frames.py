@@ -64,6 +64,11 @@ class Columns:
     def __len__(self) -> int:
         return len(self.dp)
 
+    @property
+    def world(self) -> Ints:
+        """Ranks of every entry."""
+        return self.dp * self.tp * self.pp * self.cp
+
     def take(self, index: NDArray[np.int64] | Mask) -> Columns:
         """Return some entries."""
         return Columns(*(getattr(self, f.name)[index] for f in fields(self)))

@@ -178,6 +178,12 @@ def too_deep(chunks: Ints, model: Model) -> Mask:
     return deep & (chunks != layers + 2) if model.family in ATTENTION_FAMILIES else deep
 
 
+def degree_grids(worlds: Sequence[int], space: Space, model: Model, job: Job) -> dict[str, Ints]:
+    """Return those of several numbers of devices, one after the other."""
+    each = [degree_grid(world, space, model, job) for world in worlds]
+    return {name: np.concatenate([grid[name] for grid in each]) for name in each[0]}
+
+
 def world_of(grid: Mapping[str, Ints]) -> Ints:
     """Return the ranks of every grid."""
     return grid["dp"] * grid["tp"] * grid["pp"] * grid["cp"]

@@ -222,14 +222,23 @@ class Constraints:
         second : Figures
             One second of step time on the devices in question, without inflation.
         """
-        if objective.by_memory or not job.target_tokens:
+        if objective.by_memory:
+            return float("inf")
+        return self.most_seconds(second, job) * objective.score(second) * (1.0 + 1e-9)
+
+    def most_seconds(self, second: Figures, job: Job) -> float:
+        """Return the longest time of one step's progress that keeps the deadline and the budget.
+
+        `second` is one second of step time on the devices in question.
+        """
+        if not job.target_tokens:
             return float("inf")
         steps = job.target_tokens / (job.global_batch * job.seq_len)
         usd_per_s = second.world_size * second.usd_per_device_s
         seconds = self.deadline_s if self.deadline_s is not None else float("inf")
         if self.budget_usd is not None and usd_per_s > 0:
             seconds = min(seconds, self.budget_usd / usd_per_s)
-        return seconds / steps * objective.score(second) * (1.0 + 1e-9)
+        return seconds / steps
 
     def broken(self, figures: Figures, job: Job) -> tuple[str, str] | None:
         """Return (constraint, what exceeds it) for the first that the figures break, or None."""

@@ -26,7 +26,7 @@ from plansim.planner.reasons import with_remedy
 from plansim.planner.replan import sensitivities
 from plansim.planner.result import PlanningResult, Ranked
 from plansim.planner.smaller import search_methods
-from plansim.planner.solve import Progress, Solved
+from plansim.planner.solve import Progress, Solved, counts_devices
 from plansim.planner.space import LEFT_OUT, Space, space_of
 from plansim.planner.ties import tied
 from plansim.planner.verdict import verdict
@@ -183,7 +183,13 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
             f"{question.profile.name} does not say what the objective {question.objective.name} needs "
             "(profile.economics: usd_per_device_hour, power_watts): ranked by device time"
         )
-    if used < limits.most_devices(there, one_second(question.profile, 1).watts):
+    most = limits.most_devices(there, one_second(question.profile, 1).watts)
+    if used < most and counts_devices(question):
+        notes.append(
+            f"uses {used:,} of {there:,} devices: {question.objective.about} is least with them, of every "
+            f"number searched up to {most:,}; a deadline (--limit deadline=...) asks for more"
+        )
+    elif used < most:
         notes.append(
             f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
         )

@@ -6,45 +6,67 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plansim.costs.hostdata import on_host
 from plansim.costs.layout import Layout, default_stack
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Parallel, Plan
 from plansim.plan.recompute import parse_mode
+from plansim.planner.bound import SAFETY, least_pipeline
 from plansim.planner.core import Cells, ideal_core
 from plansim.planner.deals import Deal, deals_of
 from plansim.planner.ends import End, ends_of
-from plansim.planner.frames import modes_of, options_of
-from plansim.planner.grid import degree_grid
-from plansim.planner.modes import only_mode
+from plansim.planner.frames import Columns, Ints, Options, modes_of, options_of
+from plansim.planner.grid import degree_grids
+from plansim.planner.modes import NOTHING_AGAIN, only_mode
+from plansim.planner.objective import Constraints
 from plansim.planner.part import Part
 from plansim.planner.question import Question, one_second, plan_of
 from plansim.planner.recompute import with_fastest_recompute
 from plansim.planner.shares import with_sized_shares
-from plansim.planner.sieve import Sieve
-from plansim.planner.tables import Workbench
+from plansim.planner.sieve import Hopeful, Sieve
+from plansim.planner.tables import Times, Workbench
 from plansim.planner.traffic import Tails
 from plansim.simulate.predict import interval_factor
 
+Array = NDArray[np.float64]
+CHAINED = ("1f1b", "gpipe")
+"""Schedules whose backwards are whole: no weight gradient waits for its turn."""
+
 
 class Pool:
-    """Hands out candidates in blocks, best bound first (`plansim.planner.search.Candidates`)."""
+    """Hands out candidates in blocks, best bound first (`plansim.planner.search.Candidates`).
+
+    Plans keep `limits` on time and money, and are left out where they score above `most`.
+    """
 
     def __init__(
-        self, question: Question, worlds: tuple[int, ...], layout: Callable[[Plan], Layout] | None = None
+        self,
+        question: Question,
+        worlds: tuple[int, ...],
+        layout: Callable[[Plan], Layout] | None = None,
+        limits: Constraints | None = None,
+        most: float = float("inf"),
     ) -> None:
-        self.question = question
+        self.question, self.worlds, self.most = question, worlds, most
+        self.limits = limits or Constraints()
         self.layout = layout or (lambda plan: Layout.of(question.model, question.profile, plan))
         self.sieve = Sieve(question)
         self.tally = self.sieve.tally
-        self.parts = [p for world in worlds for p in self._parts(world)]
+        self.parts = self._parts()
         self._pairs: list[tuple[Part, int, int]] = []
 
     @property
     def nearest(self) -> tuple[float, Plan] | None:
         """What misses the memory limit by least, with its peak in bytes."""
         return self.sieve.nearest
+
+    @property
+    def latest(self) -> Plan | None:
+        """What misses the deadline or the budget by least, of those whose bound alone does."""
+        late = min((p.latest for p in self.parts), key=lambda late: late[0], default=None)
+        return None if late is None or late[0] == np.inf else self._plan(*late[1:])
 
     @property
     def num_feasible(self) -> int:
@@ -57,13 +79,9 @@ class Pool:
 
     def take(self, cutoff: float = float("inf")) -> list[tuple[float, int]]:
         """Return the next block; pairs whose bound is above `cutoff` are left out for good."""
-        part = min(self.parts, key=lambda p: p.floor)
+        part, cutoff = min(self.parts, key=lambda p: p.floor), min(cutoff, self.most)
         if self.question.objective.by_memory:
-            frames = np.arange(part.at, min(part.at + part.block, len(part.first)))
-            part.at += part.block
-            row, end = np.nonzero(part.allowed[frames])
-            chosen = frames[row]
-            scores = part.memory[chosen, end]
+            chosen, end, scores = part.fullest(cutoff)
         elif part.next_first <= part.next_open:
             part.time(cutoff, min(p.next_open for p in self.parts))
             return []
@@ -76,7 +94,9 @@ class Pool:
 
     def plan(self, number: int) -> Plan:
         """Return one candidate as a plan."""
-        part, frame, end = self._pairs[number]
+        return self._plan(*self._pairs[number])
+
+    def _plan(self, part: Part, frame: int, end: int) -> Plan:
         q, options = self.question, part.options
         key = int(part.columns.recompute[frame])
         modes = tuple(options.modes[m] for m in options.recompute)
@@ -90,22 +110,45 @@ class Pool:
         per_stage = options.per_stage and plan.parallel.pp > 1
         return with_fastest_recompute(plan, modes, self.layout, q.memory_limit_bytes, per_stage=per_stage)
 
-    def _factor(self, end: End, world: int, stack: Stack) -> float:
-        """Return the score of one second of step time."""
-        spread = interval_factor(stack, self.question.network)
-        figures = replace(one_second(self.question.profile, world), inflation=end.inflation, spread=spread)
-        return self.question.objective.score(figures)
+    def _factors(self, ends: tuple[End, ...], stack: Stack) -> tuple[Array, Array]:
+        """Return, by number of devices and end, the score of one second, and the seconds that are allowed."""
+        q, spread = self.question, interval_factor(stack, self.question.network)
+        score, most = np.zeros((2, len(self.worlds), len(ends)))
+        for w, world in enumerate(self.worlds):
+            alone = one_second(q.profile, world)
+            progress_s = self.limits.most_seconds(alone, q.job)
+            for e, end in enumerate(ends):
+                figures = replace(alone, inflation=end.inflation, spread=spread)
+                score[w, e] = q.objective.score(figures)
+                judged = figures.at_worst() if q.robust else figures
+                most[w, e] = progress_s / judged.effective_step_s * (1.0 + 1e-9)
+        return score, most
 
-    def _parts(self, world: int) -> list[Part]:
+    def _hopeful(self, options: Options, bench: Workbench, factor: Array) -> Hopeful:
+        """Return what drops pipelines above the score of plans that are known."""
+        chained = [s.virtual_stages == 1 and s.schedule in CHAINED for s in options.structures]
+
+        def hopeful(columns: Columns, ideal: Times, cell: Ints) -> Ints:
+            one_chunk = np.array(chained)[columns.structure] & (not options.shared)
+            most_s = self.most / factor[np.searchsorted(self.worlds, columns.world)]
+            passes = bench.whole_s(ideal)[cell] * bench.waits(columns.world)
+            least = least_pipeline(passes, columns.num_microbatches, columns.pp, one_chunk)
+            index = np.flatnonzero(least <= most_s)
+            bare = replace(columns.take(index), recompute=np.full(len(index), NOTHING_AGAIN))
+            least = ideal_core(bench, bare, options, ideal, cell[index]) * SAFETY
+            found: Ints = index[least <= most_s[index]]
+            return found
+
+        return hopeful
+
+    def _parts(self) -> list[Part]:
         stacks: dict[str, tuple[Stack, list[int]]] = {}
         for zero in self.question.space.of("zero_stage"):
-            plan = replace(self.question.base, parallel=Parallel(dp=world, zero_stage=zero))
+            plan = replace(self.question.base, parallel=Parallel(zero_stage=zero))
             stack = default_stack(self.question.profile, plan)
             stacks.setdefault(stack.name, (stack, []))[1].append(zero)
         deals = deals_of(self.question.space, self.question.profile)
-        made = [
-            self._part(world, stack, tuple(zeros), deal) for stack, zeros in stacks.values() for deal in deals
-        ]
+        made = [self._part(stack, tuple(zeros), deal) for stack, zeros in stacks.values() for deal in deals]
         return [p for p in made if p is not None]
 
     def _sizing(self, deal: Deal, stack: Stack) -> str:
@@ -119,7 +162,7 @@ class Pool:
             return "each"
         return "stage" if True in q.space.of("recompute_per_stage") else "plan"
 
-    def _part(self, world: int, stack: Stack, zeros: tuple[int, ...], deal: Deal) -> Part | None:
+    def _part(self, stack: Stack, zeros: tuple[int, ...], deal: Deal) -> Part | None:
         q, space = self.question, self.question.space
         every = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
         taken = q.model if q.network is not q.model else None
@@ -140,17 +183,18 @@ class Pool:
         )
         if not options.ends:
             return None
-        grid, options = deal.out(degree_grid(world, space, q.network, q.job), options, q.profile)
-        ends = options.ends
-        columns, allowed, memory, finish, ideal, row = self.sieve.survivors(grid, options, bench)
+        grid, options = deal.out(degree_grids(self.worlds, space, q.network, q.job), options, q.profile)
+        factor, most_s = self._factors(options.ends, stack)
+        least = self._hopeful(options, bench, factor.min(axis=1)) if self.most < np.inf else None
+        columns, allowed, memory, finish, ideal, row = self.sieve.survivors(grid, options, bench, least)
         if not len(columns):
             return None
-        factor = np.array([self._factor(e, world, stack) for e in ends])
+        world = np.searchsorted(self.worlds, columns.world)
+        least_s = ideal_core(bench, columns, options, ideal, row) + finish
         if q.objective.by_memory:
             first = np.where(allowed, memory, np.inf).min(axis=1)
         else:
-            first = ideal_core(bench, columns, options, ideal, row) + finish
-            first *= factor.min() * (1.0 - 1e-9)
+            first = least_s * factor.min(axis=1)[world] * (1.0 - 1e-9)
         order = np.argsort(first, kind="stable")
         return Part(
             bench=bench,
@@ -160,8 +204,10 @@ class Pool:
             memory=memory[order] if q.objective.by_memory else memory,
             first=first[order],
             finish=finish[order],
+            world=world[order],
             factor=factor,
+            most_s=most_s,
+            least_s=least_s[order],
             cells=Cells(bench, options),
             tails=Tails(bench, options, self.sieve.node),
-            world=world,
         )

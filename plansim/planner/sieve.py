@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,8 @@ from plansim.planner.question import Question, plan_of
 from plansim.planner.tables import Shares, Times, Workbench
 
 Array = NDArray[np.float64]
+Hopeful = Callable[[Columns, Times, Ints], Ints]
+"""Pipelines, ideal block times and which of these each has, to those that may win."""
 ROOM = 0.9
 """Fraction of the memory limit below which a plan fits well: memory floors are not exact."""
 
@@ -107,9 +110,12 @@ class Sieve:
         self.nearest: tuple[float, Plan] | None = None
 
     def survivors(
-        self, grid: Grid, options: Options, bench: Workbench
+        self, grid: Grid, options: Options, bench: Workbench, hopeful: Hopeful | None = None
     ) -> tuple[Columns, Mask, Array, Array, Times, Ints]:
-        """Return the pipelines of some grids that keep the rules with some end that fits."""
+        """Return the pipelines of some grids that keep the rules with some end that fits.
+
+        `hopeful` says, before memory is looked at, which may still win.
+        """
         q, tally = self.question, self.tally
         counts = Counts(grid, options, self.node)
         whole = counts.below_microbatch * len(options.microbatches)
@@ -130,7 +136,12 @@ class Sieve:
             allowed &= self._runtime(q.space.backend, columns, options, allowed, leaves * choices)
         sizes = sorted(options.microbatches)
         shares, row = shard_rows(bench, columns, sizes)
-        left = self._fitting(Pipelines(columns, own, allowed, leaves, row), options, bench, shares)
+        given = Pipelines(columns, own, allowed, leaves, row)
+        if hopeful is not None:
+            cell = row * len(sizes) + np.searchsorted(sizes, columns.microbatch)
+            kept = hopeful(columns, shares.ideal, cell)
+            given = given.take(kept, own[kept])
+        left = self._fitting(given, options, bench, shares)
         index, columns = self._with_leaves(left.columns, options, left.allowed)
         memory = left.memory[index] if len(left.memory) else left.memory
         cell = left.row[index] * len(sizes) + np.searchsorted(sizes, columns.microbatch)

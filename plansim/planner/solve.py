@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 
 from plansim.errors import InfeasibleError
 from plansim.plan.model import Plan
 from plansim.plan.rule import Rejected
+from plansim.planner.counts import counts, subsets
 from plansim.planner.evaluate import Bounded, Evaluator
-from plansim.planner.objective import Constraints, Figures
+from plansim.planner.objective import Constraints, Figures, find_objective, robust
 from plansim.planner.pool import Pool
 from plansim.planner.question import Question, one_second
 from plansim.planner.result import SearchStats
@@ -74,30 +75,84 @@ def uncollected() -> Iterator[None]:
 
 
 def best_first(question: Question, limits: Constraints, top: int, progress: Progress | None = None) -> Solved:
-    """Search the space on all devices allowed; on fewer where all of them cannot be used."""
-    evaluator = evaluator_of(question)
-    evaluate = Bounded(evaluator, limits, question.job, question.robust, question.space.backend)
-    devices = most_devices(question, limits)
+    """Search the space on all devices allowed; on fewer where all of them cannot be used.
+
+    Where the objective counts devices all their numbers are one space (`plansim.planner.counts.counts`).
+    """
+    asked = _Asked(question, limits, top, progress)
+    devices, node = most_devices(question, limits), question.profile.devices_per_node
+    if counts_devices(question):
+        return asked.late(_on_any(asked, counts(devices, node)))
     first: Solved | None = None
-    for world in (devices, *subsets(devices, question.profile.devices_per_node)):
-        with uncollected():
-            pool = Pool(question, (world,), evaluator.layout)
-            found = search(
-                pool,
-                evaluate.apart,
-                question.objective.score,
-                top=top,
-                key=repr,
-                settle=evaluate.settle,
-                ceiling=limits.ceiling(question.objective, one_second(question.profile, world), question.job),
-                progress=progress,
-            )
-        solved = Solved(question, pool, found, evaluator)
-        if found.best or not found.complete:
+    for world in (devices, *subsets(devices, node)):
+        solved = asked.searched((world,))
+        if solved.found.best or not solved.found.complete:
             return solved
         first = first or solved
     assert first is not None  # noqa: S101  # the loop ran at least once
-    return first
+    return asked.late(first)
+
+
+def _on_any(asked: _Asked, worlds: tuple[int, ...]) -> Solved:
+    """Search all numbers of devices together, without what scores worse than plans on a few of them."""
+    known: list[float] = []
+    for world in worlds[:-1]:
+        if world & (world - 1) == 0 and len(known) < asked.top:
+            solved = asked.searched((world,))
+            if not solved.found.complete:
+                return solved
+            known += [score for score, *_ in solved.found.best]
+    most = sorted(known)[asked.top - 1] * (1.0 + 1e-9) if len(known) >= asked.top else inf
+    return asked.searched(worlds, most)
+
+
+class _Asked:
+    """A question whose spaces are searched with one evaluator."""
+
+    def __init__(self, question: Question, limits: Constraints, top: int, progress: Progress | None) -> None:
+        self.question, self.limits, self.top, self.progress = question, limits, top, progress
+        self.evaluator = evaluator_of(question)
+        backend = question.space.backend
+        self.evaluate = Bounded(self.evaluator, limits, question.job, question.robust, backend)
+
+    def searched(self, worlds: tuple[int, ...], most: float = inf) -> Solved:
+        """Search the space on some numbers of devices; `most` is a score that enough plans have."""
+        q, evaluate = self.question, self.evaluate
+        ceilings = [self.limits.ceiling(q.objective, one_second(q.profile, w), q.job) for w in worlds]
+        with uncollected():
+            pool = Pool(q, worlds, self.evaluator.layout, self.limits, most)
+            found = search(
+                pool,
+                evaluate.apart,
+                q.objective.score,
+                top=self.top,
+                key=repr,
+                settle=evaluate.settle,
+                ceiling=min(most, max(ceilings)),
+                progress=self.progress,
+            )
+        return Solved(q, pool, found, self.evaluator)
+
+    def late(self, solved: Solved) -> Solved:
+        """Return a search without an answer with what comes nearest to the deadline or the budget."""
+        limits, objective = self.limits, "throughput" if self.limits.deadline_s is not None else "cost"
+        if solved.found.best or solved.pool.latest is None or not solved.found.complete:
+            return solved
+        judged_by = find_objective(objective, self.question.job)
+        question = replace(self.question, objective=robust(judged_by) if self.question.robust else judged_by)
+        best = best_first(question, replace(limits, deadline_s=None, budget_usd=None), 1).found.best
+        for plan in (*(entry[2] for entry in best), solved.pool.latest):
+            refused = self.evaluate(plan)
+            if isinstance(refused, Rejected) and refused.rule in ("deadline", "budget"):
+                solved.found.examples.setdefault(refused.rule, refused)
+                break
+        return solved
+
+
+def counts_devices(question: Question) -> bool:
+    """Return whether the objective is better with fewer devices that take as long."""
+    one, two = (question.objective.score(one_second(question.profile, n)) for n in (1, 2))
+    return one < two
 
 
 def most_devices(question: Question, limits: Constraints) -> int:
@@ -117,39 +172,6 @@ def most_devices(question: Question, limits: Constraints) -> int:
             f"its share of cooling, {limits.power_watts:,.0f} W allowed for all"
         )
     return most
-
-
-def subsets(devices: int, node: int, most: int = 6) -> list[int]:
-    """Return fewer devices to try when all of them cannot be used: whole nodes, numbers that divide well.
-
-    Examples
-    --------
-    >>> subsets(16000, 8, most=2)
-    [15552, 15360]
-    """
-    unit = node if devices > node else 1
-    found = (n for n in smooth(devices - 1) if 2 * n > devices and n % unit == 0)
-    return heapq.nlargest(most, found)
-
-
-def smooth(most: int) -> Iterator[int]:
-    """Yield the numbers up to `most` that have no prime factor but 2, 3 and 5.
-
-    Examples
-    --------
-    >>> sorted(smooth(10))
-    [1, 2, 3, 4, 5, 6, 8, 9, 10]
-    """
-    fives = 1
-    while fives <= most:
-        threes = fives
-        while threes <= most:
-            twos = threes
-            while twos <= most:
-                yield twos
-                twos *= 2
-            threes *= 3
-        fives *= 5
 
 
 def stats_of(pool: Pool, found: Found[Plan, Figures], seconds: float) -> SearchStats:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from plansim.workload.operators import Block, Operator
 
 Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
 WHOLE = ("selective", "full")
 """Modes that treat all layers alike, where nobody says which are asked for."""
 
@@ -250,7 +251,22 @@ class Workbench:
         teacher.__dict__["fabric"] = self.fabric
         return teacher, self.distinct(teacher)
 
-    def shares(self, layouts: Sequence[Layout], microbatches: Sequence[int], world: int) -> Shares:
+    def waits(self, world: Ints) -> Array:
+        """Return how much longer compute takes on so many devices because some node is slowest."""
+        found, back = np.unique(world, return_inverse=True)
+        factors = [straggler_factor(self.layout(Parallel(dp=n))) for n in found.tolist()]
+        return np.array(factors, dtype=np.float64)[back]
+
+    def whole_s(self, times: Times) -> Array:
+        """Return what one microbatch takes in the whole model there and back, on the fastest devices."""
+        kinds = self.kinds
+        order = [*kinds.body, *(k for k in kinds.ends if k >= 0)]
+        count = np.bincount(np.array(order), minlength=len(kinds))
+        each = times.forward + times.backward_input + times.backward_weight
+        found: Array = each.reshape(len(each), -1, len(kinds)).min(axis=1) @ count
+        return found
+
+    def shares(self, layouts: Sequence[Layout], microbatches: Sequence[int]) -> Shares:
         """Return bytes and parameters, one row for every layout (with microbatch 1)."""
         blocks = [self.distinct(layout) for layout in layouts]
         size = (len(layouts), len(self.kinds))
@@ -271,7 +287,7 @@ class Workbench:
             loss=np.tile((self.stack.loss_copies - 1.0) * _logits(blocks, size), wide),
             dense=rows("parameters"),
             expert=rows("expert_parameters"),
-            ideal=self._ideal(layouts, blocks, microbatches, world),
+            ideal=self._ideal(layouts, blocks, microbatches),
         )
 
     def _ideal(
@@ -279,10 +295,8 @@ class Workbench:
         layouts: Sequence[Layout],
         blocks: Sequence[Sequence[Block]],
         microbatches: Sequence[int],
-        world: int,
     ) -> Times:
-        """Return seconds that no block falls below, (layouts x microbatches, kinds)."""
-        wait = straggler_factor(self.layout(Parallel(dp=world)))
+        """Return seconds that no block falls below on one node, (layouts x microbatches, kinds)."""
         lines: list[list[tuple[Line, ...]]] = []
         known: dict[object, tuple[Line, ...]] = {}
         operators: list[dict[Operator, Alone]] = [{} for _ in self.devices]
@@ -306,8 +320,8 @@ class Workbench:
             )
         both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, self.num_columns, self._passes, 2)
         sizes = np.array(microbatches, dtype=np.float64)[None, :, None, None]
-        table = wait * (both[..., 0] + sizes * both[..., 1])
-        summed = wait * np.array([self._addition(at, row) for at, row in zip(layouts, blocks, strict=True)])
+        table = both[..., 0] + sizes * both[..., 1]
+        summed = np.array([self._addition(at, row) for at, row in zip(layouts, blocks, strict=True)])
         summed = np.repeat(summed.reshape(len(layouts), self.num_columns), len(microbatches), axis=0)
         cells = len(layouts) * len(microbatches)
         one = self._copies(layouts, blocks)

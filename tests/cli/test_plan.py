@@ -165,7 +165,12 @@ def test_without_a_price_the_cheapest_plan_is_that_of_least_device_time(run):
     asked, usual = run(*SMALL, *free, "--objective", "cost"), run(*SMALL, *free)
 
     assert asked.code == 0, asked.err
-    assert asked.json["plans"][0]["plan"] == usual.json["plans"][0]["plan"]
+    found, fastest = (done.json["plans"][0] for done in (asked, usual))
+    devices = [ranked["plan"]["parallel"]["dp"] for ranked in (found, fastest)]
+    assert devices == [1, 8]  # of a model that fits one, all others wait for each other
+    assert found["score"] == pytest.approx(found["prediction"]["step_time_s"])
+    assert found["score"] < 8 * fastest["prediction"]["step_time_s"]
+    assert any("uses 1 of 8 devices: device time" in note for note in asked.json["notes"])
     assert asked.json["unit"] == "device s"
     assert any("ranked by device time" in note for note in asked.json["notes"])
 

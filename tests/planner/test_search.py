@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from plansim.plan.model import Job, Plan
 from plansim.plan.rule import Rejected
 from plansim.planner import Listed, search
-from plansim.planner.solve import subsets
+from plansim.planner.counts import subsets
 
 PLAN = Plan(model="m", profile="p", job=Job(global_batch=1, seq_len=1))
 tables = st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 20), min_size=1, max_size=40)
