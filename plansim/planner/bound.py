@@ -36,23 +36,28 @@ SAFETY = 1.0 - 1e-9
 """Keeps rounding from lifting a bound above the time it bounds."""
 
 
-def least_pipeline(passes: Array, m: Array, pp: Ints, chained: NDArray[np.bool_]) -> Array:
+def least_pipeline(
+    passes: Array, m: Array, pp: Ints, whole: NDArray[np.bool_], chained: NDArray[np.bool_]
+) -> Array:
     r"""Return the least time of any pipeline by what one microbatch takes in all, seconds.
 
-    The work of `m` microbatches lies on `pp` ranks, and each passes all of it. Where ranks run one chunk and
-    no weight gradient waits (`chained`) a rank with work :math:`w_r` for each ends no sooner than
-    :math:`\sum_{q<r} w_q + m w_r`; the largest of these is least where all are the same, then
+    The work of `m` microbatches lies on `pp` ranks. Where no weight gradient waits for its turn (`whole`) a
+    microbatch passes all of it; where ranks also run one chunk (`chained`) a rank with work :math:`w_r` for
+    each ends no sooner than :math:`\sum_{q<r} w_q + m w_r`. The largest of these is least where all are the
+    same, then
 
     .. math:: T \ge S / (1 - (1 - 1/m)^{pp}) .
 
     Examples
     --------
-    >>> float(least_pipeline(np.array([8.0]), np.array([1.0]), np.array([4]), np.array([True]))[0])
+    >>> yes, four = np.array([True]), np.array([4])
+    >>> float(least_pipeline(np.array([8.0]), np.array([1.0]), four, yes, yes).round(3)[0])
     8.0
     """
-    even = np.maximum(1.0, m / pp)
+    even = m / pp
     left = 1.0 - (1.0 - 1.0 / np.maximum(m, 1.0)) ** pp
-    found: Array = passes * np.where(chained, np.maximum(even, 1.0 / left), even) * SAFETY
+    once = np.where(whole, np.where(chained, 1.0 / left, 1.0), 0.0)
+    found: Array = passes * np.maximum(even, once) * SAFETY
     return found
 
 

@@ -28,11 +28,10 @@ from plansim.planner.shares import with_sized_shares
 from plansim.planner.sieve import Hopeful, Sieve
 from plansim.planner.tables import Times, Workbench
 from plansim.planner.traffic import Tails
+from plansim.schedules import find_schedule
 from plansim.simulate.predict import interval_factor
 
 Array = NDArray[np.float64]
-CHAINED = ("1f1b", "gpipe")
-"""Schedules whose backwards are whole: no weight gradient waits for its turn."""
 
 
 class Pool:
@@ -126,13 +125,15 @@ class Pool:
 
     def _hopeful(self, options: Options, bench: Workbench, factor: Array) -> Hopeful:
         """Return what drops pipelines above the score of plans that are known."""
-        chained = [s.virtual_stages == 1 and s.schedule in CHAINED for s in options.structures]
+        backwards = [not find_schedule(s.schedule).splits_backward for s in options.structures]
+        single = [s.virtual_stages == 1 for s in options.structures]
 
         def hopeful(columns: Columns, ideal: Times, cell: Ints) -> Ints:
-            one_chunk = np.array(chained)[columns.structure] & (not options.shared)
+            whole = np.array(backwards)[columns.structure] & (not options.shared)
             most_s = self.most / factor[np.searchsorted(self.worlds, columns.world)]
             passes = bench.whole_s(ideal)[cell] * bench.waits(columns.world)
-            least = least_pipeline(passes, columns.num_microbatches, columns.pp, one_chunk)
+            chained = np.array(single)[columns.structure]
+            least = least_pipeline(passes, columns.num_microbatches, columns.pp, whole, whole & chained)
             index = np.flatnonzero(least <= most_s)
             bare = replace(columns.take(index), recompute=np.full(len(index), NOTHING_AGAIN))
             least = ideal_core(bench, bare, options, ideal, cell[index]) * SAFETY
