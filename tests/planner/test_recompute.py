@@ -60,7 +60,7 @@ def asked(fixed, limit, model, profile, **more):
     p = fixed.parallel
     fix = {n: getattr(p, n) for n in ("dp", "tp", "pp", "cp", "ep", "zero_stage", "microbatch", "schedule")}
     fix |= {"virtual_stages": p.virtual_stages, "stage_layers": "even", "attention": fixed.attention}
-    fix |= {"sequence_parallel": False, "offload": False, "zero_group": None} | more
+    fix |= {"sequence_parallel": False, "offload": False, "offload_activations": 0, "zero_group": None} | more
     limits = Constraints(memory_bytes=limit)
     return plan(model, profile, fixed.job, top=1, fix=fix, constraints=limits)
 
