@@ -6,7 +6,7 @@ peak is at the loss, and charging weights, gradients and all activations at once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plansim.costs.boundaries import crosses, sent_bytes
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 STATE_BYTES = {"sgd": 0.0, "momentum": 4.0, "adam": 8.0, "adamw": 8.0}
 """fp32 optimizer state, bytes per parameter."""
+
+Rows = Sequence[Mapping[str, Any]]
+"""Measured blocks."""
 
 EXPERTS = "parameters of experts"
 """Key of a block's parameters that fewer ranks share than the dense ones."""
@@ -64,6 +67,7 @@ def host_stage_memory(layout: Layout, stage: int, host: HostCalibration) -> Stag
         left,
         gradient_bytes=lambda row: 4.0 * owned(row, 2) if kept else 0.0,
         outputs=_outputs(layout, rows),
+        neighbours=lambda before, after: _neighbours_bytes(layout, before, after),
     )
     flattened = replicas > 1 and not wrapped and p.zero_stage <= 1 and not alone
     flat = _flat_bytes(layout, every) if flattened else 0.0
@@ -206,13 +210,19 @@ def _walk(
     left: Mapping[int, float],
     *,
     gradient_bytes: Callable[[Mapping[str, Any]], float],
+    neighbours: Callable[[Rows, Rows], float] = lambda before, after: 0.0,
     outputs: Mapping[int, float] | None = None,
 ) -> tuple[float, float]:
-    """Return the highest level over all passes and the gradients left at the end, bytes."""
+    """Return the highest level over all passes and the gradients left at the end, bytes.
+
+    `neighbours` is what a backward pass holds of the blocks before and behind its own.
+    """
     level = peak = gradients = 0.0
     seen: set[int] = set()
     for kind, chunk in passes:
-        for row in rows[chunk] if kind == "F" else reversed(rows[chunk]):
+        count = len(rows[chunk])
+        for at in range(count) if kind == "F" else reversed(range(count)):
+            row = rows[chunk][at]
             if kind == "F":
                 peak = max(peak, level + gradients + row["forward_peak_bytes"])
                 level += row["kept_bytes"]
@@ -220,6 +230,7 @@ def _walk(
             owed, most = float(row.get("owed_bytes", 0.0)), row["backward_peak_bytes"]
             if kind == "W":
                 most = row.get("weight_peak_bytes") or most
+            most += neighbours(rows[chunk][max(0, at - 1) : at], rows[chunk][at + 1 : at + 2])
             peak = max(peak, level + gradients + most)
             if kind == "I":  # what the weight gradients need stays until their own pass
                 level += owed
@@ -234,6 +245,18 @@ def _walk(
             seen.add(chunk)
             level += left.get(chunk, 0.0) - held
     return peak, gradients
+
+
+def _neighbours_bytes(layout: Layout, before: Rows, after: Rows) -> float:
+    """Return what `fully_shard` holds beside the block whose backward pass runs, bytes.
+
+    It gathers the block before ahead, and keeps the gradients it has reduced of the block behind until it
+    reduces those of this one. A last block's peak is in the loss, before anything is gathered.
+    """
+    stage = layout.plan.parallel.zero_stage
+    if stage < 2 or not after:
+        return 0.0
+    return _gathered_bytes(layout, after) + (_gathered_bytes(layout, before) if stage == 3 else 0.0)
 
 
 def _batch_bytes(layout: Layout, host: HostCalibration) -> float:

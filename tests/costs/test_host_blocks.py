@@ -133,12 +133,11 @@ def test_experts_on_other_ranks_cost_counts_and_sorting_beside_their_exchanges()
     assert chunk.backward_input.ep_s == pytest.approx(model.layers * (2 * exchange_s + sorting_s))
 
 
-@pytest.mark.parametrize(("zero_stage", "copies"), [(0, 1.0), (2, 1.5), (3, 0.5)])
-def test_sharded_weights_stand_beside_whole_ones_where_those_are_kept(zero_stage, copies):
-    """Shards of two replicas; ZeRO-2 keeps the weights whole from the first gather on, ZeRO-3 never does."""
-    peaks = {"kept_bytes": 1.0, "forward_peak_bytes": 2.0, "backward_peak_bytes": 2.0, "output_bytes": 1.0}
+def memory(zero_stage, **peaks):
+    """Memory of a rank of two whose blocks have 10 parameters each."""
+    flat = {"kept_bytes": 1.0, "forward_peak_bytes": 2.0, "backward_peak_bytes": 2.0, "output_bytes": 1.0}
     rows = [
-        {**row(kind, "none"), **peaks, "wrapper": "sharded" if zero_stage else "plain"}
+        {**row(kind, "none"), **flat, **peaks.get(kind, {}), "wrapper": "sharded" if zero_stage else "plain"}
         for kind in ("embedding", "layer", "head")
     ]
     profile = replace(PROFILE, calibration={**PROFILE.calibration, "blocks": rows})
@@ -147,6 +146,18 @@ def test_sharded_weights_stand_beside_whole_ones_where_those_are_kept(zero_stage
         parallel=Parallel(dp=2, zero_stage=zero_stage),
     )  # fmt: skip
     layout = Layout.of(replace(MODEL, tied_embeddings=False), profile, plan)
-    held = host_stage_memory(layout, 0, HostCalibration(profile.calibration))
+    return host_stage_memory(layout, 0, HostCalibration(profile.calibration))
 
-    assert held.weights == copies * 4 * 10 * (MODEL.layers + 2)
+
+@pytest.mark.parametrize(("zero_stage", "copies"), [(0, 1.0), (2, 1.5), (3, 0.5)])
+def test_sharded_weights_stand_beside_whole_ones_where_those_are_kept(zero_stage, copies):
+    """Shards of two replicas; ZeRO-2 keeps the weights whole from the first gather on, ZeRO-3 never does."""
+    assert memory(zero_stage).weights == copies * 4 * 10 * (MODEL.layers + 2)
+
+
+@pytest.mark.parametrize(("zero_stage", "beside"), [(2, 40.0), (3, 80.0)])
+def test_sharded_backward_passes_hold_gradients_of_one_neighbour_and_weights_of_the_other(zero_stage, beside):
+    """At the last layer's peak in the second microbatch: all gradients' shards, and what is kept."""
+    held = memory(zero_stage, layer={"backward_peak_bytes": 1000.0})
+    shards = 4 * 5 * (MODEL.layers + 2)
+    assert held.activations == 1000.0 + (MODEL.layers + 1) + shards + beside
