@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from plansim import __version__
-from plansim.cli.failures import InterruptedCommandError, report
+from plansim.cli.failures import INTERRUPTED, InterruptedCommandError, report
 from plansim.errors import PlansimWarning, UnknownNameError
 
 COMMANDS: dict[str, str] = {
@@ -107,6 +107,8 @@ def main() -> None:
         code = app(prog_name="plansim", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the outermost frame: all is reported)
         sys.exit(report(error))
+    if code == INTERRUPTED:  # before the command began, or with what it had found
+        typer.echo("interrupted", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -111,6 +111,10 @@ def run(
     from plansim.cli import console
     from plansim.cli.run import predicted, tables, with_prediction
 
+    made = {"--hosts": hosts, "--rate": rate, "--cpu": cpu}
+    if name and any(made.values()):
+        unused = ", ".join(option for option, value in made.items() if value)
+        raise typer.BadParameter(f"{unused}: no effect on a testbed that is up", param_hint="--name")
     given, shape, machine = read_case(plan, override, model=model)
     _needs_torch()
     from plansim.execute import RunOptions, run_plan

@@ -168,11 +168,13 @@ def _over_links(
     from plansim.cli.options import split_overrides, usage
 
     _need_torch()
+    from plansim.execute.netns import require_namespaces
     from plansim.execute.testbed import TestbedSpec
     from plansim.validate.beds import contenders, rates_of, validate_on_testbed
 
     with usage("--rates"):
         links = rates_of(rates)
+    require_namespaces()
     cases, base = _cases(profile, model, plans, override)
     if base is None:
         changes = split_overrides(override)

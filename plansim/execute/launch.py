@@ -28,6 +28,8 @@ from plansim.execute.system import end_with_parent
 LOG_TAIL_LINES = 20
 CRASH = "Fatal Python error"
 """How Python's report of a crash begins; the innermost call comes first."""
+NOISE = "USDT:"
+"""How lines of torch's profiler begin that tell a user nothing."""
 GRACE_S = 1.0
 """After the first failure, how long the other ranks may still say that they failed first."""
 
@@ -241,9 +243,9 @@ class _Job:
         return ExecutionError(f"rank {first} of {self.world_size} failed: {error}", rank=first, log_tail=tail)
 
     def _timed_out(self, silent: list[int], timeout_s: float) -> ExecutionError:
-        names = ", ".join(str(r) for r in silent[:8])
+        names = ", ".join(str(r) for r in silent[:8]) + (", ..." if len(silent) > 8 else "")
         return ExecutionError(
-            f"no result from rank {names} within {timeout_s:.0f} s; the run was ended",
+            f"no result from rank {names} within {timeout_s:g} s (--timeout); the run was ended",
             rank=silent[0],
             log_tail=self._tail(silent[0]),
         )
@@ -253,9 +255,10 @@ class _Job:
 
     def _tail(self, rank: int) -> str:
         try:
-            lines = self._log(rank).read_text(errors="replace").splitlines()
+            text = self._log(rank).read_text(errors="replace")
         except OSError:
             return ""
+        lines = [line for line in text.splitlines() if not line.startswith(NOISE)]
         crashes = [i for i, line in enumerate(lines) if line.startswith(CRASH)]
         told = lines[crashes[-1] :][:LOG_TAIL_LINES] if crashes else lines[-LOG_TAIL_LINES:]
         return "\n".join(told)

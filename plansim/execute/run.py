@@ -237,7 +237,7 @@ def _run_to_the_end(
             except ExecutionError as error:
                 if error.rank is None or not left:
                     raise
-                say(f"{error}; starting again from the last checkpoint ({left - 1} more times at most)")
+                say(f"{error}; starting again from the last checkpoint (at most {left - 1} times more)")
     raise AssertionError
 
 

@@ -110,9 +110,9 @@ class Testbed:
     def host(self, rank: int) -> int:
         """Return the host a rank runs on."""
         if not 0 <= rank < self.spec.num_ranks:
-            raise ExecutionError(
-                f"rank {rank} has no place: {self.spec.hosts} hosts of {self.spec.ranks_per_host} ranks; "
-                "use more hosts or ranks per host"
+            raise InputError(
+                f"rank {rank} has no place: the testbed has room for {self.spec.num_ranks} "
+                f"({self.spec.hosts} x {self.spec.ranks_per_host}); use more hosts or ranks per host"
             )
         return rank // self.spec.ranks_per_host
 

@@ -95,6 +95,7 @@ def test_help_takes_under_300_ms_of_cpu():
         ),
         (["catalog", "show", "a1000"], 3, "unknown catalogue entry 'a1000' (did you mean 'a100x8'?)\n"),
         (["catalog", "show", "zzz"], 3, "'zzz' (plansim catalog list KIND shows what there is)\n"),
+        (["testbed", "run", "{plan}", "--name", "x", "--hosts", "2"], 2, "--hosts: no effect on a testbed"),
         (["validate"], 2, "say what to compare with"),
         (["validate", "--table", "/gone.csv"], 3, "/gone.csv"),
         (["validate", "--table", "/gone.csv", "--out", "x"], 2, "--out: no effect on a table"),

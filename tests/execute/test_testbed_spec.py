@@ -31,7 +31,7 @@ def test_ranks_fill_hosts_in_order():
     assert [bed.host(r) for r in range(4)] == [0, 0, 1, 1]
     assert bed.namespace(2) == bed.namespace(3) == "plansim-x.h1"
     assert bed.address(0) == "10.77.0.1"
-    with pytest.raises(ExecutionError, match="rank 4 has no place"):
+    with pytest.raises(InputError, match="rank 4 has no place: the testbed has room for 4"):
         bed.namespace(4)
 
 
