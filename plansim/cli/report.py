@@ -32,13 +32,14 @@ def report(
     ``.md``.
     """
     from plansim.cli import console
-    from plansim.files import write_atomic
+    from plansim.files import require_writable, write_atomic
     from plansim.report import content_of, html, markdown, read_results
     from plansim.report.answer import answer_of
 
     makers = {".html": html, ".htm": html, ".md": markdown}
     if out.suffix.lower() not in makers:
         raise typer.BadParameter(f"{out}: expected a name that ends in .html or .md", param_hint="--out")
+    require_writable(out)
     content = content_of(read_results(results, console.say), title, console.say)
     write_atomic(out, makers[out.suffix.lower()](content))
     for problem in content.results.problems:

@@ -116,6 +116,7 @@ def test_size_says_what_is_short(run):
 def test_wrong_targets_and_outputs(run, tmp_path):
     assert run("size", "-m", "gpt2-small", "--target", "soon").code == 2
     assert run("report", tmp_path / "none.json").code == 3
+    assert "cannot be written" in run("report", tmp_path / "none.json", "--out", "/proc/x.html").err
     assert run("report", tmp_path / "none.json", "--out", tmp_path / "x.pdf").code == 2
 
 
