@@ -221,7 +221,7 @@ def ask(
 ) -> Question:
     """Return the question, checked."""
     space = space_of(model, profile, job, fix=fix, forbid=forbid, backend=backend, exhaustive=exhaustive)
-    _check_runtime(space, model, job)
+    _check_runtime(space, model, profile, job)
     check_compression(space)
     check_model_methods(space, model, profile, job)
     limit = max(device.memory_bytes for device in profile.kinds)
@@ -280,7 +280,7 @@ def check_model_methods(space: Space, model: Model, profile: Profile, job: Job) 
             raise InputError(f"compression.model={name} cannot be: {reason}")
 
 
-def _check_runtime(space: Space, model: Model, job: Job) -> None:
+def _check_runtime(space: Space, model: Model, profile: Profile, job: Job) -> None:
     """Refuse a job that the runtime cannot run in any plan."""
     if job.phase != "train":
         raise InputError(
@@ -292,6 +292,12 @@ def _check_runtime(space: Space, model: Model, job: Job) -> None:
     if model.family not in runtime.families:
         raise InputError(
             f"{runtime.name} builds no {model.family} models (it has {', '.join(runtime.families)})"
+        )
+    if profile.device.kind not in runtime.devices:
+        kinds = " and ".join(f"{kind.upper()}s" for kind in runtime.devices)
+        raise InputError(
+            f"{runtime.name} runs on {kinds}, {profile.name} has {profile.device.id}; "
+            "leave --backend out, or plan another profile"
         )
     for name in ("dtype", "optimizer"):
         allowed = runtime.allows.get(name)

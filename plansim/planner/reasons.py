@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from plansim.costs.layout import Layout
 from plansim.plan.model import Plan
+from plansim.plan.modules import modules_in
 from plansim.plan.rule import Rejected
 from plansim.plan.rules import check_plan
 from plansim.planner.evaluate import fits, peak_memory
@@ -15,10 +16,14 @@ from plansim.units import format_bytes
 from plansim.workload.totals import pipeline_layers
 
 
-def repairs(plan: Plan, layers: int) -> Iterator[tuple[str, Plan]]:
-    """Yield (words, plan) for changes that need less memory, the mildest first; the model has `layers`."""
+def repairs(plan: Plan, layers: int, modules: tuple[str, ...] = ()) -> Iterator[tuple[str, Plan]]:
+    """Yield (words, plan) for changes that need less memory, the mildest first.
+
+    The model has `layers`, and `modules` that may be recomputed by name.
+    """
     p = plan.parallel
-    for mode in ("selective", "full"):
+    named = ("+".join(modules),) if modules else ()
+    for mode in ("selective", *modules, *(named if len(modules) > 1 else ()), "full"):
         if plan.recompute not in (mode, "full"):
             yield f"recompute={mode}", replace(plan, recompute=mode)
     if p.dp * p.cp > 1:
@@ -37,11 +42,18 @@ def repairs(plan: Plan, layers: int) -> Iterator[tuple[str, Plan]]:
         yield "recompute=full, zero_stage=3 and microbatch=1", smallest
 
 
+def _modules(question: Question) -> tuple[str, ...]:
+    """Return the modules that the model has and the runtime recomputes by name, but for the core."""
+    runtime = question.space.backend
+    there = (name for name in modules_in(question.network) if name != "core_attn")
+    return tuple(name for name in there if runtime is None or name in runtime.recompute_modules)
+
+
 def with_remedy(question: Question, rejected: Rejected) -> Rejected:
     """Return a rejection for memory with what would make the plan fit (or how much more memory it needs)."""
     if rejected.rule != "memory" or rejected.remedy:
         return rejected
-    for words, changed in repairs(rejected.plan, pipeline_layers(question.network)):
+    for words, changed in repairs(rejected.plan, pipeline_layers(question.network), _modules(question)):
         runtime = question.space.backend
         if check_plan(changed, question.model, question.profile) or (
             runtime and runtime.check(changed, question.model)

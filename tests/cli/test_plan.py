@@ -129,6 +129,7 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
         (["--fix", "placement=tp"], 2, "placement=tp: expected each of tp, cp, dp and pp once"),
         (["--forbid", "attention=slow"], 2, "expected one of flash, unfused"),
         (["--nodes", "0"], 2, "'--nodes'"),
+        (["-p", "tpu-v4-128", "--backend", "megatron"], 3, "megatron runs on GPUs, tpu-v4-128 has tpu-v4"),
     ],
 )
 def test_what_cannot_be_is_answered_in_words(run, arguments, code, says):
@@ -151,6 +152,15 @@ def test_the_nearest_miss_says_what_would_make_it_fit(run):
     assert done.code == 4
     assert "over the 6.0 GiB limit on stage" in done.err
     assert "fits" in done.err
+
+
+def test_modules_by_name_are_among_what_would_make_it_fit(run):
+    fixed = "recompute=none,microbatch=8,offload=off,offload_activations=0,tp=1,pp=1,cp=1,zero=0"
+    question = ("-p", "a100x8", "-m", "gpt3-1.3b", "--global-batch", "64", "--limit", "memory=46 GiB")
+    done = run("plan", *question, "--fix", fixed)
+
+    assert done.code == 4
+    assert "recompute=layernorm fits" in done.err
 
 
 def test_a_batch_that_all_devices_do_not_divide_is_planned_otherwise(run):

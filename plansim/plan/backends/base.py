@@ -115,6 +115,8 @@ class Backend:
         Model families it can build.
     allows : mapping of str to tuple
         Accepted values of every choice named in `CHOICES`; a name left out is not restricted.
+    devices : tuple of str
+        Kinds of device that it runs on.
     schedule_names : mapping of str to str
         Its own spelling of our schedule names.
     virtual_stages, hybrid_shard, uneven_stages, batch_shares : bool
@@ -147,6 +149,7 @@ class Backend:
     version: str
     families: tuple[str, ...]
     allows: Mapping[str, tuple[Any, ...]]
+    devices: tuple[str, ...] = ("gpu", "cpu")
     schedule_names: Mapping[str, str] = field(default_factory=dict)
     tensor_parallel: bool = True
     pipeline_parallel: bool = True

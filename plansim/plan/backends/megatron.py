@@ -30,6 +30,7 @@ MEGATRON = Backend(
     name="megatron",
     version="megatron-core 0.19.2",
     families=("gpt", "llama", "moe"),
+    devices=("gpu",),
     allows={
         "schedule": ("1f1b", "interleaved"),
         "zero_stage": (0, 1, 2, 3),

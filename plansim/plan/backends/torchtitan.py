@@ -20,6 +20,7 @@ TORCHTITAN = Backend(
     name="torchtitan",
     version="0.3.0",
     families=("llama", "moe"),
+    devices=("gpu",),
     allows={
         "schedule": ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv", "dualpipev"),
         "zero_stage": (0, 2, 3),
