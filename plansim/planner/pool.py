@@ -136,7 +136,8 @@ class Pool:
             least = least_pipeline(passes, columns.num_microbatches, columns.pp, whole, whole & chained)
             index = np.flatnonzero(least <= most_s)
             bare = replace(columns.take(index), recompute=np.full(len(index), NOTHING_AGAIN))
-            least = ideal_core(bench, bare, options, ideal, cell[index]) * SAFETY
+            here = replace(ideal, copies=np.zeros_like(ideal.copies))  # recomputing may leave little to copy
+            least = ideal_core(bench, bare, options, here, cell[index]) * SAFETY
             found: Ints = index[least <= most_s[index]]
             return found
 
