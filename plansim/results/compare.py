@@ -72,10 +72,11 @@ def why_slower(best: Prediction, other: Prediction, most: int = 2) -> str:
     >>> b = replace(a, step_time_s=1.2, breakdown=Breakdown(compute_s=0.9, bubble_s=0.3))
     >>> why_slower(a, b)
     '+300 ms pipeline bubble'
+    >>> why_slower(b, a)
+    '+100 ms compute'
     """
     from plansim.units import format_seconds
 
-    slower = [
-        c for c in time_changes(best, other) if c.difference > 0.02 * (other.step_time_s - best.step_time_s)
-    ]
+    least = 0.02 * max(0.0, other.step_time_s - best.step_time_s)  # the best by cost may take longer
+    slower = [c for c in time_changes(best, other) if c.difference > least]
     return ", ".join(f"+{format_seconds(c.difference)} {TERM_NAMES[c.term]}" for c in slower[:most])
