@@ -268,18 +268,21 @@ def _with_override(data: Any, keys: list[str], value: Any, source: str, path: st
 def dump_yaml(data: Any) -> str:
     """Return plain data as YAML text in the order given."""
     text = _dumped(plain(data), allow_unicode=True)
-    # Unicode's own line breaks would be read back as blanks: escape them.
-    return _dumped(plain(data), allow_unicode=False) if re.search("[\x85\u2028\u2029]", text) else text
+    breaks = re.search("[\x85\u2028\u2029]", text)  # Unicode's own would be read back as blanks: escape them
+    folded = re.search(r"\\$", text, re.MULTILINE)  # a quoted text over two lines may gain a blank
+    if breaks or folded:
+        return _dumped(plain(data), allow_unicode=not breaks, width=MAX_YAML_BYTES)
+    return text
 
 
-def _dumped(data: Any, *, allow_unicode: bool) -> str:
+def _dumped(data: Any, *, allow_unicode: bool, width: int = 120) -> str:
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.allow_unicode = allow_unicode
-    yaml.width = 120
+    yaml.width = width
     out = io.StringIO()
     yaml.dump(data, out)
     return out.getvalue()

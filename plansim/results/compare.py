@@ -73,7 +73,7 @@ def why_slower(best: Prediction, other: Prediction, most: int = 2) -> str:
     >>> why_slower(a, b)
     '+300 ms pipeline bubble'
     >>> why_slower(b, a)
-    '+100 ms compute'
+    '+100.0 ms compute'
     """
     from plansim.units import format_seconds
 
