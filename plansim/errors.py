@@ -19,10 +19,13 @@ class PlansimError(Exception):
         What the command ends with.
     remedy : str
         A thing to do, where it stands apart from the message; empty otherwise.
+    answered : bool
+        Whether the command has printed its answer all the same.
     """
 
     exit_code = 1
     remedy = ""
+    answered = False
 
 
 class InputError(PlansimError, ValueError):
@@ -71,6 +74,12 @@ class InfeasibleError(PlansimError):
         self.rejected_by_rule = dict(rejected_by_rule or {})
 
 
+class NoRoomError(InfeasibleError):
+    """A given plan was predicted, and does not fit: the message says by how much, and what would."""
+
+    answered = True
+
+
 class SimulationError(PlansimError):
     """The simulated step cannot finish; says when, and who waits for whom."""
 
@@ -105,6 +114,7 @@ class AccuracyError(PlansimError):
     """Predictions are further from the measurements than the gate that was asked for."""
 
     exit_code = 6
+    answered = True
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:

@@ -15,6 +15,7 @@ CODES = {
     "PlanError": 3,
     "UnknownNameError": 3,
     "InfeasibleError": 4,
+    "NoRoomError": 4,
     "SimulationError": 1,
     "ExecutionError": 5,
     "MissingExtraError": 2,

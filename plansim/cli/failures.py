@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from plansim import __version__
-from plansim.errors import AccuracyError, PlansimError
+from plansim.errors import PlansimError
 
 TRACEBACK_VARIABLE = "PLANSIM_TRACEBACK"
 USAGE, INTERRUPTED = 2, 130
@@ -52,7 +52,7 @@ def _known(error: PlansimError) -> int:
         typer.echo(f"  {count:>9,} rejected by {rule}", err=True)
     if "log_tail" in more:
         typer.echo(more["log_tail"].rstrip(), err=True)
-    if isinstance(error, AccuracyError):  # the answer that misses the gate is on stdout already
+    if error.answered:  # it is on stdout already
         return error.exit_code
     return _answer(type(error).__name__, error.exit_code, str(error), remedy=error.remedy, **more)
 

@@ -13,6 +13,7 @@ from plansim.errors import InputError, UnknownNameError
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
     from plansim.plan.model import Plan
+    from plansim.plan.rule import Rejected
     from plansim.workload.model import Model
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -110,7 +111,11 @@ def split_overrides(given: Iterable[str] | None, kinds: tuple[str, ...] = KINDS)
             raise typer.BadParameter(
                 f"{text}: {UnknownNameError('kind of file', kind, kinds)}", param_hint="-o"
             )
-        found[kind][key] = value.strip()
+        value = value.strip()
+        if found[kind].setdefault(key, value) != value:
+            raise typer.BadParameter(
+                f"{path.strip()} is given as {found[kind][key]} and as {value}; give one", param_hint="-o"
+            )
     return found
 
 
@@ -154,6 +159,7 @@ def read_case(
     from plansim.plan.rules import check_plan, require
 
     changes = split_overrides(given)
+    require_agreement(changes, {f"-o job.{key}": (v, f"plan.job.{key}") for key, v in changes["job"].items()})
     in_plan = changes["plan"] | {f"job.{key}": value for key, value in changes["job"].items()}
     plan = load_plan(plan_path, in_plan)
     own = split_overrides((f"{key}={value}" for key, value in plan.overrides), ("profile", "model"))
@@ -165,6 +171,19 @@ def read_case(
     cluster = read_cluster(plan.profile, own["profile"] | changes["profile"])
     require(check_plan(plan, shape, cluster, COMPRESSION_RULES), source=plan_path)
     return plan, shape, cluster
+
+
+def misfit_data(over: Rejected | None) -> dict[str, str] | None:
+    """Return why a plan does not fit as plain data, or None."""
+    return {"rule": over.rule, "detail": over.detail, "remedy": over.remedy} if over else None
+
+
+def require_room(over: Rejected | None) -> None:
+    """End a command that has answered with exit code 4 where its plan does not fit."""
+    from plansim.errors import NoRoomError
+
+    if over:
+        raise NoRoomError(f"this plan does not fit: {over}")
 
 
 def warn_without_effect(plan: Plan, model: Model) -> None:

@@ -181,7 +181,7 @@ def summary(plan: Plan, prediction: Prediction) -> Table:
         (
             "peak memory",
             f"{format_bytes(p.peak_memory_bytes)} of {format_bytes(p.memory_limit_bytes)}"
-            + ("" if p.fits else "  DOES NOT FIT"),
+            + ("" if p.fits else "  DOES NOT FIT" + ("" if p.host_fits else " the host")),
         ),
         ("pipeline bubble", f"{p.bubble_fraction:.1%}" if plan.parallel.pp > 1 else "none"),
     ]

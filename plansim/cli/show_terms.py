@@ -50,6 +50,8 @@ def difference(found: Difference) -> list[RenderableType]:
     head = f"step time {format_seconds(a.step_time_s)} -> {format_seconds(b.step_time_s)}"
     head += f" ({b.step_time_s / a.step_time_s - 1:+.2%})"
     head += f", peak memory {format_bytes(a.peak_memory_bytes)} -> {format_bytes(b.peak_memory_bytes)}"
+    over = [name for name, p in (("A", a), ("B", b)) if not p.fits]
+    head += f"\n{' and '.join(over)} {'does' if len(over) == 1 else 'do'} not fit" if over else ""
     changed = table("\nWhat changed", key="", before="A~", after="B~")
     for choice in found.choices:
         changed.add_row(choice.key, _choice(choice.before), _choice(choice.after))

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from plansim.cli.options import Json, ModelName, Override, read_case, warn_without_effect
+from plansim.cli.options import (
+    Json,
+    ModelName,
+    Override,
+    misfit_data,
+    read_case,
+    require_room,
+    warn_without_effect,
+)
 from plansim.errors import InputError
 
 
@@ -40,11 +48,13 @@ def simulate(
 
     Prints the step time with its parts, throughput, MFU, the memory of every stage with its peak, the use of
     the links and the critical path. With slow ranks or links also what they make of the step; the other
-    figures and the trace are those of the undisturbed step.
+    figures and the trace are those of the undisturbed step. A plan that does not fit is predicted all the
+    same; then the exit code is 4.
     """
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
     from plansim.cli import console, show
+    from plansim.planner.reasons import misfit
     from plansim.simulate.timeline import MAX_ACTIONS, predict_traced
 
     disturbed = None
@@ -68,11 +78,14 @@ def simulate(
             raise InputError(f"--trace: more than {MAX_ACTIONS:,} actions in a step; use fewer microbatches")
         write_trace(trace, events)
         console.say(f"wrote {trace}; open it in ui.perfetto.dev")
+    over = misfit(shape, cluster, given)
     if json:
         from plansim.plan.read import plan_data
 
         answer = {"schema": 1, "plan": plan_data(given), "prediction": prediction.to_json()}
+        answer["misfit"] = misfit_data(over)
         console.emit_json(answer | ({"disturbed": disturbed.to_json()} if disturbed else {}))
+        require_room(over)
         return
     console.show(
         show.headline(given, shape, cluster),
@@ -87,3 +100,4 @@ def simulate(
         from plansim.cli.faults import disturbed_table
 
         console.show(disturbed_table(given, disturbed))
+    require_room(over)

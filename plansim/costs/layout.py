@@ -26,15 +26,21 @@ ADAM_STATE_BYTES = {"sgd": 0.0, "momentum": 4.0, "adam": 8.0, "adamw": 8.0}
 """fp32 optimizer state per parameter, bytes (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1)."""
 
 
-def default_stack(profile: Profile, plan: Plan) -> Stack:
-    """Return the software stack a plan runs on: the one it names, or the usual one for its kind of device."""
+SCRIPTED_FAMILIES = ("cnn", "rnn", "mlp", "module")
+"""Families that Megatron does not build: plain PyTorch scripts train them."""
+
+
+def default_stack(model: Model, profile: Profile, plan: Plan) -> Stack:
+    """Return the software stack a plan runs on: the one it names, or the usual one for device and model."""
     if plan.stack:
         return find_stack(plan.stack)
     if profile.device.kind == "tpu":
         return find_stack("jax")
     if profile.device.kind == "cpu":
         return find_stack("pytorch-cpu")
-    return find_stack("fsdp" if plan.parallel.zero_stage == 3 else "megatron-core")
+    if plan.parallel.zero_stage == 3:
+        return find_stack("fsdp")
+    return find_stack("pytorch-ddp" if model.family in SCRIPTED_FAMILIES else "megatron-core")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,7 @@ class Layout:
             model=run,
             profile=profile,
             plan=plan,
-            stack=stack or default_stack(profile, plan),
+            stack=stack or default_stack(model, profile, plan),
         )
 
     @cached_property

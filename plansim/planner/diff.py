@@ -52,6 +52,7 @@ class Difference:
         return {
             "schema": 1,
             "step_time_s": [self.before.step_time_s, self.after.step_time_s],
+            "fits": [self.before.fits, self.after.fits],
             "peak_memory_bytes": [self.before.peak_memory_bytes, self.after.peak_memory_bytes],
             "choices": [asdict(c) for c in self.choices],
             "time": [_named(c) for c in self.time],

@@ -76,11 +76,8 @@ class Evaluator:
         if broken:
             return broken[0]
         layout = self.layout(plan)
-        held = [stage_memory(layout, s).total_bytes for s in range(plan.parallel.pp)]
-        stage, limit = tightest_stage(layout, held, self.memory_limit_bytes or float("inf"))
-        if held[stage] > limit:
-            return too_large(plan, held[stage], limit, stage)
-        over = too_large_for_the_host(layout)
+        held = _held_bytes(layout)
+        over = _over(layout, held, self.memory_limit_bytes or float("inf"))
         if over:
             return over
         try:
@@ -156,16 +153,25 @@ class Bounded:
 
 def peak_memory(layout: Layout) -> tuple[float, int]:
     """Return the peak of the largest device, bytes, and its stage."""
-    held = [(stage_memory(layout, s).total_bytes, -s) for s in range(layout.plan.parallel.pp)]
-    most, stage = max(held)
+    most, stage = max((held, -stage) for stage, held in enumerate(_held_bytes(layout)))
     return most, -stage
 
 
-def fits(layout: Layout, most: float = float("inf")) -> bool:
-    """Return whether every stage is within the memory of its devices and host, and below `most` bytes."""
-    held = [stage_memory(layout, s).total_bytes for s in range(layout.plan.parallel.pp)]
+def no_room(layout: Layout, most: float = float("inf")) -> Rejected | None:
+    """Return the rejection of a plan with a stage beyond its devices' memory, the host's, or `most` bytes."""
+    return _over(layout, _held_bytes(layout), most)
+
+
+def _held_bytes(layout: Layout) -> list[float]:
+    """Return the peak of every stage's devices, bytes."""
+    return [stage_memory(layout, s).total_bytes for s in range(layout.plan.parallel.pp)]
+
+
+def _over(layout: Layout, held: list[float], most: float) -> Rejected | None:
     stage, limit = tightest_stage(layout, held, most)
-    return held[stage] <= limit and too_large_for_the_host(layout) is None
+    if held[stage] > limit:
+        return too_large(layout.plan, held[stage], limit, stage)
+    return too_large_for_the_host(layout)
 
 
 def too_large(plan: Plan, peak: float, limit: float, stage: int) -> Rejected:

@@ -17,6 +17,7 @@ from plansim.planner.balance import Balance
 from plansim.planner.ends import End
 from plansim.planner.space import (
     MICROBATCHES,
+    SHORT_TOKENS,
     USUAL_MICROBATCHES,
     VIRTUAL_STAGES,
     Space,
@@ -194,12 +195,25 @@ def options_of(
         modes=modes,
         recompute=tuple(sorted(modes.index(v) for v in space.of("recompute"))),
         tp_overlap=tuple(int(v) for v in overlap),
-        microbatches=space.of("microbatch", [m for m in sizes if m <= job.global_batch]),
+        microbatches=space.of("microbatch", microbatches_of(job, sizes)),
         ends=ends,
         dividing=space.cut("virtual_stages"),
         sizing=sizing,
         balance=balance,
     )
+
+
+def microbatches_of(job: Job, sizes: Iterable[int]) -> list[int]:
+    """Return the microbatches to try: `sizes`, and larger ones where samples are short.
+
+    Examples
+    --------
+    >>> microbatches_of(Job(global_batch=96, seq_len=512), (1, 2, 4, 8, 16))
+    [1, 2, 4, 8, 16, 24, 32]
+    """
+    batch, most = job.global_batch, min(job.global_batch, SHORT_TOKENS // job.seq_len)
+    divisors = {m for m in range(max(USUAL_MICROBATCHES) + 1, most + 1) if batch % m == 0}
+    return sorted(divisors.union(m for m in sizes if m <= batch))
 
 
 def modes_of(space: Space) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ class Pool:
         stacks: dict[str, tuple[Stack, list[int]]] = {}
         for zero in self.question.space.of("zero_stage"):
             plan = replace(self.question.base, parallel=Parallel(zero_stage=zero))
-            stack = default_stack(self.question.profile, plan)
+            stack = default_stack(self.question.model, self.question.profile, plan)
             stacks.setdefault(stack.name, (stack, []))[1].append(zero)
         deals = deals_of(self.question.space, self.question.profile)
         made = [self._part(stack, tuple(zeros), deal) for stack, zeros in stacks.values() for deal in deals]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from plansim.costs.layout import Layout
+from plansim.hardware.profile import Profile
+from plansim.plan.backends.base import Backend
 from plansim.plan.model import Plan
 from plansim.plan.modules import modules_in
+from plansim.plan.reshape import reshaped
 from plansim.plan.rule import Rejected
 from plansim.plan.rules import check_plan
-from plansim.planner.evaluate import fits, peak_memory
+from plansim.planner.evaluate import no_room, peak_memory
 from plansim.planner.question import Question
 from plansim.units import format_bytes
+from plansim.workload.model import Model
 from plansim.workload.totals import pipeline_layers
 
 
@@ -42,24 +47,39 @@ def repairs(plan: Plan, layers: int, modules: tuple[str, ...] = ()) -> Iterator[
         yield "recompute=full, zero_stage=3 and microbatch=1", smallest
 
 
-def _modules(question: Question) -> tuple[str, ...]:
+def _modules(model: Model, runtime: Backend | None) -> tuple[str, ...]:
     """Return the modules that the model has and the runtime recomputes by name, but for the core."""
-    runtime = question.space.backend
-    there = (name for name in modules_in(question.network) if name != "core_attn")
+    there = (name for name in modules_in(model) if name != "core_attn")
     return tuple(name for name in there if runtime is None or name in runtime.recompute_modules)
 
 
 def with_remedy(question: Question, rejected: Rejected) -> Rejected:
     """Return a rejection for memory with what would make the plan fit (or how much more memory it needs)."""
+    most = question.memory_limit_bytes
+    return _mended(rejected, question.model, question.profile, most, question.space.backend)
+
+
+def misfit(model: Model, profile: Profile, plan: Plan) -> Rejected | None:
+    """Return why a given plan has no room on its devices or in their host's memory, and what would fit."""
+    layout = Layout.of(model, profile, plan)
+    rejected = no_room(layout)
+    return rejected and _mended(rejected, model, profile)
+
+
+def _mended(
+    rejected: Rejected,
+    model: Model,
+    profile: Profile,
+    most: float = math.inf,
+    runtime: Backend | None = None,
+) -> Rejected:
     if rejected.rule != "memory" or rejected.remedy:
         return rejected
-    for words, changed in repairs(rejected.plan, pipeline_layers(question.network), _modules(question)):
-        runtime = question.space.backend
-        if check_plan(changed, question.model, question.profile) or (
-            runtime and runtime.check(changed, question.model)
-        ):
+    network = reshaped(model, rejected.plan.compression.model)
+    for words, changed in repairs(rejected.plan, pipeline_layers(network), _modules(network, runtime)):
+        if check_plan(changed, model, profile) or (runtime and runtime.check(changed, model)):
             continue
-        if fits(Layout.of(question.model, question.profile, changed), question.memory_limit_bytes):
+        if no_room(Layout.of(model, profile, changed), most) is None:
             return replace(rejected, remedy=f"{words} fits")
-    peak, _ = peak_memory(Layout.of(question.model, question.profile, rejected.plan))
+    peak, _ = peak_memory(Layout.of(model, profile, rejected.plan))
     return replace(rejected, remedy=f"it needs devices of {format_bytes(peak)}, or more of them")

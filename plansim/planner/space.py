@@ -26,6 +26,9 @@ from plansim.workload.model import ATTENTION_FAMILIES, Model
 VIRTUAL_STAGES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 USUAL_MICROBATCHES = (1, 2, 3, 4, 6, 8, 16)
+SHORT_TOKENS = 16_384
+"""Up to so many tokens every divisor of the batch is a microbatch too: short samples need large ones."""
+
 SHORTEST_PIECE = 1024
 """Tokens of a sequence that context parallelism leaves on a rank, at least, unless `cp` is fixed."""
 
@@ -58,7 +61,8 @@ LEFT_OUT = (
     "zb-h2 (zb-h1 or zbv hold half as much), "
     "parameter servers, sharding within nodes below ZeRO-3, whole experts (etp 1) without ep, "
     "experts cut by tp where tp x ep ranks may hold whole ones, "
-    "microbatches other than 1, 2, 3, 4, 6, 8 and 16; on more than 16 devices virtual stages that do not "
+    "microbatches other than 1, 2, 3, 4, 6, 8, 16 and (up to 16,384 tokens) divisors of the batch; "
+    "on more than 16 devices virtual stages that do not "
     "divide a rank's layers, and context parallelism below 1,024 tokens a rank; all recomputation but the "
     "fastest that fits, and that of fused attention's core; offload and ZeRO-2 where the same plan fits well "
     "without (10 % of memory to spare); activations in host memory unless nothing fits without; "

@@ -69,6 +69,8 @@ class Prediction:
         Model FLOP (no recomputation) per second and device; `mfu` and `hfu` divide by the datasheet peak.
     peak_memory_bytes : float
         The largest device; `memory` holds every stage.
+    host_fits : bool
+        Whether host memory has room for what the plan sends there.
     """
 
     step_time_s: float
@@ -89,13 +91,14 @@ class Prediction:
     step_inflation: tuple[float, float] = (1.0, 1.0)
     critical_path: tuple[CriticalTerm, ...] = ()
     bubble_fraction: float = 0.0
+    host_fits: bool = True
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
-        """Whether the largest device has room."""
-        return self.peak_memory_bytes <= self.memory_limit_bytes
+        """Whether the largest device has room, and its host."""
+        return self.host_fits and self.peak_memory_bytes <= self.memory_limit_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data with the names of the file contract."""

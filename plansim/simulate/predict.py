@@ -104,6 +104,7 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
     tight, limit = tightest_stage(layout, [m.total_bytes for m in memory])
     spread = interval_factor(layout.stack, layout.model)
     economics = layout.profile.economics
+    over_host = host_notes(layout)
     repeated = result.breakdown.recompute_s / max(1e-30, result.breakdown.compute_s)
     return Prediction(
         step_time_s=step_s,
@@ -124,7 +125,8 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
         step_inflation=step_inflation(layout),
         critical_path=result.critical_path,
         bubble_fraction=result.bubble_fraction,
-        notes=(*model_notes(plan.compression.model, job.phase), *host_notes(layout)),
+        notes=(*model_notes(plan.compression.model, job.phase), *over_host),
+        host_fits=not over_host,
         details={
             "stack": layout.stack.name,
             "optimizer_shard": shard_degree(layout),

@@ -168,6 +168,18 @@ def _falcon(c: Config) -> dict[str, Any]:
     )
 
 
+def _opt(c: Config) -> dict[str, Any]:
+    made = _plain_mlp(c, ffn=c.need("ffn_dim"), positions="learned")
+    width = c.get("word_embed_proj_dim", default=made["hidden"])
+    if not c.missing and width != made["hidden"]:
+        raise InputError(
+            f"word_embed_proj_dim {width} is not hidden_size {made['hidden']}: the projections between "
+            f"embeddings and layers are not modelled; word_embed_proj_dim {made['hidden']} plans the model "
+            "without them, with embeddings as wide as its layers"
+        )
+    return made
+
+
 def _starcoder2(c: Config) -> dict[str, Any]:
     return _plain_mlp(
         c,
@@ -245,7 +257,7 @@ READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "mamba2": mamba2,
     "gpt2": lambda c: _plain_mlp(c, ffn=c.get("n_inner"), positions="learned"),
     "gpt_neox": _gpt_neox,
-    "opt": lambda c: _plain_mlp(c, ffn=c.need("ffn_dim"), positions="learned"),
+    "opt": _opt,
     "bloom": lambda c: _plain_mlp(c, ffn=None, positions="alibi"),
     "falcon": _falcon,
     "starcoder2": _starcoder2,

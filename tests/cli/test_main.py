@@ -155,6 +155,37 @@ def test_a_bug_is_reported_short_and_ends_with_1(run, doctor_that, monkeypatch):
     assert "Traceback" in run("doctor").err
 
 
+LOADING = """
+import os, signal, sys, time, types
+class Module(types.ModuleType):
+    def __getattr__(self, name):
+        exec("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", globals())
+sys.modules["plansim.cli.main"] = Module("plansim.cli.main")
+sys.argv = ["plansim", "doctor", *sys.argv[1:]]
+from plansim.__main__ import main
+main()
+"""
+"""Ctrl-C while the command line loads, in generated code, as dataclasses have it."""
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_ctrl_c_while_the_command_loads_ends_with_130_and_one_line(arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, *arguments], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert ("Interrupted" in done.stdout) == bool(arguments)
+
+
+def test_the_package_runs_as_the_command_does():
+    done = subprocess.run(
+        [sys.executable, "-m", "plansim", "--version"], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout.split()[0]) == (0, "plansim")
+
+
 def test_ctrl_c_ends_with_130(run, doctor_that):
     doctor_that(KeyboardInterrupt())
 

@@ -307,3 +307,12 @@ def test_the_plan_goes_where_asked_and_is_said(run, tmp_path):
     refused = run(*SMALL, "--out", tmp_path)
     assert (refused.code, refused.out) == (3, "")
     assert "is a folder, expected a file" in refused.err
+
+
+def test_short_samples_are_planned_in_large_microbatches(run):
+    """Images fill a device only by the hundred: one microbatch a replica, though none of the usual sizes."""
+    asked = ("plan", "-p", "a100x8", "-m", "resnet-50", "--global-batch", "1000", "--top", "1", "--json")
+    found, small = (run(*asked, *more).json["plans"][0] for more in ((), ("--fix", "microbatch=1|2|4|8|16")))
+
+    assert found["plan"]["parallel"]["microbatch"] == 125
+    assert found["prediction"]["step_time_s"] < 0.6 * small["prediction"]["step_time_s"]

@@ -151,3 +151,62 @@ def test_a_difference_is_between_plans_each_on_its_own_cluster(run, plan_file, t
     assert {"profile", "overrides.profile.node.count"} == {c["key"] for c in data["choices"]}
     same = run("diff", plan_file, other, "--profile", "a100x8", "--json").json
     assert same["step_time_s"][0] == same["step_time_s"][1]
+
+
+def test_a_plan_that_does_not_fit_is_predicted_and_ends_with_4(run, plan_file):
+    """Text, JSON and exit code agree, and say what would fit."""
+    large = ("-o", "plan.parallel.tp=2", "-o", "plan.parallel.microbatch=4")
+    for command in ("simulate", "explain"):
+        text, data = run(command, plan_file, *large), run(command, plan_file, *large, "--json")
+
+        assert text.code == data.code == 4
+        assert "DOES NOT FIT" in text.out
+        assert "this plan does not fit: memory: " in text.err
+        assert "fits" in text.err
+        prediction, misfit = data.json["prediction"], data.json["misfit"]
+        assert not prediction["fits"]
+        over = prediction["peak_memory_bytes"] - prediction["memory_limit_bytes"]
+        assert misfit["detail"].startswith(f"{over / 2**30:.1f} GiB over the 80.0 GiB limit on stage 0")
+        remedy = misfit["remedy"].removesuffix(" fits")
+        mended = run(command, plan_file, *large, "-o", f"plan.{remedy}", "--json")
+        assert mended.code == 0
+        assert mended.json["prediction"]["fits"]
+        assert mended.json["misfit"] is None
+
+
+def test_a_plan_that_the_host_cannot_hold_does_not_fit(run, plan_file):
+    small = ("-o", "plan.offload=true", "-o", "profile.host.memory=8 GiB")
+    text, data = run("simulate", plan_file, *small), run("simulate", plan_file, *small, "--json")
+
+    assert text.code == data.code == 4
+    assert "DOES NOT FIT" in text.out
+    assert "host memory: a device of stage 0 sends" in text.err
+    assert (data.json["misfit"]["rule"], data.json["prediction"]["fits"]) == ("host memory", False)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("plan.parallel.tp=2", "plan.parallel.tp=4"), "plan.parallel.tp is given as 2 and as 4; give one"),
+        (("job.global_batch=8", "plan.job.global_batch=16"), "8 contradicts -o plan.job.global_batch=16"),
+    ],
+)
+def test_overrides_that_contradict_each_other_are_refused(run, plan_file, given, words):
+    overrides = [part for each in given for part in ("-o", each)]
+    done = run("simulate", plan_file, *overrides)
+    twice = run("simulate", plan_file, "-o", given[0], "-o", given[0])
+
+    assert (done.code, words in done.err) == (2, True)
+    assert "give one" not in twice.err
+
+
+def test_a_difference_says_which_plan_does_not_fit(run, plan_file, tmp_path):
+    larger = tmp_path / "larger.yaml"
+    text = plan_file.read_text().replace("tp: 4", "tp: 2").replace("microbatch: 1", "microbatch: 4")
+    larger.write_text(text, encoding="utf-8")
+    done, data = run("diff", plan_file, larger), run("diff", plan_file, larger, "--json")
+
+    assert done.code == 0
+    assert "B does not fit" in done.out
+    assert "A does not fit" not in done.out
+    assert data.json["fits"] == [True, False]

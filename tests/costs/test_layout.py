@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from layouts import EXPERTS, GPT, layout, layouts
 
 from plansim.costs.buckets import gradient_buckets, reduce_bytes
-from plansim.costs.layout import strides_of, with_plan
+from plansim.costs.layout import default_stack, strides_of, with_plan
 from plansim.costs.memory import stage_memory
 from plansim.costs.optimizer import expert_shard_degree
 from plansim.errors import PlanError
+from plansim.hardware.read import load_profile
+from plansim.plan.model import Job, Parallel, Plan
+from plansim.workload.read import load_model
 
 
 @given(made=layouts())
@@ -137,3 +140,22 @@ def test_another_plan_keeps_the_cluster():
 
     assert moved.plan is other.plan
     assert (moved.model, moved.profile, moved.stack) == (GPT, made.profile, made.stack)
+
+
+@pytest.mark.parametrize(
+    ("model", "profile", "zero", "stack"),
+    [
+        ("resnet-50", "a100x8", 1, "pytorch-ddp"),
+        ("lstm-small", "a100x8", 0, "pytorch-ddp"),
+        ("mlp-small", "a100x8", 3, "fsdp"),
+        ("gpt2-small", "a100x8", 1, "megatron-core"),
+        ("resnet-50", "tpu-v4-128", 1, "jax"),
+        ("resnet-50", "local-cpu", 1, "pytorch-cpu"),
+    ],
+)
+def test_what_megatron_does_not_build_runs_on_plain_pytorch(model, profile, zero, stack):
+    plan = Plan(
+        model=model, profile=profile, job=Job(global_batch=8, seq_len=1), parallel=Parallel(zero_stage=zero)
+    )
+
+    assert default_stack(load_model(model), load_profile(profile), plan).name == stack

@@ -90,7 +90,7 @@ def every_plan(model, profile, job):
                 continue
             parallel = Parallel(dp=dp, tp=tp, pp=pp, zero_stage=zero, microbatch=mb, schedule=schedule)
             probe = replace(base, parallel=parallel, placement=order)
-            stack = default_stack(profile, probe)
+            stack = default_stack(model, profile, probe)
             probe = replace(probe, overlap=Overlap(tensor_parallel=stack.tp_overlap and tp > 1))
             bench = Workbench(model, profile, probe, stack)
             rows = kinds_of_replicas(probe, profile)

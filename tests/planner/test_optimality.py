@@ -113,7 +113,7 @@ def every_plan(model, profile, job, world):
             if zero and parallel.dp * cp == 1:
                 continue
             probe = replace(base, parallel=parallel, recompute=mode)
-            stack = default_stack(profile, probe)
+            stack = default_stack(model, profile, probe)
             overlap = Overlap(tensor_parallel=stack.tp_overlap and tp > 1)
             yield replace(probe, overlap=overlap)
             balance = Workbench(model, profile, probe, stack).balance() if pp > 1 else {}

@@ -138,7 +138,7 @@ def every_plan(profile, method):
             model=MODEL.name, profile=profile.name, job=JOB, parallel=parallel, recompute=mode,
             compression=Compression(model=Method(method=method)),
         )  # fmt: skip
-        tp_overlap = default_stack(profile, probe).tp_overlap and tp > 1
+        tp_overlap = default_stack(MODEL, profile, probe).tp_overlap and tp > 1
         yield replace(probe, overlap=Overlap(tensor_parallel=tp_overlap))
 
 

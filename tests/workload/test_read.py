@@ -226,6 +226,18 @@ def test_missing_keys_are_named_together(tmp_path):
         load_model(config_at(tmp_path / "m", config))
 
 
+def test_projections_beside_the_embeddings_are_refused(tmp_path):
+    # facebook/opt-350m: embeddings of 512, layers of 1,024
+    config = {
+        "model_type": "opt", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "ffn_dim": 4096, "vocab_size": 50272, "word_embed_proj_dim": 512,
+    }  # fmt: skip
+
+    with pytest.raises(InputError, match="word_embed_proj_dim 512 is not hidden_size 1024: the projections"):
+        load_model(config_at(tmp_path / "m", config))
+    assert load_model(config_at(tmp_path / "n", {**config, "word_embed_proj_dim": 1024})).hidden == 1024
+
+
 def test_unknown_architectures_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"model_type: unknown architecture 'lama' \(did you mean 'llama'\?"):
         load_model(config_at(tmp_path / "m", {**LLAMA_CONFIG, "model_type": "lama"}))
