@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plansim.costs.layout import Layout
-from plansim.plan.model import Parallel
 from plansim.plan.recompute import parse_mode
 from plansim.planner.fit import stage_groups, stages_in
 from plansim.planner.frames import Columns, Ints, Mixture, Options, distinct
-from plansim.planner.modes import ANYWHERE, NOTHING_AGAIN, may, unpacked
+from plansim.planner.modes import ANYWHERE, modes_in, unpacked
 from plansim.planner.shares import least_longest
 from plansim.planner.stages import BEFORE, FIRST, INNER, LAST, OUTER, REPRESENTATIVES, WHOLE, WORK, Stages
 from plansim.planner.tables import Times, Workbench
@@ -26,7 +24,8 @@ ROW_RANKS = np.full(LAST.stop, ANYWHERE)
 for _own in (WORK, FIRST, INNER, OUTER):
     ROW_RANKS[_own] = range(REPRESENTATIVES)
 
-GROUPS = ("tp", "cp", "dp", "pp", "dp_cp", "ep", "edp", "expert_replica", "shard", "replica")
+SLAB = 2048
+"""Entries timed at once, at least: few calls, and arrays that stay near."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,103 +78,12 @@ def ideal_core(bench: Workbench, columns: Columns, options: Options, ideal: Time
     """
     c = columns
     first, back = distinct(row, c.dp, c.pp, c.structure, c.devices, c.recompute)
-    core = _assemble(bench, c.take(first), options, ideal, row[first], np.zeros(len(first)))
+    core = assemble(bench, c.take(first), options, ideal, row[first], np.zeros(len(first)))
     found: Array = core.bound[back] * bench.waits(c.world)
     return found
 
 
-class Cells:
-    """Block times and sends of every distinct cut, timed when first asked for."""
-
-    def __init__(self, bench: Workbench, options: Options) -> None:
-        self.bench, self.options = bench, options
-        self._row: dict[tuple[object, ...], int] = {}
-        self._send: dict[tuple[object, ...], float] = {}
-        self._shape: dict[tuple[int, ...], tuple[tuple[object, ...], tuple[object, ...]]] = {}
-        self._same: dict[tuple[int, ...], bool] = {}
-        self._times: list[Times] = []
-
-    def core(self, columns: Columns) -> Core:
-        """Return the pipelines' times without data-parallel traffic."""
-        c = columns
-        first, back = distinct(
-            c.tp,
-            c.cp,
-            c.ep,
-            c.etp,
-            c.microbatch,
-            c.sequence_parallel,
-            c.unfused,
-            c.tp_overlap,
-            c.dp,
-            c.pp,
-            c.placement,
-        )
-        fresh, rows, sends = [], np.zeros(len(first), dtype=np.int64), np.zeros(len(first))
-        for j, i in enumerate(first):
-            key, hop = self._keys(columns, int(i))
-            if key not in self._row:
-                self._row[key] = len(self._row)
-                fresh.append(_layout(self.bench, columns, self.options, int(i)))
-            rows[j] = self._row[key]
-            if c.pp[i] > 1:
-                if hop not in self._send:
-                    self._send[hop] = self.bench.send_s(_layout(self.bench, columns, self.options, int(i)))
-                sends[j] = self._send[hop]
-        if fresh:
-            self._times = [_joined([*self._times, self.bench.times(fresh)])]
-        return _assemble(self.bench, columns, self.options, self._times[0], rows[back], sends[back])
-
-    def repeated(self, columns: Columns) -> NDArray[np.bool_]:
-        """Return which pipelines lie on the fabric as with the first placement, which stands for both."""
-        c = columns
-        found = np.zeros(len(c), dtype=bool)
-        if any(level.is_grid for level in self.bench.fabric.levels):
-            return found
-        later = np.flatnonzero(c.placement > 0)
-        if not len(later):
-            return found
-        first, back = distinct(*(v[later] for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement)))
-        same = [self._same_shapes(columns, int(i)) for i in later[first]]
-        found[later] = np.array(same)[back]
-        return found
-
-    def _same_shapes(self, columns: Columns, i: int) -> bool:
-        """Return whether every group of a pipeline has the shape it has under the first placement."""
-        c, etp = columns, columns.expert_cut(i)
-        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement))
-        if where not in self._same:
-            dp, tp, pp, cp, ep, _, placement = where
-            group = max(1, self.bench.profile.devices_per_node // tp)
-            node = group if (dp * cp) % group == 0 else None
-            parallel = Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, etp=etp, zero_stage=1, zero_group=node)
-            shapes = []
-            for order in (self.options.placements[0], self.options.placements[placement]):
-                layout = self.bench.layout(parallel, placement=order)
-                groups = [layout.group(axis) for axis in GROUPS]
-                shapes.append([(g.counts, g.concurrent, g.size) for g in groups])
-            self._same[where] = shapes[0] == shapes[1]
-        return self._same[where]
-
-    def _keys(self, columns: Columns, i: int) -> tuple[tuple[object, ...], tuple[object, ...]]:
-        """Return what block times and sends depend on: sizes, nodes, and the shapes of their groups."""
-        c = columns
-        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement))
-        if where not in self._shape:
-            layout = _layout(self.bench, columns, self.options, i)
-            tp, cp, ep, pp = (layout.group(axis) for axis in ("tp", "cp", "ep", "pp"))
-            self._shape[where] = (layout.num_nodes, tp, cp, ep), (tp, pp)
-        inside, across = self._shape[where]
-        size = (where[1], where[3], int(c.microbatch[i]), int(c.sequence_parallel[i]))
-        switches = (where[4], where[5], int(c.unfused[i]), int(c.tp_overlap[i]))
-        return (*size, *switches, *inside), (*size, *across)
-
-
-def _joined(tables: Sequence[Times]) -> Times:
-    return Times(*(np.concatenate([getattr(t, f.name) for t in tables]) for f in fields(Times)))
-
-
-def _assemble(
+def assemble(
     bench: Workbench,
     columns: Columns,
     options: Options,
@@ -185,57 +93,127 @@ def _assemble(
 ) -> Core:
     """Return the pipelines' times from a table of block times."""
     core = _empty(len(columns))
-    again = {mode: _repeated(times, bench, options.modes[mode]) for mode in options.recompute}
-    layers = options.layers
-    for stages, where in stage_groups(columns, options, bench):
-        i, keys = int(where[0]), columns.recompute[where]
-        repeated = {
-            mode: stages if layers[mode] is None else stages_in(options, columns, i, bench, layers[mode])
-            for mode in may(keys)
-        }
+    tables = _tables(times, bench, options)
+    added_up = not bench.reduces_each_pass(options.ends)
+    for groups in _slabs(stage_groups(columns, options, bench), 1 if options.shared else SLAB):
+        where = np.concatenate([index for _, index in groups])
+        asked = _asked(groups, columns.take(where), options, bench, row[where], send[where])
         m = columns.num_microbatches[where][:, None]
-        sent = {mode: _sent(options, columns, i, bench, options.modes[mode]) for mode in repeated}
-        asked = Asked(stages, keys, repeated, row[where], send[where], sent)
         if options.shared:
-            mixture = options.mixtures[int(columns.devices[i])]
-            apart = [_one_kind(times, again, bench.columns_of(k)) for k in range(len(bench.devices))]
+            mixture = options.mixtures[int(columns.devices[where[0]])]
+            apart = [tables.of(bench.columns_of(k)) for k in range(len(bench.devices))]
             found = _shared(mixture, columns.dp[where][:, None] * m, apart, asked)
         else:
-            adds = (m - 1.0) / m * float(int(columns.pp[i]) > 1 or not bench.reduces_each_pass(options.ends))
-            found = _stage_times(m, times, again, asked, adds, to_and_fro=True)
+            adds = (m - 1.0) / m * ((columns.pp[where] > 1) | added_up)[:, None]
+            found = _stage_times(m, tables, asked, adds, to_and_fro=True)
+            if not bench.stack.pipeline_overlap:  # blocking sends hold up their rank
+                found.work[:] += m * asked.each(lambda s: s.crossings) * asked.send[:, None]
         for f in fields(Core):
             getattr(core, f.name)[where] = getattr(found, f.name)
-    if not bench.stack.pipeline_overlap and not options.shared:
-        _block_sends(core, columns, options, bench, send)
     chained = (core.before + core.chained + core.back).max(axis=1)
     core.bound[:] = np.maximum.reduce([chained, (core.before + core.work).max(axis=1), core.path[:, 0]])
     return core
 
 
-def _repeated(times: Times, bench: Workbench, mode: str) -> Array:
-    """Return what each kind repeats under a recompute mode (``full:K``: in the layers it recomputes)."""
-    name, _ = parse_mode(mode)
-    return np.zeros_like(times.forward) if name == "none" else times.again[:, :, bench.modes.index(name)]
+def _slabs(groups: Iterable[tuple[Stages, Ints]], size: int) -> Iterator[list[tuple[Stages, Ints]]]:
+    """Yield the groups in lists of at least `size` entries together."""
+    slab: list[tuple[Stages, Ints]] = []
+    for group in groups:
+        slab.append(group)
+        if sum(len(index) for _, index in slab) >= size:
+            yield slab
+            slab = []
+    if slab:
+        yield slab
+
+
+class Tables(NamedTuple):
+    """Block times to look up, of every kind in every cell.
+
+    `passes` are forward, both gradients and adding gradients up, (4, cells, kinds); `again` is what every
+    mode of the space repeats and `copies` what copying away takes that is kept under ``none`` and under every
+    mode of the workbench, (modes, cells, kinds).
+    """
+
+    passes: Array
+    again: Array
+    copies: Array
+
+    def of(self, columns: slice) -> Tables:
+        """Return the tables of one kind of device."""
+        return Tables(*(table[:, :, columns] for table in self))
+
+
+def _tables(times: Times, bench: Workbench, options: Options) -> Tables:
+    nothing = np.zeros_like(times.forward)
+    names = [parse_mode(mode)[0] for mode in options.modes]
+    again = [nothing if n == "none" else times.again[:, :, bench.modes.index(n)] for n in names]
+    passes = (times.forward, times.backward_input, times.backward_weight, times.addition)
+    return Tables(np.stack(passes), np.stack(again), np.moveaxis(times.copies, 2, 0))
+
+
+class Group(NamedTuple):
+    """Entries of one pipeline structure: which they are of those told apart, and what they repeat.
+
+    `repeated` are, by mode that some rank may recompute in (`plansim.planner.modes`), the layers that are
+    recomputed, `sent` those whose activations are copied away: (layers, mode in `Times.copies`, sign).
+    """
+
+    stages: Stages
+    here: slice
+    repeated: Mapping[int, Stages]
+    sent: Mapping[int, Sequence[tuple[Stages, int, float]]]
+
+
+class Asked(NamedTuple):
+    """Entries of some pipeline structures, one after the other.
+
+    Those with one structure, row of the table and key of recompute modes pass it alike: `row` and `sets` (of
+    modes, a column for every representative and for any rank) are of those told apart, `back` says which of
+    these each entry is; `number` is the structure and `send` the seconds of a message of every entry.
+    """
+
+    groups: Sequence[Group]
+    row: Ints
+    sets: Ints
+    back: Ints
+    number: Ints
+    send: Array
+
+    def each(self, of: Callable[[Stages], Any]) -> Any:  # noqa: ANN401  # arrays of numbers or switches
+        """Return something of the stages of every entry, (entries, ranks or 1)."""
+        return np.array([np.atleast_1d(of(g.stages)) for g in self.groups])[self.number]
+
+
+def _asked(
+    groups: Sequence[tuple[Stages, Ints]],
+    columns: Columns,
+    options: Options,
+    bench: Workbench,
+    row: Ints,
+    send: Array,
+) -> Asked:
+    """Return what is asked of some groups; the columns have their entries one after the other."""
+    sizes = [len(index) for _, index in groups]
+    number = np.repeat(np.arange(len(groups)), sizes)
+    first, back = distinct(number, row, columns.recompute)
+    sets, layers = unpacked(columns.recompute[first]).T, options.layers
+    cuts = np.searchsorted(number[first], np.arange(len(groups) + 1)).tolist()
+    made = []
+    for n, (stages, _) in enumerate(groups):
+        i, here = int(first[cuts[n]]), slice(cuts[n], cuts[n + 1])
+        repeated = {
+            mode: stages if layers[mode] is None else stages_in(options, columns, i, bench, layers[mode])
+            for mode in modes_in(sets[here])
+        }
+        sent = {mode: _sent(options, columns, i, bench, options.modes[mode]) for mode in repeated}
+        made.append(Group(stages, here, repeated, sent if bench.base.offload_activations else {}))
+    return Asked(made, row[first], sets, back, number, send)
 
 
 def _empty(count: int) -> Core:
     size = (count, REPRESENTATIVES)
     return Core(*(np.zeros(count if f.name == "bound" else size) for f in fields(Core)))
-
-
-class Asked(NamedTuple):
-    """Entries of one pipeline structure.
-
-    `keys` are the modes its ranks may recompute in (`plansim.planner.modes`), `repeated` the layers that each
-    of them recomputes, `sent` those whose activations it copies away: (layers, mode in `Times.copies`, sign).
-    """
-
-    stages: Stages
-    keys: Ints
-    repeated: Mapping[int, Stages]
-    row: Ints
-    send: Array
-    sent: Mapping[int, Sequence[tuple[Stages, int, float]]]
 
 
 def _sent(
@@ -254,99 +232,95 @@ def _sent(
     return [(every, 0, 1.0), (again, number, 1.0), (again, 0, -1.0)]
 
 
+def _passes(tables: Tables, asked: Asked) -> Array:
+    """Return what every row of `Stages.rows` takes, (passes, entries, rows).
+
+    Passes are forward, both gradients, adding gradients up, and copying where activations are copied away.
+    """
+    copied = any(group.sent for group in asked.groups)
+    found = np.zeros((len(tables.passes) + copied, len(asked.row), LAST.stop))
+    for stages, here, repeated, sent in asked.groups:
+        row, sets = asked.row[here], asked.sets[here]
+        found[: len(tables.passes), here] = tables.passes[:, row] @ stages.rows.T
+        recomputing = np.flatnonzero((sets != 1).any(axis=1))
+        if len(recomputing):
+            again = tables.again[list(repeated)][:, row[recomputing]]
+            seconds = again @ np.stack([layers.rows.T for layers in repeated.values()])
+            found[1, here][recomputing] += _least(sets[recomputing], list(repeated), seconds)
+        if sent:
+            copies = tables.copies[:, row]
+            each = [sum(sign * (copies[n] @ s.rows.T) for s, n, sign in x) for x in sent.values()]
+            found[-1, here] = _least(sets, list(sent), np.array(each))
+    expanded: Array = found[:, asked.back]
+    return expanded
+
+
 def _stage_times(
-    m: Array,
-    times: Times,
-    again: Mapping[int, Array],
-    asked: Asked,
-    adds: Array | None = None,
-    *,
-    to_and_fro: bool = False,
+    m: Array, tables: Tables, asked: Asked, adds: Array | None = None, *, to_and_fro: bool = False
 ) -> Core:
-    """Return the entries of one pipeline structure that run `m` microbatches.
+    """Return the entries of some pipeline structures that run `m` microbatches.
 
     `adds` is the share of its microbatches whose gradients are added to others; with `to_and_fro` the path is
     the longest through any representative as well.
     """
-    stages, row, send = asked.stages, asked.row, asked.send
-    core = _empty(len(row))
-    used, local = np.unique(row, return_inverse=True)
-    rows = stages.rows.T
-    f, i, w = (
-        (table[used] @ rows)[local] for table in (times.forward, times.backward_input, times.backward_weight)
-    )
+    core, send = _empty(len(asked.send)), asked.send[:, None]
+    f, i, w, adding, *copied = _passes(tables, asked)
     if adds is not None:
-        w += adds * (times.addition[used] @ rows)[local]
-    if np.any(asked.keys != NOTHING_AGAIN):
-        i += _least(asked, {k: again[k][used] @ r.rows.T for k, r in asked.repeated.items()}, local)
-    if any(asked.sent.values()):  # a pass lasts as long as its copies
-        sent = {
-            mode: sum((sign * (times.copies[used, :, n] @ s.rows.T) for s, n, sign in each), np.zeros(1))
-            for mode, each in asked.sent.items()
-        }
-        copied = _least(asked, sent, local)
-        f, i = np.maximum(f, copied), np.maximum(i, copied - w)
+        w += adds * adding
+    for least in copied:  # a pass lasts as long as its copies
+        f, i = np.maximum(f, least), np.maximum(i, least - w)
     b = i + w
-    hops = stages.hops[None, :] * send[:, None]
+    splits = asked.each(lambda s: s.splits_backward)
+    travels = np.where(splits, i, b)  # what goes back through the ranks
+    hops = asked.each(lambda s: s.hops) * send
     core.work[:] = m * (f + b)[:, WORK]
-    core.chained[:] = m * (f + i)[:, WORK] if stages.splits_backward else core.work
+    core.chained[:] = m * (f + travels)[:, WORK]
     core.before[:] = f[:, BEFORE] + hops
-    core.back[:] = (i if stages.splits_backward else b)[:, BEFORE] + hops
+    core.back[:] = travels[:, BEFORE] + hops
     core.first_forward[:], core.last_backward[:] = f[:, FIRST], b[:, FIRST]
-    core.window[:] = np.inf
-    if stages.schedule == "interleaved" and stages.virtual_stages > 1:
-        per_round = m // np.maximum(1.0, m // stages.pp)
-        core.window[:] = per_round * b[:, INNER] + b[:, OUTER]
-    weights = np.zeros_like(send[:, None])
-    if stages.splits_backward:  # the first rank's last weight gradient follows its last input gradient
-        weights = w[:, FIRST][:, :1]
-        core.back[:] += weights
-    one = f[:, WHOLE] + (i[:, WHOLE] + weights if stages.splits_backward else b[:, WHOLE])
-    one += 2.0 * stages.all_hops * send[:, None]
-    core.path[:] = one + (m - 1.0) * (f + (i if stages.splits_backward else b))[:, LAST]
-    if to_and_fro and stages.schedule == "1f1b" and stages.pp > 1:
-        core.path[:] = np.maximum(core.path, _to_and_fro(m, stages, f, b, send))
+    pp = asked.each(lambda s: s.pp)
+    per_round = m // np.maximum(1.0, m // pp)
+    turns = asked.each(lambda s: s.schedule == "interleaved" and s.virtual_stages > 1)
+    core.window[:] = np.where(turns, per_round * b[:, INNER] + b[:, OUTER], np.inf)
+    weights = np.where(
+        splits, w[:, FIRST][:, :1], 0.0
+    )  # the first rank's last follow its last input gradient
+    core.back[:] += weights
+    one = f[:, WHOLE] + travels[:, WHOLE] + weights + 2.0 * asked.each(lambda s: s.all_hops) * send
+    core.path[:] = one + (m - 1.0) * (f + travels)[:, LAST]
+    if to_and_fro:
+        ahead = pp - asked.each(lambda s: s.ranks)
+        between = (asked.each(lambda s: s.all_hops) * send - hops, hops)
+        plain = asked.each(lambda s: s.schedule == "1f1b" and s.pp > 1)
+        core.path[:] = np.maximum(core.path, np.where(plain, _to_and_fro(m, ahead, f + b, between), 0.0))
     return core
 
 
-def _to_and_fro(m: Array, stages: Stages, f: Array, b: Array, send: Array) -> Array:
+def _to_and_fro(m: Array, ahead: Array, one: Array, sends: tuple[Array, Array]) -> Array:
     """Return the longest path through a representative: to the last rank and back, its own work, there again.
 
     Under 1F1B a rank has passed on ``pp - rank`` microbatches when its first backward comes; then it runs one
-    forward after each backward, and its last forward goes to the last rank and back.
+    forward after each backward, and its last forward goes to the last rank and back. `sends` are the seconds
+    of messages from the representative to the last rank, and from the first to it, one way.
     """
-    ahead = stages.pp - np.array(stages.ranks, dtype=np.float64)[None, :]
-    one = f + b
-    after = one[:, WHOLE] - one[:, BEFORE] - one[:, WORK]
-    after += 2.0 * (stages.all_hops - stages.hops)[None, :] * send[:, None]
-    passing = one[:, BEFORE] + one[:, WORK] + 2.0 * stages.hops[None, :] * send[:, None]
+    after = one[:, WHOLE] - one[:, BEFORE] - one[:, WORK] + 2.0 * sends[0]
+    passing = one[:, BEFORE] + one[:, WORK] + 2.0 * sends[1]
     paths = np.where(m > ahead, passing + 2.0 * after + (m - ahead) * one[:, WORK], 0.0)
     found: Array = paths.max(axis=1, keepdims=True)
     return found
 
 
-def _least(asked: Asked, seconds: Mapping[int, Array], local: Ints) -> Array:
+def _least(sets: Ints, modes: Sequence[int], seconds: Array) -> Array:
     """Return what every row of `Stages.rows` takes at least, in the mode that takes least time."""
-    _, number = np.unique(asked.keys, return_inverse=True)
-    first, back = distinct(local, number)
-    masks, rows = unpacked(asked.keys[first]).T[:, ROW_RANKS], local[first]
-    least = np.full(masks.shape, np.inf)
-    for mode, each in seconds.items():
-        least = np.where(masks >> mode & 1, np.minimum(least, each[rows]), least)
-    found: Array = least[back]
+    may = (sets >> np.array(modes)[:, None, None] & 1).astype(bool)
+    found: Array = np.where(may[:, :, ROW_RANKS], seconds, np.inf).min(axis=0)
     return found
-
-
-def _one_kind(times: Times, again: Mapping[int, Array], columns: slice) -> tuple[Times, Mapping[int, Array]]:
-    """Return the tables of one kind of device."""
-    mine = Times(*(getattr(times, f.name)[:, columns] for f in fields(Times)))
-    return mine, {mode: table[:, columns] for mode, table in again.items()}
 
 
 def _shared(
     mixture: Mixture,
     total: Array,
-    apart: Sequence[tuple[Times, Mapping[int, Array]]],
+    apart: Sequence[Tables],
     asked: Asked,
 ) -> Core:
     r"""Return the entries of one structure whose replicas share `total` microbatches by their speed.
@@ -354,7 +328,7 @@ def _shared(
     A replica of class c is not done before :math:`B_c + m_c W_c`. With B the least of them the last is not
     done before :math:`B + \min \max_c m_c W_c`, over whole shares. Tables are `apart` by device.
     """
-    one, two = ([_stage_times(np.array(m), *tables, asked) for tables in apart] for m in (1.0, 2.0))
+    one, two = ([_stage_times(np.array([[m]]), tables, asked) for tables in apart] for m in (1.0, 2.0))
 
     def steady(name: str) -> Array:
         """Return the least longest time of all microbatches of a replica."""
@@ -377,28 +351,3 @@ def _shared(
         getattr(core, name)[:] = over(name, np.maximum.reduce)
     core.window[:] = np.inf
     return core
-
-
-def _block_sends(core: Core, columns: Columns, options: Options, bench: Workbench, send: Array) -> None:
-    """Add the time that blocking sends hold up their rank."""
-    for stages, where in stage_groups(columns, options, bench):
-        m = columns.num_microbatches[where][:, None]
-        core.work[where] += m * stages.crossings[None, :] * send[where][:, None]
-
-
-def _layout(bench: Workbench, columns: Columns, options: Options, i: int) -> Layout:
-    return bench.layout(
-        Parallel(
-            dp=int(columns.dp[i]),
-            tp=int(columns.tp[i]),
-            pp=int(columns.pp[i]),
-            cp=int(columns.cp[i]),
-            ep=int(columns.ep[i]),
-            etp=columns.expert_cut(i),
-            sequence_parallel=bool(columns.sequence_parallel[i]),
-            microbatch=int(columns.microbatch[i]),
-        ),
-        attention="unfused" if columns.unfused[i] else "flash",
-        tp_overlap=bool(columns.tp_overlap[i]),
-        placement=options.placements[int(columns.placement[i])],
-    )

@@ -31,6 +31,9 @@ V_SHAPED = ("zbv", "dualpipev")
 MOST_LAYERS = 10**6
 """More than any model has."""
 
+MOST_NUMBERED = 2**62
+"""Numbers up to here have room in 64 bits."""
+
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mixture = tuple[tuple[Kinds, int], ...]
@@ -142,15 +145,17 @@ class Options:
 def distinct(*columns: Ints) -> tuple[Ints, Ints]:
     """Return (an entry of every distinct combination, which combination each entry has).
 
-    Combinations are numbered in mixed radix; where that would overflow, what was joined so far is renumbered.
+    Combinations are numbered in mixed radix, in order of the first column, then of the next; where that would
+    overflow, what was joined so far and the next column are renumbered.
     """
     code = np.zeros(len(columns[0]), dtype=np.int64)
     top = 1
     for column in columns:
         size = int(column.max(initial=0)) + 1
-        if top * size > 2**62:
+        if top * size > MOST_NUMBERED:
             _, code = np.unique(code, return_inverse=True)
-            top = int(code.max(initial=0)) + 1
+            _, column = np.unique(column, return_inverse=True)
+            top, size = int(code.max(initial=0)) + 1, int(column.max(initial=0)) + 1
         code = code * size + column
         top *= size
     _, first, row = np.unique(code, return_index=True, return_inverse=True)

@@ -7,7 +7,7 @@ what the rank recomputes. Where a rank need not recompute anything its set is th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -71,10 +71,10 @@ def only_mode(key: int) -> int | None:
     return next((mode for mode in range(WIDTH) if key == alike(mode)), None)
 
 
-def may(keys: Ints) -> Iterator[int]:
-    """Yield the modes that some rank of some entry may have."""
-    sets = int(np.bitwise_or.reduce(unpacked(np.unique(keys)), axis=None)) if len(keys) else 0
-    return (mode for mode in range(WIDTH) if sets >> mode & 1)
+def modes_in(sets: Ints) -> list[int]:
+    """Return the modes that some rank of some entry may have."""
+    some = int(np.bitwise_or.reduce(sets, axis=None)) if len(sets) else 0
+    return [mode for mode in range(WIDTH) if some >> mode & 1]
 
 
 NOTHING_AGAIN = alike(0)

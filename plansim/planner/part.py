@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plansim.planner.bound import pair_bounds
-from plansim.planner.core import Cells, Core
+from plansim.planner.cells import Cells
+from plansim.planner.core import Core
 from plansim.planner.frames import Columns, Ints, Mask, Options
 from plansim.planner.tables import Workbench
 from plansim.planner.traffic import Tails

@@ -14,7 +14,8 @@ from plansim.hardware.stack import Stack
 from plansim.plan.model import Parallel, Plan
 from plansim.plan.recompute import parse_mode
 from plansim.planner.bound import SAFETY, least_pipeline
-from plansim.planner.core import Cells, ideal_core
+from plansim.planner.cells import Cells
+from plansim.planner.core import ideal_core
 from plansim.planner.deals import Deal, deals_of
 from plansim.planner.ends import End, ends_of
 from plansim.planner.frames import Columns, Ints, Options, modes_of, options_of
