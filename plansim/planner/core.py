@@ -10,11 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plansim.plan.recompute import parse_mode
-from plansim.planner.fit import stage_groups, stages_in
+from plansim.planner.fit import stage_groups
 from plansim.planner.frames import Columns, Ints, Mixture, Options, distinct
 from plansim.planner.modes import ANYWHERE, modes_in, unpacked
 from plansim.planner.shares import least_longest
-from plansim.planner.stages import BEFORE, FIRST, INNER, LAST, OUTER, REPRESENTATIVES, WHOLE, WORK, Stages
+from plansim.planner.stages import (
+    BEFORE,
+    FIRST,
+    INNER,
+    LAST,
+    OUTER,
+    REPRESENTATIVES,
+    WHOLE,
+    WORK,
+    Stages,
+    leading_rows,
+)
 from plansim.planner.tables import Times, Workbench
 
 Array = NDArray[np.float64]
@@ -156,13 +167,14 @@ class Group(NamedTuple):
     """Entries of one pipeline structure: which they are of those told apart, and what they repeat.
 
     `repeated` are, by mode that some rank may recompute in (`plansim.planner.modes`), the layers that are
-    recomputed, `sent` those whose activations are copied away: (layers, mode in `Times.copies`, sign).
+    recomputed, as `Stages.rows` holds them, `sent` those whose activations are copied away: (layers, mode in
+    `Times.copies`, sign).
     """
 
     stages: Stages
     here: slice
-    repeated: Mapping[int, Stages]
-    sent: Mapping[int, Sequence[tuple[Stages, int, float]]]
+    repeated: Mapping[int, Array]
+    sent: Mapping[int, Sequence[tuple[Array, int, float]]]
 
 
 class Asked(NamedTuple):
@@ -200,13 +212,13 @@ def _asked(
     sets, layers = unpacked(columns.recompute[first]).T, options.layers
     cuts = np.searchsorted(number[first], np.arange(len(groups) + 1)).tolist()
     made = []
-    for n, (stages, _) in enumerate(groups):
-        i, here = int(first[cuts[n]]), slice(cuts[n], cuts[n + 1])
+    for (stages, _), start, stop in zip(groups, cuts[:-1], cuts[1:], strict=True):
+        here = slice(start, stop)
         repeated = {
-            mode: stages if layers[mode] is None else stages_in(options, columns, i, bench, layers[mode])
+            mode: stages.rows if (n := layers[mode]) is None else leading_rows(stages, n)
             for mode in modes_in(sets[here])
         }
-        sent = {mode: _sent(options, columns, i, bench, options.modes[mode]) for mode in repeated}
+        sent = {mode: _sent(stages, bench, options.modes[mode]) for mode in repeated}
         made.append(Group(stages, here, repeated, sent if bench.base.offload_activations else {}))
     return Asked(made, row[first], sets, back, number, send)
 
@@ -216,19 +228,17 @@ def _empty(count: int) -> Core:
     return Core(*(np.zeros(count if f.name == "bound" else size) for f in fields(Core)))
 
 
-def _sent(
-    options: Options, columns: Columns, i: int, bench: Workbench, mode: str
-) -> list[tuple[Stages, int, float]]:
+def _sent(stages: Stages, bench: Workbench, mode: str) -> list[tuple[Array, int, float]]:
     """Return the layers whose activations a mode copies away: of recomputed ones their inputs."""
     away = bench.base.offload_activations
     if not away:
         return []
     name, layers = parse_mode(mode)
     number = ("none", *bench.modes).index(name)
-    every = stages_in(options, columns, i, bench, away)
+    every = leading_rows(stages, away)
     if layers is None:
         return [(every, number, 1.0)]
-    again = stages_in(options, columns, i, bench, min(layers, away))
+    again = leading_rows(stages, min(layers, away))
     return [(every, 0, 1.0), (again, number, 1.0), (again, 0, -1.0)]
 
 
@@ -245,11 +255,11 @@ def _passes(tables: Tables, asked: Asked) -> Array:
         recomputing = np.flatnonzero((sets != 1).any(axis=1))
         if len(recomputing):
             again = tables.again[list(repeated)][:, row[recomputing]]
-            seconds = again @ np.stack([layers.rows.T for layers in repeated.values()])
+            seconds = again @ np.stack([rows.T for rows in repeated.values()])
             found[1, here][recomputing] += _least(sets[recomputing], list(repeated), seconds)
         if sent:
             copies = tables.copies[:, row]
-            each = [sum(sign * (copies[n] @ s.rows.T) for s, n, sign in x) for x in sent.values()]
+            each = [sum(sign * (copies[n] @ rows.T) for rows, n, sign in x) for x in sent.values()]
             found[-1, here] = _least(sets, list(sent), np.array(each))
     expanded: Array = found[:, asked.back]
     return expanded

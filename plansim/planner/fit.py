@@ -71,17 +71,17 @@ def stage_groups(columns: Columns, options: Options, bench: Workbench) -> Iterat
         yield stages_in(options, columns, int(where[0]), bench), where
 
 
-def stages_in(
-    options: Options, columns: Columns, i: int, bench: Workbench, leading: int | None = None
-) -> Stages:
-    """Return the stages of one entry; with `leading`, of so many layers of a chunk."""
+def stages_in(options: Options, columns: Columns, i: int, bench: Workbench) -> Stages:
+    """Return the stages of one entry."""
     structure, pp, number = int(columns.structure[i]), int(columns.pp[i]), int(columns.devices[i])
-    name, v, _ = options.structures[structure]
-    layers = options.layers_of(structure, pp, number)
-    devices, kinds = options.devices[number], bench.kinds
-    return stages_of(
-        name, pp, v, kinds.body, len(kinds), kinds.ends, layers, leading, devices, bench.num_devices
-    )
+    key = (options.structures[structure], pp, options.devices[number])
+    if key not in bench.stages:
+        (name, v, _), devices, kinds = options.structures[structure], options.devices[number], bench.kinds
+        layers = options.layers_of(structure, pp, number)
+        bench.stages[key] = stages_of(
+            name, pp, v, kinds.body, len(kinds), kinds.ends, layers, devices, bench.num_devices
+        )
+    return bench.stages[key]
 
 
 def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) -> tuple[Shares, Ints]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,37 @@ WHOLE, LAST = slice(OUTER.stop, OUTER.stop + 1), slice(OUTER.stop + 1, OUTER.sto
 """Where `Stages.rows` holds each representative's own blocks, those that a microbatch passes before it first
 reaches it, those of its first chunk (whose backward is its last), of all chunks but its last and of its last;
 then those of the whole model and of its last chunk."""
+
+
+class Cut(NamedTuple):
+    """A model cut into chunks: the rank of each, its first layer and how many it has, in model order.
+
+    `mine` are the chunks of the representatives, (representatives, virtual_stages), `devices` the kind of
+    device of every chunk where there are several.
+    """
+
+    body: tuple[int, ...]
+    num_kinds: int
+    owner: Ints
+    starts: Ints
+    sizes: Ints
+    mine: Ints
+    devices: Ints | None
+    num_devices: int
+
+    def counts(self, layers: Ints) -> Array:
+        """Return how many blocks of each kind so many first layers of every chunk are, (chunks, kinds)."""
+        passed = passed_layers(self.body, self.num_kinds)
+        return passed[self.starts + np.minimum(self.sizes, layers)] - passed[self.starts]
+
+    def rows(self, counts: Array) -> Array:
+        """Return what is summed over the blocks that every chunk has, as `Stages.rows` holds it."""
+        if self.devices is not None:
+            counts = _by_device(counts, self.devices, self.num_devices)
+        mine, first = counts[self.mine], self.mine[:, 0]
+        before = np.cumsum(counts, axis=0)[first] - counts[first]
+        parts = (mine.sum(axis=1), before, counts[first], mine[:, :-1].sum(axis=1), mine[:, -1])
+        return np.concatenate([*parts, counts.sum(axis=0, keepdims=True), counts[-1:]])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +83,8 @@ class Stages:
         What is summed over blocks, one below the other (`WORK` to `LAST` say where).
     starts, sizes : array (representatives, virtual_stages)
         The first layer of every chunk and how many it has.
+    cut : Cut
+        All chunks.
     """
 
     schedule: str
@@ -69,6 +102,7 @@ class Stages:
     rows: Array
     starts: Ints
     sizes: Ints
+    cut: Cut
 
     def fewest_in_flight(self, num_microbatches: Array) -> Array:
         """Return what every rank has in flight at least, by chunk: (v, n)."""
@@ -112,7 +146,6 @@ def stages_of(
     num_kinds: int,
     ends: tuple[int, int],
     layers: tuple[int, ...] | None = None,
-    leading: int | None = None,
     devices: tuple[int, ...] | None = None,
     num_devices: int = 1,
 ) -> Stages:
@@ -120,8 +153,6 @@ def stages_of(
 
     Parameters
     ----------
-    leading : int, optional
-        Count the first layers of every chunk alone, without embedding and head, on the same ranks.
     body : tuple of int
         Kind of every layer, in model order.
     ends : tuple of int
@@ -129,76 +160,68 @@ def stages_of(
     devices : tuple of int, optional
         Kind of device of every pipeline rank: block kinds are then counted apart for each of `num_devices`.
     """
-    chunks = pp * virtual_stages
-    split = chunk_layers(len(body), chunks, layers)
-    sizes = np.array(split, dtype=np.int64)
-    counts = chunk_counts(split, body, num_kinds, ends)
+    sizes = np.array(chunk_layers(len(body), pp * virtual_stages, layers), dtype=np.int64)
     owner = _owners(schedule, pp, virtual_stages)
     by_rank = np.argsort(owner, kind="stable").reshape(pp, virtual_stages)
+    kinds_of = np.array(devices or (0,) * pp)[owner] if num_devices > 1 else None
+    cut = Cut(body, num_kinds, owner, np.cumsum(sizes) - sizes, sizes, by_rank, kinds_of, num_devices)
+    counts = cut.counts(sizes)
+    for outer, kind in ((0, ends[0]), (-1, ends[1])):
+        if kind >= 0:
+            counts[outer, kind] += 1
     ranks = _representatives(counts[by_rank].sum(axis=1), devices)
-    if leading is not None:
-        counts = chunk_counts(split, body, num_kinds, (-1, -1), leading)
-    if num_devices > 1:
-        counts = _by_device(counts, owner, devices or (0,) * pp, num_devices)
-        num_kinds *= num_devices
-    passed = np.vstack([np.zeros(num_kinds), np.cumsum(counts, axis=0)])
     mine = by_rank[list(ranks)]
-    held, first = counts[mine], mine[:, 0]
-    work, whole = held.sum(axis=1), counts.sum(axis=0, keepdims=True)
-    parts = (work, passed[first], counts[first], held[:, :-1].sum(axis=1), held[:, -1], whole, counts[-1:])
+    cut = cut._replace(mine=mine)
+    rows = cut.rows(counts)
+    each = counts if kinds_of is None else _by_device(counts, kinds_of, num_devices)
     crossed = np.concatenate([[False], owner[1:] != owner[:-1], [False]])
     return Stages(
         schedule=schedule,
         pp=pp,
         virtual_stages=virtual_stages,
         ranks=ranks,
-        work=work,
-        chunks=held,
-        hops=np.cumsum(crossed)[first].astype(np.float64),
+        work=rows[WORK],
+        chunks=each[mine],
+        hops=np.cumsum(crossed)[mine[:, 0]].astype(np.float64),
         crossings=(crossed[mine].sum(axis=1) + crossed[mine + 1].sum(axis=1)).astype(np.float64),
         splits_backward=find_schedule(schedule).splits_backward,
         all_hops=float(crossed.sum()),
         devices=tuple(devices[r] if devices else 0 for r in ranks),
-        fewest=counts[by_rank].min(axis=0),
-        rows=np.concatenate(parts),
-        starts=(np.cumsum(sizes) - sizes)[mine],
+        fewest=each[by_rank].min(axis=0),
+        rows=rows,
+        starts=cut.starts[mine],
         sizes=sizes[mine],
+        cut=cut,
     )
 
 
+@lru_cache(maxsize=16384)
+def leading_rows(stages: Stages, layers: int) -> Array:
+    """Return `Stages.rows` of so many first layers of every chunk alone, without embedding and head."""
+    return stages.cut.rows(stages.cut.counts(np.array(layers)))
+
+
+@lru_cache(maxsize=64)
+def passed_layers(body: tuple[int, ...], num_kinds: int) -> Array:
+    """Return how many layers of each kind come before every layer, and in all, (layers + 1, kinds)."""
+    found = np.zeros((len(body) + 1, num_kinds))
+    found[np.arange(len(body)) + 1, np.array(body, dtype=np.int64)] = 1.0
+    passed: Array = np.cumsum(found, axis=0)
+    return passed
+
+
 @lru_cache(maxsize=1024)
-def _owners(schedule: str, pp: int, virtual_stages: int) -> NDArray[np.int64]:
+def _owners(schedule: str, pp: int, virtual_stages: int) -> Ints:
     """Return the rank of every chunk."""
     found = find_schedule(schedule)
     return np.array([found.rank_of_chunk(c, pp, virtual_stages) for c in range(pp * virtual_stages)])
 
 
-def chunk_counts(
-    layers: Sequence[int],
-    body: Sequence[int],
-    num_kinds: int,
-    ends: tuple[int, int],
-    leading: int | None = None,
-) -> Array:
-    """Return how many blocks of each kind every chunk holds, (chunks, kinds), or its `leading` layers do."""
-    sizes = np.array(layers)
-    chunk, starts = np.repeat(np.arange(len(layers)), sizes), np.cumsum(sizes) - sizes
-    place = chunk * num_kinds + np.array(body, dtype=np.int64)
-    if leading is not None:
-        place = place[np.arange(len(body)) - starts[chunk] < leading]
-    size = (len(layers), num_kinds)
-    counts: Array = np.bincount(place, minlength=size[0] * size[1]).reshape(size).astype(np.float64)
-    for outer, kind in ((0, ends[0]), (len(layers) - 1, ends[1])):
-        if kind >= 0:
-            counts[outer, kind] += 1
-    return counts
-
-
-def _by_device(counts: Array, owner: NDArray[np.int64], devices: tuple[int, ...], num_devices: int) -> Array:
+def _by_device(counts: Array, devices: Ints, num_devices: int) -> Array:
     """Return the counts with a column for every kind of block on every kind of device."""
     chunks, kinds = counts.shape
     wide = np.zeros((chunks, num_devices, kinds))
-    wide[np.arange(chunks), np.array(devices)[owner]] = counts
+    wide[np.arange(chunks), devices] = counts
     return wide.reshape(chunks, num_devices * kinds)
 
 

@@ -32,6 +32,7 @@ from plansim.workload.operators import Shard
 
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
+    from plansim.planner.stages import Stages
     from plansim.workload.model import Model
     from plansim.workload.operators import Block, Operator
 
@@ -152,7 +153,8 @@ class Workbench:
     In a mixed cluster the kinds of block come once for every kind of device; where replicas take shares by
     their speed (`shared`), in times alone: there no stage has a device of its own. Where a teacher of another
     network (`original`) runs before every forward, its time is in the forward of the student's blocks.
-    `modes` are the recompute modes that treat all layers alike, but for ``none``.
+    `modes` are the recompute modes that treat all layers alike, but for ``none``; `stages` remembers what
+    layers sit where, by structure, depth and devices.
     """
 
     def __init__(
@@ -174,6 +176,7 @@ class Workbench:
         self.devices = profile.kinds
         self.num_devices = 1 if shared else len(self.devices)
         self.num_columns = len(self.kinds) * len(self.devices)
+        self.stages: dict[tuple[object, ...], Stages] = {}
 
     @cached_property
     def memory_limits(self) -> Array:
