@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 from plansim.costs.collectives import collective_s
@@ -82,8 +81,7 @@ def chunk_gathers(layout: Layout, index: int) -> tuple[Bucket, ...]:
         ]
         if parts:
             made.append(
-                replace(
-                    parts[0],
+                parts[0]._replace(
                     nbytes=sum(p.nbytes for p in parts),
                     comm_s=sum(p.comm_s for p in parts),
                     blocking_s=sum(p.blocking_s for p in parts),
@@ -124,18 +122,7 @@ def exchange(layout: Layout, collective: str, per_parameter: float, chunk: int) 
             *_split(layout, "shard", collective, dense * per_parameter),
             *_split(layout, "edp", collective, expert * per_parameter),
         ]
-    return [
-        Bucket(
-            nbytes=b.nbytes,
-            comm_s=b.comm_s,
-            ready_fraction=b.ready_fraction,
-            chunk=chunk,
-            blocking_s=b.blocking_s,
-            what=b.what,
-            axis=b.axis,
-        )
-        for b in layout.memo[key]
-    ]
+    return [b._replace(chunk=chunk) for b in layout.memo[key]]
 
 
 def _split(layout: Layout, axis: str, collective: str, nbytes: float) -> list[Bucket]:
@@ -143,7 +130,7 @@ def _split(layout: Layout, axis: str, collective: str, nbytes: float) -> list[Bu
         return []
     count = bucket_count(layout, axis, nbytes)
     one = _bucket(layout, axis, collective, nbytes / count, 1.0, 0)
-    return [*(replace(one, ready_fraction=(i + 1) / count) for i in range(count - 1)), one]
+    return [*(one._replace(ready_fraction=(i + 1) / count) for i in range(count - 1)), one]
 
 
 def bucket_count(layout: Layout, axis: str, nbytes: float) -> int:

@@ -82,19 +82,22 @@ class Carriers(ABC):
 
     def _beside(self, piece: Piece) -> float:
         """Return how much longer a piece takes because of the other stream of its rank."""
-        if piece.kind == MESSAGE:
-            return 1.0
         if piece.rank is not None:
             return 1.0 if self.channels[piece.rank.stage].piece is None else self._costs.compute_slowdown
+        if piece.kind == MESSAGE:
+            return 1.0
         return self._costs.comm_slowdown if self.channels[piece.owner].computing else 1.0
 
     def _toggled(self, rank: Rank, change: int) -> None:
         """Have the rank's streams looked at again: they now run beside each other, or no longer do."""
         if self._plain:
             return
-        channel = self.channels[rank.stage]
+        channel, changed = self.channels[rank.stage], self.speeds.changed
         channel.computing += change
-        self.speeds.changed += [p for p in (rank.running, channel.piece) if p is not None]
+        if rank.running is not None:
+            changed.append(rank.running)
+        if channel.piece is not None:
+            changed.append(channel.piece)
 
     # The communication stream of its stage
 

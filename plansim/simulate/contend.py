@@ -23,6 +23,7 @@ from plansim.simulate.pieces import COMPUTE, TRAFFIC, Piece, Rank
 from plansim.simulate.shares import Shares
 from plansim.simulate.streams import Ticket
 from plansim.simulate.stuck import stuck_error
+from plansim.simulate.work import RUN
 
 
 class Contended(Carriers):
@@ -141,7 +142,7 @@ class Contended(Carriers):
         rank.bit = self._bits[rank.column][task.variant][0]
         work = self._works[rank.column]
         lasts = work.plain[task.variant]
-        rank.steps = ((w.RUN, lasts, ""),) if lasts is not None else work.steps[task.variant]
+        rank.steps = ((RUN, lasts, ""),) if lasts is not None else work.steps[task.variant]
         if self._spans:
             self.log[at][:2] = [arrived, self.speeds.now_s]
         return True
@@ -150,10 +151,10 @@ class Contended(Carriers):
         """Carry out one step as `plansim.simulate.work.perform` does; False when the rank has to wait."""
         what, seconds, name = rank.steps[rank.step]
         rank.step += 1
-        if what in (w.RUN, FIXED):
+        if what in (RUN, FIXED):
             if seconds <= 0:
                 return True
-            rank.running = Piece(COMPUTE, number, seconds, rank.bit if what == w.RUN else -1, rank)
+            rank.running = Piece(COMPUTE, number, seconds, rank.bit if what == RUN else -1, rank)
             self.speeds.start(rank.running)
             self._toggled(rank, 1)
             return False

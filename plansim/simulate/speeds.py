@@ -61,7 +61,8 @@ class Speeds:
             now, _, version, piece = heapq.heappop(heap)
             if version == piece.version:
                 self.now_s = now
-                self._settle(piece)
+                if piece.speed < 1.0:
+                    self._settle(piece)
                 piece.version = -1
                 if piece.bit >= 0:
                     self._turn(piece.bit)
@@ -78,23 +79,26 @@ class Speeds:
 
     def refresh(self) -> None:
         """Give everything that changed its new speed."""
-        changed = self.changed
-        changed += self._met_anew() if self._meeting is None else self._around()
+        changed, meeting, beside, now = self.changed, self._meeting, self._beside, self.now_s
+        if meeting is not None:
+            changed += self._around()
+        elif self._mask != self._applied:
+            changed += self._met_anew()
         for piece in changed:
             if piece.version < 0:
                 continue
             share = ALONE
             if piece.bit >= 0:
-                meeting = self._meeting
                 share = self._got.get(piece.bit, ALONE) if meeting is None else meeting.share(piece.bit)
-            factor = 1.0 if self._beside is None else self._beside(piece)
+            factor = 1.0 if beside is None else beside(piece)
             speed = share.speed / factor
             if speed != piece.speed:
-                self._settle(piece)
+                if now != piece.since:
+                    self._settle(piece)
                 piece.speed, piece.factor, piece.share = speed, factor, share
                 piece.version += 1
                 self._serial += 1
-                end = self.now_s + (piece.left if speed == 1.0 else piece.left / speed)
+                end = now + (piece.left if speed == 1.0 else piece.left / speed)
                 heapq.heappush(self.heap, (end, self._serial, piece.version, piece))
         self.changed = []
 
@@ -107,8 +111,6 @@ class Speeds:
 
     def _met_anew(self) -> list[Piece]:
         """Return what gets another share of its links in the whole set that is now under way."""
-        if self._mask == self._applied:
-            return []
         self._applied = self._mask
         if self._written:
             self.sets.append((self.now_s, self._mask))

@@ -29,8 +29,10 @@ class Streams:
 
     Attributes
     ----------
+    interfering : bool
+        Whether communication and compute slow each other down.
     queue : deque of Ticket
-        Communication handed over and not known to have ended (kept only where factors are not 1).
+        Communication handed over and not known to have ended (kept only where they do).
     waited_s, slowed_s : float
         Compute time lost waiting for communication, and running slower beside it.
     """
@@ -41,6 +43,7 @@ class Streams:
         "_last",
         "_now_s",
         "gathers",
+        "interfering",
         "log",
         "queue",
         "slowed_s",
@@ -51,6 +54,7 @@ class Streams:
     def __init__(self, compute_factor: float = 1.0, comm_factor: float = 1.0, *, log: bool = False) -> None:
         self._compute_factor = compute_factor
         self._comm_factor = comm_factor
+        self.interfering = compute_factor != 1.0 or comm_factor != 1.0
         self._now_s = 0.0
         self._last: Ticket | None = None
         self.queue: deque[Ticket] = deque()
@@ -60,18 +64,14 @@ class Streams:
         self.slowed_s = 0.0
         self.log: list[Ticket] | None = [] if log else None
 
-    @property
-    def interfering(self) -> bool:
-        """Whether communication and compute slow each other down."""
-        return self._compute_factor != 1.0 or self._comm_factor != 1.0
-
     def issue(self, t: float, seconds: float, name: str) -> Ticket:
         """Hand `seconds` of communication to the stream at time `t` and return its ticket."""
         ticket = Ticket(name, seconds)
         if self.log is not None:
             self.log.append(ticket)
         if self.interfering:
-            self._alone_until(t)
+            if self._now_s < t:
+                self._alone_until(t)
             if not self.queue:
                 ticket.start_s = t
             self.queue.append(ticket)
@@ -83,21 +83,24 @@ class Streams:
 
     def run(self, t: float, seconds: float) -> float:
         """Compute for `seconds` from time `t` on; return when it is done."""
-        if not self.queue:
+        queue, factor = self.queue, self._compute_factor
+        if not queue:
             return t + seconds
-        self._alone_until(t)
+        if self._now_s < t:
+            self._alone_until(t)
         left = seconds
-        while left > 0 and self.queue:
-            head = self.queue[0]
-            comm_s, compute_s = head.left_s * self._comm_factor, left * self._compute_factor
-            both_s = min(comm_s, compute_s)
-            self.slowed_s += both_s * (1.0 - 1.0 / self._compute_factor)
-            t += both_s
+        while left > 0 and queue:
+            head = queue[0]
+            comm_s, compute_s = head.left_s * self._comm_factor, left * factor
             if comm_s <= compute_s:
-                left = max(0.0, left - both_s / self._compute_factor)
+                self.slowed_s += comm_s * (1.0 - 1.0 / factor)
+                t += comm_s
+                left = max(0.0, left - comm_s / factor)
                 self._finish_head(t)
             else:
-                head.left_s -= both_s / self._comm_factor
+                self.slowed_s += compute_s * (1.0 - 1.0 / factor)
+                t += compute_s
+                head.left_s -= compute_s / self._comm_factor
                 left = 0.0
         self._now_s = t + left
         return self._now_s

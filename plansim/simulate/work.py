@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from plansim.costs.step import Bucket, ChunkCosts, StepCosts
@@ -137,6 +138,9 @@ def perform(
     return t
 
 
+_fraction = attrgetter("ready_fraction")
+_passed_on = attrgetter("what", "comm_s", "blocking_s", "ready_fraction")
+
 Event = tuple[float, int, str, Bucket | None]
 """(fraction of the action, rank among equals, what, bucket)."""
 
@@ -153,11 +157,7 @@ def _by_chunk(costs: StepCosts, order: Order) -> list[tuple[list[Bucket], list[B
 
 def _content(traffic: tuple[list[Bucket], list[Bucket]]) -> Hashable:
     """Return what two chunks' gathers and reductions have in common when they are alike."""
-    return tuple(tuple((b.what, b.comm_s, b.blocking_s, b.ready_fraction) for b in part) for part in traffic)
-
-
-def _fraction(bucket: Bucket) -> float:
-    return bucket.ready_fraction
+    return tuple(tuple(map(_passed_on, part)) for part in traffic)
 
 
 def _events(

@@ -128,7 +128,7 @@ def test_two_reductions_on_one_link_take_the_time_of_both():
         costs,
         stages=(
             StageEnd(reductions=reduction(3.0)),
-            StageEnd(reductions=(replace(reduction(3.0)[0], chunk=1),)),
+            StageEnd(reductions=(reduction(3.0)[0]._replace(chunk=1),)),
         ),
     )
     use = Use(((0, 1.0),), 1.0)

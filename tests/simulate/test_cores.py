@@ -93,7 +93,7 @@ def test_ranks_that_wait_for_ever_are_an_error(monkeypatch):
 
 def test_a_slow_wire_keeps_ranks_waiting_without_their_cores():
     bucket = Bucket(nbytes=1.0, comm_s=0.5, ready_fraction=1.0, chunk=0)
-    end, late = StageEnd(reductions=(bucket,)), StageEnd(reductions=(replace(bucket, comm_s=2.0),))
+    end, late = StageEnd(reductions=(bucket,)), StageEnd(reductions=(bucket._replace(comm_s=2.0),))
 
     step = shared_cores_s(costs(end=end), grid(dp=4), 2, wire=costs(forward=0.0, backward=0.0, end=late))
 

@@ -189,7 +189,7 @@ def test_sharded_parameters_are_gathered_ahead():
     assert hidden.breakdown.dp_exposed_s == pytest.approx(0.2)
     exposed = simulate_step(step_costs(1, 16, chunk={"gathers_per_pass": gathers}, overlap_parameters=False))
     assert exposed.breakdown.dp_exposed_s == pytest.approx(16 * 2 * 4 * 0.2)
-    slow = tuple(replace(g, comm_s=2.0) for g in gathers)
+    slow = tuple(g._replace(comm_s=2.0) for g in gathers)
     bound = simulate_step(step_costs(1, 16, chunk={"gathers_per_pass": slow}))
     assert bound.step_time_s == pytest.approx(16 * 2 * 4 * 2.0 + 0.5, rel=1e-9)
 
