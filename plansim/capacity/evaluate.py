@@ -50,6 +50,15 @@ QUICK: dict[str, Any] = {
 """And the numbers it tries; the full search may find a step a few percent shorter."""
 
 
+SHORT_SAMPLE = 1024
+"""Tokens of a sample below which the numbers of `QUICK` fill no device: every microbatch is tried then."""
+
+
+def quick(job: Job) -> dict[str, Any]:
+    """Return what a quick search holds fast for a job."""
+    return {k: v for k, v in QUICK.items() if k != "microbatch" or job.seq_len >= SHORT_SAMPLE}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The best plan for a case, and how it was found."""
@@ -108,7 +117,7 @@ def _answer(scenario: Scenario, planner: Planner) -> Answer:
     if scenario.search == "full":
         return planner(model, profile, scenario.job, fixed, scenario.objective)
     try:
-        return planner(model, profile, scenario.job, {**QUICK, **fixed}, scenario.objective)
+        return planner(model, profile, scenario.job, {**quick(scenario.job), **fixed}, scenario.objective)
     except InfeasibleError:  # long sequences and small clusters need degrees that rarely win
         return planner(model, profile, scenario.job, {**USUAL, **fixed}, scenario.objective)
 

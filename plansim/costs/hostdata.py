@@ -12,6 +12,7 @@ from plansim.schedules import find_schedule
 
 if TYPE_CHECKING:
     from plansim.costs.layout import Layout
+    from plansim.hardware.profile import Profile
     from plansim.plan.model import Plan
     from plansim.workload.operators import Block
 
@@ -149,6 +150,17 @@ def splits_backward(plan: Plan) -> bool:
     weights is due.
     """
     return plan.parallel.pp > 1 and find_schedule(plan.parallel.schedule).splits_backward
+
+
+def own_cores(profile: Profile) -> int | None:
+    """Return the ranks that have a core each where a calibrated CPU host has more places; None elsewhere.
+
+    Hosts of a testbed stand for machines of their own, whatever they share.
+    """
+    data = profile.calibration
+    host = profile.device.kind == "cpu" and data.get("collectives") and "shared_cores" not in data
+    crowded = host and profile.num_nodes == 1 and profile.host.cores < profile.num_devices
+    return profile.host.cores if crowded else None
 
 
 def on_host(layout: Layout) -> HostCalibration | None:

@@ -17,7 +17,7 @@ from plansim.plan.model import Job, Plan
 from plansim.plan.rule import Rejected
 from plansim.plan.rules import check_plan
 from plansim.planner.objective import Constraints, Figures
-from plansim.simulate.predict import interval_factor
+from plansim.simulate.predict import crowded_step_s, interval_factor
 from plansim.simulate.replicas import paced_costs
 from plansim.simulate.run import run_step
 from plansim.simulate.uses import network_of, planned, shared_run
@@ -63,8 +63,11 @@ class Evaluator:
         return outcome if isinstance(outcome, Rejected) else self.settle(plan, outcome)
 
     def settle(self, plan: Plan, figures: Figures) -> Figures:
-        """Return the figures of a plan with the time that its transfers lose on links they share."""
+        """Return the figures of a plan with the time that links and cores which it shares cost."""
         layout = self.layout(plan)
+        crowded_s = crowded_step_s(layout)
+        if crowded_s is not None:
+            return replace(figures, step_time_s=crowded_s)
         costs = paced_costs(layout)
         if not planned(layout) or network_of(layout, costs) is None:
             return figures

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from plansim.costs.compression import COMPRESSION_METHODS, MODEL_METHODS, find_method
+from plansim.costs.hostdata import own_cores
 from plansim.costs.layout import Layout
 from plansim.errors import InfeasibleError, InputError, UnknownNameError
 from plansim.hardware.profile import Profile
@@ -188,6 +189,11 @@ def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ..
         notes.append(
             f"uses {used:,} of {there:,} devices: {question.objective.about} is least with them, of every "
             f"number searched up to {most:,}; a deadline (--limit deadline=...) asks for more"
+        )
+    elif used < most and used == own_cores(question.profile):
+        notes.append(
+            f"uses {used:,} of {there:,} devices: the host has {used:,} cores, and ranks that share one wait "
+            "for each other (fixed degrees, such as --fix dp=4, may ask for more)"
         )
     elif used < most:
         notes.append(

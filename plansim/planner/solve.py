@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 
+from plansim.costs.hostdata import own_cores
 from plansim.errors import InfeasibleError
 from plansim.plan.model import Plan
 from plansim.plan.rule import Rejected
@@ -75,7 +76,7 @@ def uncollected() -> Iterator[None]:
 
 
 def best_first(question: Question, limits: Constraints, top: int, progress: Progress | None = None) -> Solved:
-    """Search the space on all devices allowed; on fewer where all of them cannot be used.
+    """Search the space on all devices allowed; on fewer where all of them cannot be used, or share cores.
 
     Where the objective counts devices all their numbers are one space (`plansim.planner.counts.counts`).
     """
@@ -83,6 +84,11 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
     devices, node = most_devices(question, limits), question.profile.devices_per_node
     if counts_devices(question):
         return asked.late(_on_any(asked, counts(devices, node)))
+    cores = own_cores(question.profile)
+    if cores is not None and cores < devices:  # ranks that share a core only wait for each other
+        alone = asked.searched((cores,))
+        if alone.found.best or not alone.found.complete:
+            return alone
     first: Solved | None = None
     for world in (devices, *subsets(devices, node)):
         solved = asked.searched((world,))

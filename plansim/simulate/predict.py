@@ -72,14 +72,24 @@ def _simulated(layout: Layout, costs: StepCosts, contention: bool) -> StepResult
 
 def _on_shared_cores(layout: Layout, result: StepResult) -> StepResult:
     """Return the step with its time on a CPU host of fewer cores than ranks; the parts keep their shares."""
+    step_s = crowded_step_s(layout)
+    if step_s is None:
+        return result
+    factor = step_s / result.step_time_s
+    parts = {f.name: factor * getattr(result.breakdown, f.name) for f in fields(result.breakdown)}
+    return replace(result, step_time_s=step_s, breakdown=replace(result.breakdown, **parts))
+
+
+def crowded_step_s(layout: Layout) -> float | None:
+    """Return the step time on a CPU host of fewer cores than ranks, seconds; None where each has its own."""
     host, cores = on_host(layout), layout.profile.host.cores * layout.num_nodes
     if host is None:
-        return result
+        return None
     cores = min(cores, host.shared_cores or cores)
     if layout.plan.parallel.world_size <= cores:
-        return result
+        return None
     busy, wire = (step_costs(layout, clock=clock) for clock in ("cpu", "wire"))
-    step_s = shared_cores_s(
+    return shared_cores_s(
         busy,
         grid_of(layout.plan),
         cores,
@@ -87,9 +97,6 @@ def _on_shared_cores(layout: Layout, result: StepResult) -> StepResult:
         wire=wire,
         shares=layout.plan.parallel.batch_shares,
     )
-    factor = step_s / result.step_time_s
-    parts = {f.name: factor * getattr(result.breakdown, f.name) for f in fields(result.breakdown)}
-    return replace(result, step_time_s=step_s, breakdown=replace(result.breakdown, **parts))
 
 
 def prediction_of(layout: Layout, result: StepResult) -> Prediction:

@@ -10,10 +10,11 @@ from small_planner import broken_planner
 from plansim.capacity.evaluate import Group, evaluate_group, evaluate_scenario
 from plansim.capacity.executors import Processes, Serial
 from plansim.capacity.grid import grid_from_data
-from plansim.capacity.scenario import key_of
+from plansim.capacity.scenario import Scenario, key_of
 from plansim.capacity.store import decode, encode, read_rows
 from plansim.capacity.sweep import Progress, merge_files, parse_shard, run_sweep
 from plansim.errors import InputError
+from plansim.plan.model import Job
 
 SLOW_SWEEP = """
 import sys, time
@@ -136,6 +137,13 @@ def test_a_scenario_without_a_plan_is_an_answer(grid_data, planner):
     row = evaluate_scenario(next(iter(grid_from_data(grid_data).scenarios())), planner)
 
     assert (row["status"], row["rejected_by_rule"]) == ("infeasible", {"batch": 1})
+
+
+def test_a_quick_search_fills_devices_with_short_samples():
+    job = Job(global_batch=1024, seq_len=1)
+    row = evaluate_scenario(Scenario(model="resnet-18", profile="a100x8", job=job))
+
+    assert row["plan"]["parallel"]["microbatch"] == 128
 
 
 def test_wrong_names_and_bugs_do_not_end_a_sweep(grid_data, planner, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -316,3 +317,24 @@ def test_short_samples_are_planned_in_large_microbatches(run):
 
     assert found["plan"]["parallel"]["microbatch"] == 125
     assert found["prediction"]["step_time_s"] < 0.6 * small["prediction"]["step_time_s"]
+
+
+@pytest.mark.parametrize("fixed", [(), ("--fix", "dp=4")])
+def test_steps_of_ranks_that_share_cores_are_ranked_as_they_are_predicted(run, fixed):
+    found = run("plan", "-p", "local-cpu", "-m", "mlp-medium", "--global-batch", "512", *fixed, "--json").json
+    scores = [ranked["score"] for ranked in found["plans"]]
+
+    assert scores == sorted(scores)
+    assert scores == pytest.approx([ranked["prediction"]["step_time_s"] for ranked in found["plans"]])
+
+
+def test_a_host_with_fewer_cores_than_places_is_planned_for_its_cores(run):
+    """Four ranks on two cores step later than two, as measured in reports/local-cpu."""
+    asked = ("plan", "-p", "local-cpu", "-m", "gpt-mini", "--global-batch", "8", "--json")
+    two, four = run(*asked).json, run(*asked, "--fix", "dp=4").json
+    alone = run(*asked, "-o", "profile.host.cores=4").json
+
+    assert two["plans"][0]["prediction"]["step_time_s"] < four["plans"][0]["prediction"]["step_time_s"]
+    assert any("the host has 2 cores" in note for note in two["notes"])
+    assert not any("cores" in note for note in (*four["notes"], *alone["notes"]))
+    assert math.prod(alone["plans"][0]["plan"]["parallel"][a] for a in ("dp", "tp", "pp", "cp")) == 4

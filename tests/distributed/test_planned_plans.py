@@ -44,7 +44,7 @@ def kind(plan):
 @lru_cache
 def planned(ranks, *names):
     """Return one plan of every kind that the planner looks at; the models take turns."""
-    profile = load_profile("local-cpu", {"node.devices": str(ranks)})
+    profile = load_profile("local-cpu", {"node.devices": str(ranks), "host.cores": str(ranks)})
     found = {}
     for name in names:
         model = load_model(name, SMALL.get(name, {}))

@@ -143,6 +143,7 @@ def test_nothing_beats_the_answer(problem, objective, shrink, away, slack):
     fix = {
         **FREE,
         "recompute": ("none", "full"),
+        "recompute_per_stage": False,  # the loops above give all stages one mode
         "schedule": ("1f1b", "interleaved", "zb-h1"),
         "offload": False,
         "offload_activations": away,
