@@ -96,6 +96,17 @@ class ChunkCosts:
     copy_s: float = 0.0
     gathers_per_pass: tuple[Bucket, ...] = ()
     reductions_per_pass: tuple[Bucket, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, name) for name in _OF_A_CHUNK)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+_OF_A_CHUNK = tuple(f.name for f in fields(ChunkCosts) if f.compare)
+"""What makes two of them equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

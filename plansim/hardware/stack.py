@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from pydantic import Field, create_model
@@ -161,10 +161,14 @@ StackFile: type[Schema] = create_model(  # type: ignore[call-overload]  # the fi
 )
 
 
-@lru_cache(maxsize=1)
 def catalog_stacks() -> dict[str, Stack]:
     """Return every stack of the catalogue by name."""
-    return {path.stem: read_stack(path) for path in sorted(FOLDER.glob("*.yaml"))}
+    return {name: find_stack(name) for name in _files()}
+
+
+@lru_cache(maxsize=1)
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def read_stack(path: Path) -> Stack:
@@ -174,9 +178,9 @@ def read_stack(path: Path) -> Stack:
     return Stack(**data)
 
 
+@cache
 def find_stack(name: str) -> Stack:
-    """Return the catalogue's stack called `name`."""
-    try:
-        return catalog_stacks()[name]
-    except KeyError:
-        raise UnknownNameError("software stack", name, catalog_stacks()) from None
+    """Return the catalogue's stack called `name`; its file alone is read."""
+    if name not in _files():
+        raise UnknownNameError("software stack", name, _files())
+    return read_stack(_files()[name])

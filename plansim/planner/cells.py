@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from plansim.costs.layout import Layout
 from plansim.plan.model import Parallel
 from plansim.planner.core import Core, assemble
-from plansim.planner.frames import Columns, Options, distinct
+from plansim.planner.frames import Columns, Ints, Options, distinct
 from plansim.planner.tables import Times, Workbench
 
 GROUPS = ("tp", "cp", "dp", "pp", "dp_cp", "ep", "edp", "expert_replica", "shard", "replica")
@@ -22,42 +22,35 @@ class Cells:
 
     def __init__(self, bench: Workbench, options: Options) -> None:
         self.bench, self.options = bench, options
-        self._row: dict[tuple[object, ...], int] = {}
-        self._send: dict[tuple[object, ...], float] = {}
-        self._shape: dict[tuple[int, ...], tuple[tuple[object, ...], tuple[object, ...]]] = {}
+        self._row: dict[tuple[int, ...], int] = {}
+        self._send: dict[tuple[int, ...], float] = {}
+        self._shape: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._numbers: dict[tuple[object, ...], int] = {}
         self._same: dict[tuple[int, ...], bool] = {}
         self._times: list[Times] = []
 
     def core(self, columns: Columns) -> Core:
         """Return the pipelines' times without data-parallel traffic."""
-        c = columns
-        first, back = distinct(
-            c.tp,
-            c.cp,
-            c.ep,
-            c.etp,
-            c.microbatch,
-            c.sequence_parallel,
-            c.unfused,
-            c.tp_overlap,
-            c.dp,
-            c.pp,
-            c.placement,
-        )
-        fresh, rows, sends = [], np.zeros(len(first), dtype=np.int64), np.zeros(len(first))
-        for j, i in enumerate(first):
-            key, hop = self._keys(columns, int(i))
+        c, (inside, across) = columns, self._shapes(columns)
+        sizes = (c.tp, c.cp, c.microbatch, c.sequence_parallel)
+        timed = (*sizes, c.ep, c.etp, c.unfused, c.tp_overlap, inside)
+        first, back = distinct(*timed)
+        fresh, rows = [], []
+        for i, key in _keys(first, timed):
             if key not in self._row:
                 self._row[key] = len(self._row)
-                fresh.append(_layout(self.bench, columns, self.options, int(i)))
-            rows[j] = self._row[key]
-            if c.pp[i] > 1:
-                if hop not in self._send:
-                    self._send[hop] = self.bench.send_s(_layout(self.bench, columns, self.options, int(i)))
-                sends[j] = self._send[hop]
+                fresh.append(_layout(self.bench, c, self.options, i))
+            rows.append(self._row[key])
         if fresh:
             self._times = [_joined([*self._times, self.bench.times(fresh)])]
-        return assemble(self.bench, columns, self.options, self._times[0], rows[back], sends[back])
+        piped, send = np.flatnonzero(c.pp > 1), np.zeros(len(c))
+        sent = (*sizes, across)
+        first, hop = distinct(*(v[piped] for v in sent))
+        for i, key in _keys(piped[first], sent):
+            if key not in self._send:
+                self._send[key] = self.bench.send_s(_layout(self.bench, c, self.options, i))
+        send[piped] = np.array([self._send[key] for _, key in _keys(piped[first], sent)])[hop]
+        return assemble(self.bench, c, self.options, self._times[0], np.array(rows)[back], send)
 
     def repeated(self, columns: Columns) -> NDArray[np.bool_]:
         """Return which pipelines lie on the fabric as with the first placement, which stands for both."""
@@ -68,40 +61,55 @@ class Cells:
         later = np.flatnonzero(c.placement > 0)
         if not len(later):
             return found
-        first, back = distinct(*(v[later] for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement)))
-        same = [self._same_shapes(columns, int(i)) for i in later[first]]
-        found[later] = np.array(same)[back]
+        lying = _lying(c)
+        first, back = distinct(*(v[later] for v in lying))
+        keys = list(_keys(later[first], lying))
+        for i, where in keys:
+            if where not in self._same:
+                self._same[where] = self._same_shapes(columns, i, where)
+        found[later] = np.array([self._same[where] for _, where in keys])[back]
         return found
 
-    def _same_shapes(self, columns: Columns, i: int) -> bool:
+    def _same_shapes(self, columns: Columns, i: int, where: tuple[int, ...]) -> bool:
         """Return whether every group of a pipeline has the shape it has under the first placement."""
-        c, etp = columns, columns.expert_cut(i)
-        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement))
-        if where not in self._same:
-            dp, tp, pp, cp, ep, _, placement = where
-            group = max(1, self.bench.profile.devices_per_node // tp)
-            node = group if (dp * cp) % group == 0 else None
-            parallel = Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, etp=etp, zero_stage=1, zero_group=node)
-            shapes = []
-            for order in (self.options.placements[0], self.options.placements[placement]):
-                layout = self.bench.layout(parallel, placement=order)
-                groups = [layout.group(axis) for axis in GROUPS]
-                shapes.append([(g.counts, g.concurrent, g.size) for g in groups])
-            self._same[where] = shapes[0] == shapes[1]
-        return self._same[where]
+        dp, tp, pp, cp, ep, _, placement = where
+        group = max(1, self.bench.profile.devices_per_node // tp)
+        node = group if (dp * cp) % group == 0 else None
+        etp = columns.expert_cut(i)
+        parallel = Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, etp=etp, zero_stage=1, zero_group=node)
+        shapes = []
+        for order in (self.options.placements[0], self.options.placements[placement]):
+            layout = self.bench.layout(parallel, placement=order)
+            groups = [layout.group(axis) for axis in GROUPS]
+            shapes.append([(g.counts, g.concurrent, g.size) for g in groups])
+        return shapes[0] == shapes[1]
 
-    def _keys(self, columns: Columns, i: int) -> tuple[tuple[object, ...], tuple[object, ...]]:
-        """Return what block times and sends depend on: sizes, nodes, and the shapes of their groups."""
-        c = columns
-        where = tuple(int(v[i]) for v in (c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement))
-        if where not in self._shape:
-            layout = _layout(self.bench, columns, self.options, i)
-            tp, cp, ep, pp = (layout.group(axis) for axis in ("tp", "cp", "ep", "pp"))
-            self._shape[where] = (layout.num_nodes, tp, cp, ep), (tp, pp)
-        inside, across = self._shape[where]
-        size = (where[1], where[3], int(c.microbatch[i]), int(c.sequence_parallel[i]))
-        switches = (where[4], where[5], int(c.unfused[i]), int(c.tp_overlap[i]))
-        return (*size, *switches, *inside), (*size, *across)
+    def _shapes(self, columns: Columns) -> tuple[Ints, Ints]:
+        """Return numbers for the nodes and the groups that block times depend on, and for those of sends."""
+        lying = _lying(columns)
+        first, back = distinct(*lying)
+        found = []
+        for i, where in _keys(first, lying):
+            if where not in self._shape:
+                layout = _layout(self.bench, columns, self.options, i)
+                tp, cp, ep, pp = (layout.group(axis) for axis in ("tp", "cp", "ep", "pp"))
+                each = (layout.num_nodes, tp, cp, ep), (tp, pp)
+                inside, across = (self._numbers.setdefault(shapes, len(self._numbers)) for shapes in each)
+                self._shape[where] = inside, across
+            found.append(self._shape[where])
+        inside, across = np.array(found, dtype=np.int64)[back].T
+        return inside, across
+
+
+def _lying(c: Columns) -> tuple[Ints, ...]:
+    """Return what decides how the groups of every pipeline lie on the fabric."""
+    return c.dp, c.tp, c.pp, c.cp, c.ep, c.etp, c.placement
+
+
+def _keys(index: Ints, columns: Sequence[Ints]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield some entries with their values in all columns."""
+    values = np.stack([column[index] for column in columns], axis=1).tolist()
+    return zip(index.tolist(), map(tuple, values), strict=True)
 
 
 def _joined(tables: Sequence[Times]) -> Times:

@@ -231,11 +231,14 @@ def _gathered(dense: Array, work: Array, layers: int) -> Array:
 
 
 def lasting_bytes(
-    bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int
+    bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int, cut: Array
 ) -> Array:
-    """Return what every pipeline's ranks hold beside activations with one end, at least, bytes."""
+    """Return what every pipeline's ranks hold beside activations with one end, at least, bytes.
+
+    `cut` is what `owned` says.
+    """
     state, master, gradient, weight = state_bytes(probe)
-    whole, cut = parts.dense + parts.expert, owned(columns, parts, end, node)
+    whole = parts.dense + parts.expert
 
     def over(stage: int, per_parameter: float) -> Array:
         return per_parameter * (cut if end.zero_stage >= stage else whole)
@@ -276,14 +279,19 @@ def expert_shards(columns: Columns, group: Ints) -> Ints:
     return np.maximum(1, group * (columns.tp // columns.etp) // columns.ep)
 
 
-def optimizer_s(bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, node: int) -> Array:
-    """Return the least optimizer time of any representative, seconds: state streamed at full bandwidth."""
+def optimizer_s(
+    bench: Workbench, columns: Columns, parts: Held, end: End, probe: Layout, cut: Array
+) -> Array:
+    """Return the least optimizer time of any representative, seconds: state streamed at full bandwidth.
+
+    `cut` is what `owned` says.
+    """
     state, master, gradient, weight = state_bytes(probe)
     traffic = 2 * gradient + 2 * (state + master) + weight
     copy = (state + master) / bench.profile.host.pcie_bytes_per_s if end.offload else 0.0
-    mine, rates = (a[:REPRESENTATIVES] for a in (owned(columns, parts, end, node), parts.rate))
+    mine, rates = (a[:REPRESENTATIVES] for a in (cut, parts.rate))
     least = np.full(len(columns), np.inf)
-    for rate in np.unique(rates).tolist():
+    for rate in dict.fromkeys(bench.stream_rates.tolist()):
         each = np.where(rates == rate, mine, np.inf).min(axis=0)
         least = np.minimum(least, each * update_s(traffic / rate, copy))
     return least

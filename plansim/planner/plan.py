@@ -27,7 +27,7 @@ from plansim.planner.reasons import with_remedy
 from plansim.planner.replan import sensitivities
 from plansim.planner.result import PlanningResult, Ranked
 from plansim.planner.smaller import search_methods
-from plansim.planner.solve import Progress, Solved, counts_devices
+from plansim.planner.solve import Progress, Solved, counts_devices, uncollected
 from plansim.planner.space import LEFT_OUT, Space, space_of
 from plansim.planner.ties import tied
 from plansim.planner.verdict import verdict
@@ -141,6 +141,8 @@ def plan(
         return Bounded(evaluator, limits.quality, job).apart
 
     first = solved.evaluator.layout(plans[0].plan)
+    with uncollected():
+        judged = verdict(first, scorer)
     answer = PlanningResult(
         workload=workload_data(model, job),
         cluster=cluster_data(profile),
@@ -152,7 +154,7 @@ def plan(
             *_notes(question, limits, plans[0].plan),
             *mixed.notes(question, limits, plans[0]),
         ),
-        compression=verdict(first, scorer),
+        compression=judged,
         crossovers=crossovers(first, scorer) if compression_report else (),
         rejected=tuple(found.examples.values()),
         robust=robust,
@@ -330,6 +332,7 @@ def _check_limits(question: Question, limits: Constraints) -> None:
         raise infeasible(replace(searched.solved, found=searched.found))
 
 
+@uncollected()
 def ranked(solved: Solved) -> tuple[Ranked, ...]:
     """Return the plans found with their predictions, ties and reasons."""
     question, found = solved.question, solved.found

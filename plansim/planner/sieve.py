@@ -12,7 +12,7 @@ from plansim.plan.backends.base import Backend
 from plansim.plan.model import Parallel, Plan
 from plansim.planner.ends import End
 from plansim.planner.expand import backend_degrees, with_layers, with_microbatches, with_structures
-from plansim.planner.fit import Held, held, lasting_bytes, optimizer_s, shard_rows
+from plansim.planner.fit import Held, held, lasting_bytes, optimizer_s, owned, shard_rows
 from plansim.planner.frames import Columns, Ints, Mask, Options, Tally, distinct
 from plansim.planner.grid import Counts, Grid, end_mask, placement_mask, rule_masks
 from plansim.planner.modes import ANYWHERE, Each, Fastest, Fitting, alike, needs_no_more
@@ -188,7 +188,7 @@ class Sieve:
         parts = held(bench, given.columns, options, shares, given.row)
         given, parts = self._with_hope(given, parts, options, bench)
         given, parts, modes = _to_choose(given, parts, options)
-        columns, by_memory = given.columns, self.question.objective.by_memory
+        columns, by_memory, choices = given.columns, self.question.objective.by_memory, given.choices(options)
         limit = np.minimum(parts.limit, self.question.memory_limit_bytes)
         probe = bench.layout(Parallel())
         classes: dict[tuple[object, ...], list[int]] = {}
@@ -200,22 +200,24 @@ class Sieve:
         faster = {other.memory_class for end in options.ends for other in end.faster}
         for name, numbers in classes.items():
             end, asked = options.ends[numbers[0]], given.allowed[:, numbers]
-            lasting = lasting_bytes(bench, columns, parts, end, probe, self.node)
-            found, count = modes.fitting(limit - lasting)
+            cut = owned(columns, parts, end, self.node)
+            lasting = lasting_bytes(bench, columns, parts, end, probe, self.node, cut)
+            room, fits = limit - lasting, asked.any(axis=1)
+            found, count = modes.fitting(room)
             keys[:, numbers] = np.where(asked, found[:, None], 0)
             plans = asked.sum(axis=1) * given.leaves
-            self.tally.reject("memory", ((given.choices(options) - count) * plans).sum())
+            self.tally.reject("memory", ((choices - count) * plans).sum())
             self.tally.reject(DOMINATED, ((count - (found > 0)) * plans).sum())
             if name in faster and not by_memory:
                 well, _ = modes.fitting(ROOM * limit - lasting)
                 roomy[:, numbers] = np.where(asked, well[:, None], 0)
-            least = optimizer_s(bench, columns, parts, end, probe, self.node)
-            finish = np.minimum(finish, np.where((keys[:, numbers] > 0).any(axis=1), least, np.inf))
-            peak = (modes.least + lasting[:ANYWHERE]).max(axis=0)
+            least = optimizer_s(bench, columns, parts, end, probe, cut)
+            finish = np.minimum(finish, np.where((found > 0) & fits, least, np.inf))
             if by_memory:
-                memory[:, numbers] = peak[:, None]
-            over = (modes.least + (lasting - limit)[:ANYWHERE]).max(axis=0)
-            self._remember(columns, options, end, np.where((plans > 0) & (found == 0), over, np.inf))
+                memory[:, numbers] = (modes.least + lasting[:ANYWHERE]).max(axis=0)[:, None]
+            lost = np.flatnonzero((plans > 0) & (found == 0))
+            over = (modes.least[:, lost] - room[:ANYWHERE, lost]).max(axis=0)
+            self._remember(columns, options, end, lost, over)
         if not by_memory:
             self._without_dominated(options, keys, roomy, given.leaves)
         index, key, allowed = _by_key(keys)
@@ -234,13 +236,14 @@ class Sieve:
             key=lambda i: (-(e := options.ends[i]).zero_stage, e.zero_group is not None, not e.offload, i),
         )
         end, probe = options.ends[number], bench.layout(Parallel())
-        lasting = lasting_bytes(bench, given.columns, parts, end, probe, self.node)
+        cut = owned(given.columns, parts, end, self.node)
+        lasting = lasting_bytes(bench, given.columns, parts, end, probe, self.node, cut)
         limit = np.minimum(parts.limit, self.question.memory_limit_bytes)
         over = (parts.least + lasting - limit)[:ANYWHERE].max(axis=0)
         lost = (over > 0) & given.allowed[:, number]
         plans = given.allowed.sum(axis=1) * given.leaves * given.choices(options)
         self.tally.reject("memory", plans[lost].sum())
-        self._remember(given.columns, options, end, np.where(lost, over, np.inf))
+        self._remember(given.columns, options, end, np.flatnonzero(lost), over[lost])
         kept = np.flatnonzero(~lost)
         return given.take(kept, given.own[kept]), parts.take(kept)
 
@@ -254,14 +257,14 @@ class Sieve:
                     self.tally.reject(DOMINATED, leaves[needless].sum())
                     keys[needless, i] = 0
 
-    def _remember(self, columns: Columns, options: Options, end: End, over: Array) -> None:
-        """Keep the candidate that misses the memory limit by least, in case nothing fits."""
-        if options.shared or not len(columns):
+    def _remember(self, columns: Columns, options: Options, end: End, lost: Ints, over: Array) -> None:
+        """Keep the one of those lost that misses the memory limit by least, in case nothing fits."""
+        if options.shared or not len(lost):
             return  # shares are not known here, and equal ones are tried as well
         i = int(np.argmin(over))
-        if np.isfinite(over[i]) and (self.nearest is None or over[i] < self.nearest[0]):
+        if self.nearest is None or over[i] < self.nearest[0]:
             least = options.modes[options.recompute[-1]]
-            plan = plan_of(self.question, options, columns, i, end, self.node, least)
+            plan = plan_of(self.question, options, columns, int(lost[i]), end, self.node, least)
             self.nearest = float(over[i]), plan
 
     def _with_leaves(self, columns: Columns, options: Options, allowed: Mask) -> tuple[Ints, Columns]:

@@ -24,7 +24,7 @@ from plansim.planner.pool import Pool
 from plansim.planner.question import Question
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found
-from plansim.planner.solve import Progress, Solved, evaluator_of, most_devices, solve, stats_of
+from plansim.planner.solve import Progress, Solved, evaluator_of, most_devices, solve, stats_of, uncollected
 from plansim.workload.totals import pipeline_layers
 
 APART = ("compression.model", "compression.activations", "offload_activations")
@@ -40,6 +40,7 @@ class Searched:
     stats: SearchStats
 
 
+@uncollected()
 def search_methods(
     question: Question, limits: Constraints, top: int, progress: Progress | None = None
 ) -> Searched:

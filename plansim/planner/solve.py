@@ -125,18 +125,17 @@ class _Asked:
         """Search the space on some numbers of devices; `most` is a score that enough plans have."""
         q, evaluate = self.question, self.evaluate
         ceilings = [self.limits.ceiling(q.objective, one_second(q.profile, w), q.job) for w in worlds]
-        with uncollected():
-            pool = Pool(q, worlds, self.evaluator.layout, self.limits, most)
-            found = search(
-                pool,
-                evaluate.apart,
-                q.objective.score,
-                top=self.top,
-                key=repr,
-                settle=evaluate.settle,
-                ceiling=min(most, max(ceilings)),
-                progress=self.progress,
-            )
+        pool = Pool(q, worlds, self.evaluator.layout, self.limits, most)
+        found = search(
+            pool,
+            evaluate.apart,
+            q.objective.score,
+            top=self.top,
+            key=repr,
+            settle=evaluate.settle,
+            ceiling=min(most, max(ceilings)),
+            progress=self.progress,
+        )
         return Solved(q, pool, found, self.evaluator)
 
     def late(self, solved: Solved) -> Solved:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plansim.costs import layout
 from plansim.errors import InfeasibleError
 from plansim.hardware import stack as stacks
 from plansim.hardware.read import load_profile
@@ -112,7 +113,7 @@ def test_a_stack_that_is_known_less_well_loses_where_the_pessimistic_end_counts(
     used = usual.prediction.details["stack"]
     known = dict(stacks.catalog_stacks())
     known[used] = replace(known[used], residual_log_std=3.0)
-    monkeypatch.setattr(stacks, "catalog_stacks", lambda: known)
+    monkeypatch.setattr(layout, "find_stack", known.__getitem__)
 
     assert plan(MODEL, profile, JOB, top=1).best.plan == usual.plan
     assert plan(MODEL, profile, JOB, top=1, robust=True).best.prediction.details["stack"] != used
