@@ -125,40 +125,39 @@ def plan(
     asked = ask_again(profile, job)
     _check_positions(asked)
     _check_limits(asked, limits)
-    searched = search_methods(asked, limits, top, progress)
-    solved, found, question = searched.solved, searched.found, searched.solved.question
-    if not found.best and not found.complete:
-        raise KeyboardInterrupt  # nothing was found yet, and nothing is known to be impossible
-    if not found.best:
-        raise infeasible(replace(solved, found=found))
-    stats = replace(searched.stats, seconds=time.process_time() - started)
-    plans = ranked(replace(solved, found=found))
-
-    def scorer(other: Profile) -> Callable[[Plan], Figures | Rejected]:
-        """Return what compares plans on another cluster, within what may be lost, transfers apart."""
-        same = other is profile
-        evaluator = solved.evaluator if same else Evaluator(model, other, question.memory_limit_bytes)
-        return Bounded(evaluator, limits.quality, job).apart
-
-    first = solved.evaluator.layout(plans[0].plan)
     with uncollected():
-        judged = verdict(first, scorer)
-    answer = PlanningResult(
-        workload=workload_data(model, job),
-        cluster=cluster_data(profile),
-        objective=question.objective.name,
-        unit=question.objective.unit,
-        search=stats,
-        plans=plans,
-        notes=(
-            *_notes(question, limits, plans[0].plan),
-            *mixed.notes(question, limits, plans[0]),
-        ),
-        compression=judged,
-        crossovers=crossovers(first, scorer) if compression_report else (),
-        rejected=tuple(found.examples.values()),
-        robust=robust,
-    )
+        searched = search_methods(asked, limits, top, progress)
+        solved, found, question = searched.solved, searched.found, searched.solved.question
+        if not found.best and not found.complete:
+            raise KeyboardInterrupt  # nothing was found yet, and nothing is known to be impossible
+        if not found.best:
+            raise infeasible(replace(solved, found=found))
+        stats = replace(searched.stats, seconds=time.process_time() - started)
+        plans = ranked(replace(solved, found=found))
+
+        def scorer(other: Profile) -> Callable[[Plan], Figures | Rejected]:
+            """Return what compares plans on another cluster, within what may be lost, transfers apart."""
+            same = other is profile
+            evaluator = solved.evaluator if same else Evaluator(model, other, question.memory_limit_bytes)
+            return Bounded(evaluator, limits.quality, job).apart
+
+        first = solved.evaluator.layout(plans[0].plan)
+        answer = PlanningResult(
+            workload=workload_data(model, job),
+            cluster=cluster_data(profile),
+            objective=question.objective.name,
+            unit=question.objective.unit,
+            search=stats,
+            plans=plans,
+            notes=(
+                *_notes(question, limits, plans[0].plan),
+                *mixed.notes(question, limits, plans[0]),
+            ),
+            compression=verdict(first, scorer),
+            crossovers=crossovers(first, scorer) if compression_report else (),
+            rejected=tuple(found.examples.values()),
+            robust=robust,
+        )
     if not stats.complete:
         return answer
 
@@ -332,7 +331,6 @@ def _check_limits(question: Question, limits: Constraints) -> None:
         raise infeasible(replace(searched.solved, found=searched.found))
 
 
-@uncollected()
 def ranked(solved: Solved) -> tuple[Ranked, ...]:
     """Return the plans found with their predictions, ties and reasons."""
     question, found = solved.question, solved.found
