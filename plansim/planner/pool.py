@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from plansim.planner.cells import Cells
 from plansim.planner.core import ideal_core
 from plansim.planner.deals import Deal, deals_of
 from plansim.planner.ends import End, ends_of
-from plansim.planner.frames import Columns, Ints, Options, modes_of, options_of
+from plansim.planner.frames import Ints, Options, modes_of, options_of
 from plansim.planner.grid import degree_grids
 from plansim.planner.modes import NOTHING_AGAIN, only_mode
 from plansim.planner.objective import Constraints
@@ -26,13 +27,37 @@ from plansim.planner.part import Part
 from plansim.planner.question import Question, one_second, plan_of
 from plansim.planner.recompute import with_fastest_recompute
 from plansim.planner.shares import with_sized_shares
-from plansim.planner.sieve import Hopeful, Sieve
-from plansim.planner.tables import Times, Workbench
+from plansim.planner.sieve import Pipelines, Sieve, cell_of
+from plansim.planner.tables import Shares, Workbench
 from plansim.planner.traffic import Tails
 from plansim.schedules import find_schedule
 from plansim.simulate.predict import interval_factor
 
 Array = NDArray[np.float64]
+
+
+FIRST_RING = 4096
+"""Pipelines of the first ring; each is twice as large as the one before."""
+
+
+class Stock(NamedTuple):
+    """What all pipelines of one software stack have in common; `factor` and `most_s` are those of `Part`."""
+
+    bench: Workbench
+    options: Options
+    factor: Array
+    most_s: Array
+    shares: Shares
+    cells: Cells
+    tails: Tails
+
+
+class Ring(NamedTuple):
+    """Pipelines whose memory nobody has looked at yet, with a bound on their scores."""
+
+    floor: float
+    stock: Stock
+    given: Pipelines
 
 
 class Pool:
@@ -54,7 +79,13 @@ class Pool:
         self.layout = layout or (lambda plan: Layout.of(question.model, question.profile, plan))
         self.sieve = Sieve(question)
         self.tally = self.sieve.tally
-        self.parts = self._parts()
+        self.parts: list[Part] = []
+        self.rings: list[Ring] = []
+        for ring in self._rings():
+            if most < np.inf:
+                self.rings.append(ring)
+            else:
+                self._open(ring)
         self._pairs: list[tuple[Part, int, int]] = []
 
     @property
@@ -75,10 +106,16 @@ class Pool:
 
     def floor(self) -> float:
         """Return a bound on every candidate not yet taken."""
-        return min((p.floor for p in self.parts), default=float("inf"))
+        rings = (ring.floor for ring in self.rings)
+        return min((*rings, *(part.floor for part in self.parts)), default=float("inf"))
 
     def take(self, cutoff: float = float("inf")) -> list[tuple[float, int]]:
         """Return the next block; pairs whose bound is above `cutoff` are left out for good."""
+        ring = min(self.rings, key=lambda r: r.floor, default=None)
+        if ring is not None and ring.floor <= self.floor():
+            self.rings.remove(ring)
+            self._open(ring)
+            return []
         part, cutoff = min(self.parts, key=lambda p: p.floor), min(cutoff, self.most)
         if self.question.objective.by_memory:
             chosen, end, scores = part.fullest(cutoff)
@@ -124,35 +161,35 @@ class Pool:
                 most[w, e] = progress_s / judged.effective_step_s * (1.0 + 1e-9)
         return score, most
 
-    def _hopeful(self, options: Options, bench: Workbench, factor: Array) -> Hopeful:
-        """Return what drops pipelines above the score of plans that are known."""
+    def _hopeful(self, stock: Stock, given: Pipelines) -> tuple[Ints, Array]:
+        """Return the pipelines that may score below plans that are known, and bounds on their scores."""
+        options, bench, columns, ideal = stock.options, stock.bench, given.columns, stock.shares.ideal
         backwards = [not find_schedule(s.schedule).splits_backward for s in options.structures]
         single = [s.virtual_stages == 1 for s in options.structures]
+        whole = np.array(backwards)[columns.structure] & (not options.shared)
+        factor = stock.factor.min(axis=1)[np.searchsorted(self.worlds, columns.world)]
+        cell = cell_of(columns, given.row, options)
+        passes = bench.whole_s(ideal)[cell] * bench.waits(columns.world)
+        chained = np.array(single)[columns.structure]
+        least = least_pipeline(passes, columns.num_microbatches, columns.pp, whole, whole & chained)
+        index = np.flatnonzero(least * factor <= self.most)
+        bare = replace(columns.take(index), recompute=np.full(len(index), NOTHING_AGAIN))
+        here = replace(ideal, copies=np.zeros_like(ideal.copies))  # recomputing may leave little to copy
+        score = ideal_core(bench, bare, options, here, cell[index]) * SAFETY * factor[index]
+        kept = np.flatnonzero(score <= self.most)
+        return index[kept], score[kept]
 
-        def hopeful(columns: Columns, ideal: Times, cell: Ints) -> Ints:
-            whole = np.array(backwards)[columns.structure] & (not options.shared)
-            most_s = self.most / factor[np.searchsorted(self.worlds, columns.world)]
-            passes = bench.whole_s(ideal)[cell] * bench.waits(columns.world)
-            chained = np.array(single)[columns.structure]
-            least = least_pipeline(passes, columns.num_microbatches, columns.pp, whole, whole & chained)
-            index = np.flatnonzero(least <= most_s)
-            bare = replace(columns.take(index), recompute=np.full(len(index), NOTHING_AGAIN))
-            here = replace(ideal, copies=np.zeros_like(ideal.copies))  # recomputing may leave little to copy
-            least = ideal_core(bench, bare, options, here, cell[index]) * SAFETY
-            found: Ints = index[least <= most_s[index]]
-            return found
-
-        return hopeful
-
-    def _parts(self) -> list[Part]:
+    def _rings(self) -> Iterator[Ring]:
+        """Yield what is left of the space stack by stack; with plans that are known, by what it may score."""
         stacks: dict[str, tuple[Stack, list[int]]] = {}
         for zero in self.question.space.of("zero_stage"):
             plan = replace(self.question.base, parallel=Parallel(zero_stage=zero))
             stack = default_stack(self.question.model, self.question.profile, plan)
             stacks.setdefault(stack.name, (stack, []))[1].append(zero)
         deals = deals_of(self.question.space, self.question.profile)
-        made = [self._part(stack, tuple(zeros), deal) for stack, zeros in stacks.values() for deal in deals]
-        return [p for p in made if p is not None]
+        for stack, zeros in stacks.values():
+            for deal in deals:
+                yield from self._rings_of(stack, tuple(zeros), deal)
 
     def _sizing(self, deal: Deal, stack: Stack) -> str:
         """Return how modes are chosen: `each` is a candidate where no mode is fastest whatever else happens.
@@ -165,7 +202,7 @@ class Pool:
             return "each"
         return "stage" if True in q.space.of("recompute_per_stage") else "plan"
 
-    def _part(self, stack: Stack, zeros: tuple[int, ...], deal: Deal) -> Part | None:
+    def _rings_of(self, stack: Stack, zeros: tuple[int, ...], deal: Deal) -> Iterator[Ring]:
         q, space = self.question, self.question.space
         every = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
         taken = q.model if q.network is not q.model else None
@@ -185,32 +222,51 @@ class Pool:
             )
         )
         if not options.ends:
-            return None
+            return
         grid, options = deal.out(degree_grids(self.worlds, space, q.network, q.job), options, q.profile)
         factor, most_s = self._factors(options.ends, stack)
-        least = self._hopeful(options, bench, factor.min(axis=1)) if self.most < np.inf else None
-        columns, allowed, memory, finish, ideal, row = self.sieve.survivors(grid, options, bench, least)
+        given, shares = self.sieve.pipelines(grid, options, bench)
+        cells, tails = Cells(bench, options), Tails(bench, options, self.sieve.node)
+        stock = Stock(bench, options, factor, most_s, shares, cells, tails)
+        if self.most == np.inf:
+            yield Ring(-np.inf, stock, given)
+            return
+        index, score = self._hopeful(stock, given)
+        order, start, size = np.argsort(score, kind="stable"), 0, FIRST_RING
+        while start < len(order):
+            some = order[start : start + size]
+            inside = np.sort(index[some])  # as pipelines are grouped
+            yield Ring(float(score[some[0]]), stock, given.take(inside, given.own[inside]))
+            start, size = start + size, 2 * size
+
+    def _open(self, ring: Ring) -> None:
+        """Look at the memory of a ring's pipelines; what may fit becomes a part."""
+        stock, (bench, options, factor) = ring.stock, ring.stock[:3]
+        left = self.sieve.survivors(ring.given, options, bench, stock.shares)
+        columns, by_memory = left.columns, self.question.objective.by_memory
         if not len(columns):
-            return None
+            return
         world = np.searchsorted(self.worlds, columns.world)
-        least_s = ideal_core(bench, columns, options, ideal, row) + finish
-        if q.objective.by_memory:
-            first = np.where(allowed, memory, np.inf).min(axis=1)
+        row = cell_of(columns, left.row, options)
+        least_s = ideal_core(bench, columns, options, stock.shares.ideal, row) + left.finish
+        if by_memory:
+            first = np.where(left.allowed, left.memory, np.inf).min(axis=1)
         else:
             first = least_s * factor.min(axis=1)[world] * (1.0 - 1e-9)
         order = np.argsort(first, kind="stable")
-        return Part(
+        part = Part(
             bench=bench,
             options=options,
             columns=columns.take(order),
-            allowed=allowed[order],
-            memory=memory[order] if q.objective.by_memory else memory,
+            allowed=left.allowed[order],
+            memory=left.memory[order] if by_memory else left.memory,
             first=first[order],
-            finish=finish[order],
+            finish=left.finish[order],
             world=world[order],
             factor=factor,
-            most_s=most_s,
+            most_s=stock.most_s,
             least_s=least_s[order],
-            cells=Cells(bench, options),
-            tails=Tails(bench, options, self.sieve.node),
+            cells=stock.cells,
+            tails=stock.tails,
         )
+        self.parts.append(part)

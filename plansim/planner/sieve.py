@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +16,9 @@ from plansim.planner.frames import Columns, Ints, Mask, Options, Tally, distinct
 from plansim.planner.grid import Counts, Grid, end_mask, placement_mask, rule_masks
 from plansim.planner.modes import ANYWHERE, Each, Fastest, Fitting, alike, needs_no_more
 from plansim.planner.question import Question, plan_of
-from plansim.planner.tables import Shares, Times, Workbench
+from plansim.planner.tables import Shares, Workbench
 
 Array = NDArray[np.float64]
-Hopeful = Callable[[Columns, Times, Ints], Ints]
-"""Pipelines, ideal block times and which of these each has, to those that may win."""
 ROOM = 0.9
 """Fraction of the memory limit below which a plan fits well: memory floors are not exact."""
 
@@ -51,6 +48,9 @@ class Pipelines:
     leaves: Ints
     row: Ints
 
+    def __len__(self) -> int:
+        return len(self.columns)
+
     def choices(self, options: Options) -> Ints:
         """Return how many choices of recompute modes each one has."""
         found: Ints = self.own.sum(axis=1) + (options.per_stage & (self.columns.pp > 1))
@@ -60,6 +60,13 @@ class Pipelines:
         """Return some pipelines with other modes."""
         columns, allowed = self.columns.take(index), self.allowed[index]
         return Pipelines(columns, own, allowed, self.leaves[index], self.row[index])
+
+
+def cell_of(columns: Columns, row: Ints, options: Options) -> Ints:
+    """Return which row of the ideal block times each pipeline has: those of its shares and microbatch."""
+    sizes = sorted(options.microbatches)
+    found: Ints = row * len(sizes) + np.searchsorted(sizes, columns.microbatch)
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,13 +116,8 @@ class Sieve:
         self.node = question.profile.devices_per_node
         self.nearest: tuple[float, Plan] | None = None
 
-    def survivors(
-        self, grid: Grid, options: Options, bench: Workbench, hopeful: Hopeful | None = None
-    ) -> tuple[Columns, Mask, Array, Array, Times, Ints]:
-        """Return the pipelines of some grids that keep the rules with some end that fits.
-
-        `hopeful` says, before memory is looked at, which may still win.
-        """
+    def pipelines(self, grid: Grid, options: Options, bench: Workbench) -> tuple[Pipelines, Shares]:
+        """Return the pipelines of some grids that keep the rules, and what blocks hold and take at least."""
         q, tally = self.question, self.tally
         counts = Counts(grid, options, self.node)
         whole = counts.below_microbatch * len(options.microbatches)
@@ -134,18 +136,15 @@ class Sieve:
         if q.space.backend is not None:
             choices = own.sum(axis=1) + (options.per_stage & (columns.pp > 1))
             allowed &= self._runtime(q.space.backend, columns, options, allowed, leaves * choices)
-        sizes = sorted(options.microbatches)
-        shares, row = shard_rows(bench, columns, sizes)
-        given = Pipelines(columns, own, allowed, leaves, row)
-        if hopeful is not None:
-            cell = row * len(sizes) + np.searchsorted(sizes, columns.microbatch)
-            kept = hopeful(columns, shares.ideal, cell)
-            given = given.take(kept, own[kept])
+        shares, row = shard_rows(bench, columns, sorted(options.microbatches))
+        return Pipelines(columns, own, allowed, leaves, row), shares
+
+    def survivors(self, given: Pipelines, options: Options, bench: Workbench, shares: Shares) -> Left:
+        """Return what fits with some end, once for each tensor overlap and distinct placement."""
         left = self._fitting(given, options, bench, shares)
         index, columns = self._with_leaves(left.columns, options, left.allowed)
         memory = left.memory[index] if len(left.memory) else left.memory
-        cell = left.row[index] * len(sizes) + np.searchsorted(sizes, columns.microbatch)
-        return columns, left.allowed[index], memory, left.finish[index], shares.ideal, cell
+        return Left(columns, left.allowed[index], memory, left.finish[index], left.row[index])
 
     def _runtime(
         self, backend: Backend, columns: Columns, options: Options, allowed: Mask, leaves: Ints
