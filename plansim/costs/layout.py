@@ -77,8 +77,8 @@ class Layout:
 
     @cached_property
     def fabric(self) -> Fabric:
-        """The profile's fabric."""
-        return fabric_of(self.profile)
+        """The profile's fabric, as far as the plan's ranks take it."""
+        return fabric_of(self.profile, self.plan.parallel.world_size)
 
     @cached_property
     def wide_bytes(self) -> float:

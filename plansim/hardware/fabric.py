@@ -219,10 +219,38 @@ class GroupShape:
         return any(c > 1 for c in self.counts[1:])
 
 
-def fabric_of(profile: Profile) -> Fabric:
-    """Return the fabric of a profile as a job finds it: without what cross-traffic takes."""
-    levels = tuple(_left_over(level) if level.cross_traffic else level for level in profile.fabric)
-    return Fabric(levels=levels, devices_per_node=profile.devices_per_node)
+def fabric_of(profile: Profile, world: int | None = None) -> Fabric:
+    """Return the fabric of a profile as a job finds it.
+
+    Cross-traffic is taken off. A job of `world` devices (all there are, by default) that does not fill whole
+    units of a level takes the same number of devices in each: 256 devices lie on four NVLink domains of 72 as
+    64 and 64 and 64 and 64, which is how schedulers place them (Slurm's block topology, ``--segment``).
+    """
+    taken, node, levels = world or profile.num_devices, profile.devices_per_node, list[FabricLevel]()
+    unit = 1
+    for level in profile.fabric:
+        group = level.group if len(profile.groups) > 1 else _evenly(level, taken, max(unit, node))
+        unit = group or unit
+        left = replace(level, group=group) if group != level.group else level
+        levels.append(_left_over(left) if level.cross_traffic else left)
+    return Fabric(levels=tuple(levels), devices_per_node=node)
+
+
+def _evenly(level: FabricLevel, world: int, unit: int) -> int | None:
+    """Return how many devices of each of a level's units a job takes: equal parts of whole `unit`s.
+
+    Where no equal parts fill half a unit the job takes whole ones, and the last as far as it needs.
+    """
+    group = level.group
+    if group is None or level.dims is not None or level.kind == "graph" or group <= unit or world % unit:
+        return group
+    if world % group == 0:
+        return group
+    if world < group:
+        return group if group % unit == 0 else world
+    parts = (world // n for n in range(-(-world // group), world // unit + 1) if world % (n * unit) == 0)
+    taken = next(parts)
+    return taken if 2 * taken >= group or group % unit else group
 
 
 def _left_over(level: FabricLevel) -> FabricLevel:

@@ -56,7 +56,7 @@ class Cells:
         """Return which pipelines lie on the fabric as with the first placement, which stands for both."""
         c = columns
         found = np.zeros(len(c), dtype=bool)
-        if any(level.is_grid for level in self.bench.fabric.levels):
+        if any(level.is_grid for level in self.bench.profile.fabric):
             return found
         later = np.flatnonzero(c.placement > 0)
         if not len(later):
@@ -93,7 +93,7 @@ class Cells:
             if where not in self._shape:
                 layout = _layout(self.bench, columns, self.options, i)
                 tp, cp, ep, pp = (layout.group(axis) for axis in ("tp", "cp", "ep", "pp"))
-                each = (layout.num_nodes, tp, cp, ep), (tp, pp)
+                each = (layout.num_nodes, layout.fabric, tp, cp, ep), (layout.fabric, tp, pp)
                 inside, across = (self._numbers.setdefault(shapes, len(self._numbers)) for shapes in each)
                 self._shape[where] = inside, across
             found.append(self._shape[where])

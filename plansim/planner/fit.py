@@ -101,6 +101,7 @@ def shard_rows(bench: Workbench, columns: Columns, microbatches: Sequence[int]) 
                 sequence_parallel=bool(columns.sequence_parallel[i]),
             ),
             attention="unfused" if columns.unfused[i] else "flash",
+            world=1,  # whole domains: with whatever replicas, no group finds more of its ranks inside one
         )
         for i in first
     ]

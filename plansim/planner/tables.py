@@ -19,7 +19,7 @@ from plansim.costs.operators import Arithmetic
 from plansim.costs.optimizer import addition_bytes
 from plansim.costs.recompute import again_s, kept_bytes, working_bytes
 from plansim.costs.student import teacher_of
-from plansim.hardware.fabric import GroupShape, fabric_of
+from plansim.hardware.fabric import Fabric, GroupShape, fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
 from plansim.plan.modules import recomputed
@@ -172,7 +172,7 @@ class Workbench:
         self.modes = tuple(modes)
         self.shared, self.original = shared, original
         self.kinds = kinds_of(model, base.job.seq_len)
-        self.fabric = fabric_of(profile)
+        self._fabrics: dict[int, Fabric] = {}
         self.devices = profile.kinds
         self.num_devices = 1 if shared else len(self.devices)
         self.num_columns = len(self.kinds) * len(self.devices)
@@ -222,6 +222,7 @@ class Workbench:
         attention: str = "flash",
         tp_overlap: bool = False,
         placement: Sequence[str] = (),
+        world: int | None = None,
     ) -> Layout:
         """Return a layout with what decides block times; everything else is the base plan's."""
         plan = replace(
@@ -231,15 +232,22 @@ class Workbench:
             overlap=Overlap(tensor_parallel=tp_overlap),
             placement=tuple(placement) or self.base.placement,
         )
-        return self.laid_out(plan)
+        return self.laid_out(plan, world)
 
-    def laid_out(self, plan: Plan) -> Layout:
-        """Return the layout of a plan on this stack; all layouts share one fabric."""
+    def laid_out(self, plan: Plan, world: int | None = None) -> Layout:
+        """Return the layout of a plan on this stack, as its ranks lie on the fabric, or `world` of them."""
         layout = Layout(
             model=self.model, profile=self.profile, plan=plan, stack=self.stack, original=self.original
         )
-        layout.__dict__["fabric"] = self.fabric
+        layout.__dict__["fabric"] = self.fabric(world or plan.parallel.world_size)
         return layout
+
+    def fabric(self, world: int) -> Fabric:
+        """Return the fabric under so many ranks."""
+        if world not in self._fabrics:
+            made = fabric_of(self.profile, world)
+            self._fabrics[world] = next((f for f in self._fabrics.values() if f == made), made)
+        return self._fabrics[world]
 
     def distinct(self, layout: Layout) -> list[Block]:
         """Return one block of every kind."""
@@ -251,7 +259,7 @@ class Workbench:
         teacher = teacher_of(layout)
         if teacher is None or len(teacher.blocks) != len(layout.blocks):
             return None
-        teacher.__dict__["fabric"] = self.fabric
+        teacher.__dict__["fabric"] = layout.fabric
         return teacher, self.distinct(teacher)
 
     def waits(self, world: Ints) -> Array:

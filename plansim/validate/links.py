@@ -16,19 +16,23 @@ NVLINK = {
     "ampere": "nvlink3",
     "hopper": "nvlink4",
     "blackwell": "nvlink5",
+    "rubin": "nvlink5",
     "pascal": "nvlink2",
 }
 NODE_GBIT = {
     "volta": 400.0,
     "ampere": 1600.0,
     "hopper": 3200.0,
+    "blackwell ultra": 6400.0,
     "blackwell": 3200.0,
+    "rubin": 12800.0,
     "ada": 400.0,
     "pascal": 100.0,
 }
-"""Usual network of one eight-device node by generation, Gbit/s.
+"""Usual network of eight devices by generation, Gbit/s; of two words that fit, the first.
 
-DGX-1V 4x100 and half of a DGX-2 with 8x100, DGX A100 8x200, DGX H100 8x400.
+DGX-1V 4x100 and half of a DGX-2 with 8x100, DGX A100 8x200, DGX H100 and B200 8x400, DGX B300 and GB300 NVL72
+800 a device (ConnectX-8), Vera Rubin NVL72 1,600 a device (ConnectX-9).
 """
 
 DEFAULT_NODE_GBIT = 1600.0

@@ -1,11 +1,14 @@
 """Fabric levels, the shape of a group on them, and transports."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plansim.errors import InputError, ProfileError, UnknownNameError
-from plansim.hardware.fabric import Fabric, FabricLevel, GroupShape, group_shape
+from plansim.hardware.fabric import Fabric, FabricLevel, GroupShape, fabric_of, group_shape
+from plansim.hardware.read import load_profile, with_nodes
 from plansim.hardware.transport import default_transport_name, transport, transport_names
 
 
@@ -30,6 +33,41 @@ def cluster(rails: int = 8, oversubscription: float = 1.0) -> Fabric:
         oversubscription=oversubscription,
     )
     return Fabric(levels=(level(), network), devices_per_node=8)
+
+
+RACKS = load_profile("gb200-nvl72")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "group"), [(18, 72), (36, 72), (64, 64), (32, 64), (24, 48), (128, 64), (19, 72), (90, 72)]
+)
+def test_a_job_takes_as_many_devices_of_every_domain(nodes, group):
+    """Slurm's block topology with ``--segment``: 256 devices on racks of 72 are four times 64."""
+    fabric = fabric_of(with_nodes(RACKS, nodes))
+
+    assert fabric.levels[0].group == group
+    assert fabric.uplinks(1) == group  # one adapter a device
+
+
+def test_a_smaller_job_is_placed_by_its_own_size():
+    profile = with_nodes(RACKS, 36)  # two full racks
+
+    assert fabric_of(profile, 128).levels[0].group == 64
+    assert fabric_of(profile, 144).levels[0].group == 72
+    assert fabric_of(profile, 8).levels[0].group == 72
+
+
+@given(world=st.integers(1, 4000), group=st.integers(1, 600))
+def test_equal_parts_of_domains_hold_whole_nodes(world, group):
+    node = 4
+    if group % node or world % node:
+        return
+    wide = replace(RACKS, fabric=(replace(RACKS.fabric[0], group=group), RACKS.fabric[1]))
+    taken = fabric_of(wide, world).levels[0].group
+
+    assert taken <= group
+    assert taken % node == 0
+    assert taken == group or (world % taken == 0 and 2 * taken >= group)
 
 
 @pytest.mark.parametrize(

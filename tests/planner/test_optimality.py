@@ -23,7 +23,8 @@ from plansim.planner.objective import OBJECTIVES, Constraints
 from plansim.planner.plan import ask
 from plansim.planner.pool import Pool
 from plansim.planner.tables import Workbench
-from plansim.workload.model import Mamba, Model, MoE
+from plansim.schedules import find_schedule
+from plansim.workload.model import MTP, Mamba, Model, MoE
 
 GPU, SLOW = "a100x8", "t4x4"
 FREE = {
@@ -73,11 +74,16 @@ def problems(draw):
     )
     if draw(st.integers(0, 3)) == 0:
         model = as_hybrid(draw, model)
+    elif draw(st.integers(0, 3)) == 0:
+        model = replace(model, mtp=MTP(depth=1, pattern="*E" if moe else "*-", wide=draw(st.booleans())))
     nodes = draw(st.sampled_from([1, 2]))
     name = draw(st.sampled_from([GPU, SLOW]))
     size = draw(st.sampled_from([2, 4]))
+    domain = size
+    if draw(st.integers(0, 4)) == 0:  # four nodes of two, three of which fill a domain: two lie in each
+        nodes, size, domain = 4, 2, 6
     profile = load_profile(
-        name, {"node.count": str(nodes), "node.devices": str(size), "fabric.0.group": str(size)}
+        name, {"node.count": str(nodes), "node.devices": str(size), "fabric.0.group": str(domain)}
     )
     job = Job(global_batch=draw(st.sampled_from([4, 6, 8, 16])), seq_len=model.seq_len, dtype="fp16")
     return model, profile, job
@@ -117,7 +123,9 @@ def every_plan(model, profile, job, world):
             overlap = Overlap(tensor_parallel=stack.tp_overlap and tp > 1)
             yield replace(probe, overlap=overlap)
             balance = Workbench(model, profile, probe, stack).balance() if pp > 1 else {}
-            for layers in {b.layers(pp * v) for b in balance.values()} - {None}:
+            owner = find_schedule(schedule).rank_of_chunk
+            owners = tuple(owner(c, pp, v) for c in range(pp * v))
+            for layers in {b.on_ranks(owners) for b in balance.values()} - {None}:
                 yield replace(probe, overlap=overlap, parallel=replace(parallel, stage_layers=layers))
 
 
