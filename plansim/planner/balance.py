@@ -7,6 +7,10 @@ layers fill ``k`` chunks, and ``w(j, i)`` the cost of layers ``j`` to ``i``,
 
 The cost of the embedding goes with the first layer, that of the head with the last. In a mixed cluster
 ``w(j, i)`` is the cost on the device of chunk ``k``.
+
+Where ranks hold several chunks, a rank's sum decides the pace and its chunks only how a pipeline fills:
+layers go one by one to the rank that has least, there to the chunk that has least. A heavy head may then
+stand alone, as in layouts that vendors write by hand (``Et*4|(t*4|)*14tmL``, NVIDIA Megatron-Bridge).
 """
 
 from __future__ import annotations
@@ -19,8 +23,12 @@ from numpy.typing import NDArray
 from plansim.plan.layout import chunk_layers
 
 Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
 WORTH = 0.01
-"""A split is tried beside the even one when its longest chunk is this much shorter."""
+"""A split is tried beside the even one when its longest chunk (or rank) is this much shorter."""
+
+FILL = 0.25
+"""Weight of the longest chunk beside the longest rank: batches are of about four microbatches a rank."""
 
 
 class Balance:
@@ -36,9 +44,11 @@ class Balance:
 
     def __init__(self, body: Array, embedding: float | Array, head: float | Array) -> None:
         self.cost = np.array(body, dtype=np.float64, ndmin=2)
+        self.ends = float(np.max(embedding)), float(np.max(head))
         self.cost[:, 0] += embedding
         self.cost[:, -1] += head
         self._known: dict[tuple[int, ...], tuple[int, ...] | None] = {}
+        self._held: dict[tuple[int, ...], tuple[int, ...] | None] = {}
         self._rows: dict[tuple[int, ...], Array] = {}
         self._between: dict[int, Array] = {}
 
@@ -52,10 +62,38 @@ class Balance:
             self._known[kinds] = self._better(kinds)
         return self._known[kinds]
 
+    def on_ranks(self, owners: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the layers of every chunk by the rank that holds it, None where the even split is as good.
+
+        For ranks of one kind; where each holds one chunk this is `layers`.
+        """
+        if len(set(owners)) == len(owners):
+            return self.layers(len(owners))
+        if owners not in self._held:
+            self._held[owners] = self._better_held(owners)
+        return self._held[owners]
+
+    def pace(self, layers: tuple[int, ...], owners: tuple[int, ...]) -> float:
+        """Return the cost of the rank that has most to do, and of its filling."""
+        chunks = self._chunks(layers)
+        return float(np.bincount(owners, chunks).max() + FILL * chunks.max())
+
     def longest(self, layers: tuple[int, ...], kinds: tuple[int, ...] | None = None) -> float:
         """Return the cost of the longest chunk of a split."""
         ends, kind = np.cumsum(layers), list((0,) * len(layers) if kinds is None else kinds)
         return float((self._sums[kind, ends] - self._sums[kind, ends - np.array(layers)]).max())
+
+    def _chunks(self, layers: tuple[int, ...]) -> Array:
+        """Return the cost of every chunk of a split, whose ends may have no layer."""
+        first, last = self.ends
+        at = np.concatenate([[0], np.cumsum(layers)])
+        plain = self._sums[0].copy()
+        plain[1:] -= first
+        plain[-1] -= last
+        found: Array = plain[at[1:]] - plain[at[:-1]]
+        found[0] += first
+        found[-1] += last
+        return found
 
     @cached_property
     def _sums(self) -> Array:
@@ -105,3 +143,32 @@ class Balance:
             found.append(i - cut)
             i = cut
         return tuple(reversed([*found, i]))
+
+    def _better_held(self, owners: tuple[int, ...]) -> tuple[int, ...] | None:
+        n, chunks = self.cost.shape[1], len(owners)
+        if n < chunks:
+            return None
+        tried = [self._dealt(owners), self.layers(chunks)]
+        best = min((s for s in tried if s is not None), key=lambda s: self.pace(s, owners))
+        even = self.pace(chunk_layers(n, chunks), owners)
+        return None if self.pace(best, owners) > even * (1.0 - WORTH) else best
+
+    def _dealt(self, owners: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the split that deals layers of their mean cost out; only the outer chunks may go without."""
+        n, chunks = self.cost.shape[1], len(owners)
+        mean = (float(self.cost[0].sum()) - sum(self.ends)) / n
+        found = [0, *(1,) * (chunks - 2), 0]
+        cost = [mean * layers for layers in found]
+        cost[0] += self.ends[0]
+        cost[-1] += self.ends[1]
+        ranks = np.bincount(owners, cost).tolist()
+        held: list[list[int]] = [[] for _ in ranks]
+        for chunk, rank in enumerate(owners):
+            held[rank].append(chunk)
+        for _ in range(n - sum(found)):
+            rank = min(range(len(ranks)), key=ranks.__getitem__)
+            chunk = min(held[rank], key=cost.__getitem__)
+            found[chunk] += 1
+            cost[chunk] += mean
+            ranks[rank] += mean
+        return tuple(found)

@@ -136,10 +136,16 @@ class Options:
         if sized_at not in self.balance:
             return None
         kinds, owner = self.devices[devices], find_schedule(name).rank_of_chunk
-        chunks = None if kinds is None else tuple(kinds[owner(c, pp, v)] for c in range(pp * v))
-        found = self.balance[sized_at].layers(pp * v, chunks)
+        owners = tuple(owner(c, pp, v) for c in range(pp * v))
+
+        def sized(balance: Balance) -> tuple[int, ...] | None:
+            if kinds is None:
+                return balance.on_ranks(owners)
+            return balance.layers(pp * v, tuple(kinds[rank] for rank in owners))
+
+        found = sized(self.balance[sized_at])
         before = (b for size, b in self.balance.items() if size < sized_at)
-        return None if any(b.layers(pp * v, chunks) == found for b in before) else found
+        return None if any(sized(b) == found for b in before) else found
 
 
 def distinct(*columns: Ints) -> tuple[Ints, Ints]:

@@ -18,7 +18,7 @@ from plansim.validate.rows import Row, Unpredictable
 from plansim.validate.software import BEFORE_FLASH, SHARDED_STACKS
 from plansim.workload.model import Model
 
-TUNED = frozenset({"megatron-core", "megatron-core-26.02", "megatron-core-26.06"})
+TUNED = frozenset({"megatron-core", "megatron-core-26.02", "megatron-core-26.06", "megatron-core-captured"})
 """Stacks whose published layouts their vendor tuned."""
 
 WHOLE_EXPERTS = frozenset({"megatron-core-26.02", "megatron-core-26.06", "megatron-core-captured"})

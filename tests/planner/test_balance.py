@@ -1,7 +1,7 @@
 """Stages sized to what their layers cost: dynamic programming against brute force, and what it buys."""
 
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from plansim.plan.model import Job
 from plansim.plan.read import dump_plan, load_plan
 from plansim.plan.rules import check_plan
 from plansim.planner import plan
-from plansim.planner.balance import WORTH, Balance
+from plansim.planner.balance import FILL, WORTH, Balance
 from plansim.planner.evaluate import Evaluator
 from plansim.planner.plan import ask
 from plansim.planner.pool import Pool
@@ -48,6 +48,56 @@ def test_no_split_has_a_shorter_longest_chunk(body, embedding, head, data):
         assert len(found) == chunks
         assert min(found) >= 1
         assert balance.longest(found) == pytest.approx(best)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    layers=st.integers(2, 9),
+    ranks=st.integers(1, 3),
+    embedding=st.floats(0.0, 3.0),
+    head=st.floats(0.0, 9.0),
+)
+def test_no_split_of_equal_layers_has_a_shorter_longest_rank(layers, ranks, embedding, head):
+    """Every way to deal layers to ranks of two chunks, the outer of which may have none."""
+    chunks, owners = 2 * ranks, tuple(c % ranks for c in range(2 * ranks))
+    if layers < chunks:
+        return
+    balance = Balance(np.ones(layers), embedding, head)
+
+    def longest(split):
+        held = np.array(split, dtype=float)
+        held[0] += embedding
+        held[-1] += head
+        return np.bincount(owners, held).max()
+
+    inner = range(1, layers + 1)
+    every = (
+        (first, *middle, layers - first - sum(middle))
+        for first in range(layers + 1)
+        for middle in product(inner, repeat=chunks - 2)
+        if first + sum(middle) <= layers
+    )
+    best, found = min(map(longest, every)), balance.on_ranks(owners)
+
+    if found is not None:
+        assert sum(found) == layers
+        assert min(found[1:-1], default=1) >= 1
+        assert longest(found) <= best + FILL * longest(found)
+        even = chunk_layers(layers, chunks)
+        assert balance.pace(found, owners) < balance.pace(even, owners)
+
+
+def test_a_rank_with_a_heavy_head_holds_fewer_layers_in_all():
+    """94 layers on 4 ranks of 12 chunks: no chunk outlasts the head, but the last rank would."""
+    owners = tuple(c % 4 for c in range(48))
+    balance = Balance(np.ones(94), 0.0, 3.0)
+    split = balance.on_ranks(owners)
+
+    assert balance.layers(48) is None
+    assert split is not None
+    held = np.bincount(owners, split)
+    assert held.tolist() == [25.0, 24.0, 24.0, 21.0]
+    assert split[-1] == 0
 
 
 def test_equal_layers_stay_even():

@@ -1,56 +1,35 @@
-"""Uneven stages: what the dynamic programme finds, no other split beats."""
+"""Uneven stages that tables do not state: dealt as vendors write them by hand."""
 
-import itertools
-
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from plansim.validate.balance import slowest, split
-
-seconds = st.integers(1, 9).map(float)
+from plansim.costs.layout import Layout
+from plansim.hardware.catalog import find_device
+from plansim.plan.model import Job, Parallel, Plan
+from plansim.validate.balance import balanced
+from plansim.validate.links import cluster
+from plansim.workload.read import load_model
 
 
-def squares(costs, layers, first_s, last_s):
-    at, total = 0, 0.0
-    for i, n in enumerate(layers):
-        chunk = sum(costs[at : at + n]) + first_s * (i == 0) + last_s * (i == len(layers) - 1)
-        total += chunk**2
-        at += n
-    return total
-
-
-@settings(max_examples=60)
-@given(
-    costs=st.lists(seconds, min_size=3, max_size=8).map(tuple),
-    chunks=st.integers(2, 3),
-    first_s=st.integers(0, 4).map(float),
-    last_s=st.integers(0, 9).map(float),
-)
-def test_no_split_has_smaller_squares(costs, chunks, first_s, last_s):
-    found = split(costs, chunks, first_s, last_s)
-    usual = len(costs) / chunks
-    least = [0 if (first_s and i == 0) or (last_s and i == chunks - 1) else 1 for i in range(chunks)]
-    every = [
-        layers
-        for layers in itertools.product(range(len(costs) + 1), repeat=chunks)
-        if sum(layers) == len(costs)
-        and all(low <= n <= int(-(-usual // 1)) + 1 for n, low in zip(layers, least, strict=True))
-    ]
-
-    assert found is not None
-    assert squares(costs, found, first_s, last_s) == pytest.approx(
-        min(squares(costs, layers, first_s, last_s) for layers in every)
+def laid_out(model, dtype, parallel, batch):
+    profile, _ = cluster(find_device("gb200-186gb"), 256, 4, "nvlink5 NVL72", "")
+    plan = Plan(
+        model=model,
+        profile=profile.name,
+        job=Job(global_batch=batch, seq_len=4096, dtype=dtype),
+        parallel=parallel,
     )
+    return Layout.of(load_model(model), profile, plan)
 
 
-def test_a_heavy_head_takes_layers_off_the_last_stage():
-    layers = split((1.0,) * 61, 16, 0.2, 2.5)
+def test_deepseek_v3_is_cut_as_nvidia_cuts_it():
+    """``Et*4|(t*4|)*14tmL``: NVIDIA Megatron-Bridge, perf_recipes/deepseek/gb300, pp 4, 4 virtual stages."""
+    parallel = Parallel(
+        dp=64, pp=4, ep=64, virtual_stages=4, microbatch=1, schedule="interleaved", zero_stage=1
+    )
+    plan = balanced(laid_out("deepseek-v3-mtp", "bf16", parallel, 4096))
 
-    assert sum(layers) == 61
-    assert layers[-1] < min(layers[1:-1])
-    assert slowest((1.0,) * 61, layers, {"embedding": 0.2, "head": 2.5}) < 4.6
+    assert plan.parallel.stage_layers == (*(4,) * 15, 1)
 
 
-def test_layers_that_do_not_fill_the_chunks_have_no_split():
-    assert split((1.0,) * 3, 4, 0.0, 0.0) is None
+def test_a_light_head_leaves_the_split_even():
+    layout = laid_out("gpt3-175b", "bf16", Parallel(dp=32, pp=8, microbatch=1, zero_stage=1), 1024)
+
+    assert balanced(layout) == layout.plan

@@ -123,13 +123,16 @@ def pipeline_layout(chunks: tuple[int, ...]) -> str:
     --------
     >>> pipeline_layout((7, 8, 8, 7))
     'Et*7|(t*8|)*2t*7L'
+    >>> pipeline_layout((4, 4, 4, 0))
+    'Et*4|(t*4|)*2L'
     """
     first, *inner, last = chunks
     middle = ""
     for layers, run in itertools.groupby(inner):
         count = len(list(run))
         middle += f"(t*{layers}|)*{count}" if count > 1 else f"t*{layers}|"
-    return f"Et*{first}|{middle}t*{last}L"
+    ends = [f"t*{layers}" if layers else "" for layers in (first, last)]
+    return f"E{ends[0]}|{middle}{ends[1]}L"
 
 
 def _sharding(plan: Plan, model: Model) -> Options:
