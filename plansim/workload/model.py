@@ -96,11 +96,14 @@ class MTP:
         Layers of one depth, one letter each as in `Model.pattern`.
     shared : bool
         Every depth runs the same weights.
+    wide : bool
+        Recipes in 8 and 4 bits leave its products in 16 bits (Nemotron 3 does, DeepSeek-V3 does not).
     """
 
     depth: int
     pattern: str
     shared: bool = False
+    wide: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +179,11 @@ class Model:
             raise InputError(f"model {self.name}: {stages} stages, but {widths} widths: expected one of each")
         if self.family == "hybrid":
             self._check_pattern()
+        elif self.mtp and (wrong := sorted(set(self.mtp.pattern) - set("*E-" if self.moe else "*-"))):
+            raise InputError(
+                f"model {self.name}: mtp.pattern has {', '.join(map(repr, wrong))}; write '*' attention, "
+                "'-' MLP or, in a model with experts, 'E' experts for every layer of one depth"
+            )
 
     def _check_pattern(self) -> None:
         """Refuse a pattern that does not fit the layers, or names what the model has no shape for."""

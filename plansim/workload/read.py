@@ -68,6 +68,7 @@ class MtpSchema(Schema):
     depth: Annotated[int, Field(strict=True, ge=1, le=64)]
     pattern: Pattern
     shared: bool = False
+    wide: bool = True
 
 
 class ModelSchema(Schema):

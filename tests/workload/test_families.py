@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import plansim
+from plansim.errors import PlansimError
 from plansim.plan.modules import recomputed
 from plansim.workload.families import FAMILIES, find_family
 from plansim.workload.model import Model, MoE
@@ -186,3 +189,29 @@ def test_a_parallel_block_of_whole_experts_reduces_its_attention_itself():
     folded = moe_layer(model, tp=2, ep=2, etp=1, sequence_parallel=True)
 
     assert "attention_leave" in [op.name for op in folded.operators]
+
+
+def test_deepseek_v3_predicts_one_token_more_by_one_layer_more():
+    """The prediction module holds 11.5 billion of its own (DeepSeek-V3 README) and runs the head again."""
+    plain, more = load_model("deepseek-v3"), load_model("deepseek-v3-mtp")
+    shard = Shard(microbatch=1, seq_len=4096)
+    before, after = (find_family(m.family).blocks(m, shard) for m in (plain, more))
+    layer, head = before[-2], before[-1]
+
+    assert parameter_count(more) - parameter_count(plain) == pytest.approx(11.5e9, rel=0.015)
+    assert before[:-1] == after[:-1]
+    join = 2 * 4096 * 2 * 7168 * 7168
+    assert after[-1].flop == pytest.approx(2 * head.flop + layer.flop + join)
+    assert not any(op.name.startswith("mtp_") for op in after[-1].operators)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("llama-3.1-8b", "*E"), ("deepseek-v3", "*M"), ("gpt3-13b", "X")]
+)
+def test_prediction_of_what_a_family_has_not_is_refused(name, pattern, tmp_path):
+    path = tmp_path / "model.yaml"
+    text = (Path(plansim.__file__).parent / "catalog" / "models" / f"{name}.yaml").read_text(encoding="utf-8")
+    path.write_text(f'{text}mtp: {{depth: 1, pattern: "{pattern}"}}\n', encoding="utf-8")
+
+    with pytest.raises(PlansimError, match="pattern"):
+        load_model(path)

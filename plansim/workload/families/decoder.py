@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from plansim.workload.families import pieces
 from plansim.workload.families.base import bias_elements, block, hidden_bytes
 from plansim.workload.families.experts import experts
+from plansim.workload.families.prediction import with_prediction
 from plansim.workload.model import Model
-from plansim.workload.operators import Block, Shard
+from plansim.workload.operators import Block, Operator, Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Decoder:
         "window",
         "global_every",
         "mla",
+        "mtp",
     )
 
     def blocks(self, model: Model, shard: Shard) -> tuple[Block, ...]:
@@ -40,19 +42,15 @@ class Decoder:
         layers = tuple(made[each] for each in order)
         if not model.vocab:
             return layers  # a stack of layers alone
-        return (
-            block("embedding", pieces.embedding(model, shard), boundary),
-            *layers,
-            head_block(model, shard),
-        )
+        head = head_block(model, shard)
+        if model.mtp:
+            again = tuple(op for letter in model.mtp.pattern for op in _half(model, shard, letter))
+            head = with_prediction(head, model, model.mtp, again, shard)
+        return (block("embedding", pieces.embedding(model, shard), boundary), *layers, head)
 
     def _layer(self, model: Model, shard: Shard, kind: str, boundary: float) -> Block:
-        second = (
-            experts(model, model.moe, shard)
-            if kind == "moe_layer" and model.moe
-            else pieces.mlp(model, shard)
-        )
         first = pieces.attention(model, shard)
+        second = _half(model, shard, "E" if kind == "moe_layer" else "-")
         operators = pieces.side_by_side(first, second, shard) if model.parallel_block else (*first, *second)
         biases = (
             (bias_elements(model, shard, (model.head_dim * (model.heads + 2 * model.kv_heads),)),)
@@ -60,6 +58,13 @@ class Decoder:
             else ()
         )
         return block(kind, (*operators, *biases), boundary)
+
+
+def _half(model: Model, shard: Shard, letter: str) -> tuple[Operator, ...]:
+    """Return one half of a layer: ``*`` attention, ``-`` MLP, ``E`` experts."""
+    if letter == "*":
+        return pieces.attention(model, shard)
+    return experts(model, model.moe, shard) if letter == "E" and model.moe else pieces.mlp(model, shard)
 
 
 def layer_kinds(model: Model) -> tuple[str, ...]:

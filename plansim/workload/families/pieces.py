@@ -148,7 +148,8 @@ def _latent_projections(model: Model, mla: MLA, shard: Shard) -> tuple[tuple[Ope
     up = heads * (mla.nope_head_dim + mla.v_head_dim)
     made = e * tokens * heads * (2 * width + mla.v_head_dim)
     kept = made + e * tokens * 2 * latent
-    moved = 2 * e * tokens * heads * (2 * width + mla.v_head_dim)
+    # queries turn in place, in their rotary part; keys and values are read as projected and written apart
+    moved = e * tokens * (heads * (2 * mla.rope_head_dim + width + mla.v_head_dim) + up)
     kv = (
         Matmul(name="kv_down", m=tokens, n=latent, k=h),
         Matmul(name="kv_up", m=tokens, n=up, k=mla.kv_lora_rank, saved_bytes=kept, output_bytes=made),
