@@ -36,6 +36,7 @@ from plansim.planner.solve import solve
 from plansim.planner.space import CHOICES, module_sets
 from plansim.planner.tables import Workbench
 from plansim.results.compare import TERM_NAMES, time_changes
+from plansim.schedules import find_schedule
 from plansim.simulate.predict import predict
 from plansim.validate.assume import case_of
 from plansim.validate.rows import Row
@@ -50,7 +51,7 @@ MODELS: tuple[tuple[str, str, int], ...] = (
     (r"^llama3_8b", "llama-3.1-8b", 8192),
     (r"^qwen3_235b", "qwen3-235b-a22b", 4096),
     (r"^qwen3_30b", "qwen3-30b-a3b", 4096),
-    (r"^deepseek_v3", "deepseek-v3", 4096),
+    (r"^deepseek_v3", "deepseek-v3-mtp", 4096),
     (r"^kimi_k2", "kimi-k2", 4096),
     (r"^gpt_oss_120b", "gpt-oss-120b", 4096),
     (r"^gpt_oss_20b", "gpt-oss-20b", 8192),
@@ -70,9 +71,8 @@ PRECISIONS = {"bf16": "bf16", "fp8cs": "fp8", "fp8sc": "fp8", "fp8mx": "mxfp8", 
 READING = (
     "The term is the one that costs the tuned layout most beside our optimum. *host*: launches that outlast",
     "their kernels; small microbatches pay them, but not experts in MXFP8 and NVFP4 (steps captured whole).",
-    "*recompute*: what the recipe repeats, and whole layers where our memory model wants more than that",
-    "(offloading activations is not in it: FSDP recipes move 20 to 40 layers to the host). *data",
-    "parallel*: gradients of experts that fewer ranks share; recipes of gpt-oss-20b keep a small ep.",
+    "*recompute*: what the recipe repeats, and whole layers where our memory model wants more than that.",
+    "*data parallel*: gradients of experts that fewer ranks share; recipes of gpt-oss-20b keep a small ep.",
 )
 _OPTIMA: dict[tuple[str, int | None, str, Job, int, str | None], Plan | None] = {}
 INHERITED = (
@@ -240,7 +240,9 @@ def stagings(model: Model, profile: Profile, plan: Plan) -> list[Plan]:
     """Return the layout with even stages, and with stages sized to their cost as recipes set them by hand."""
     p = plan.parallel
     balance = Workbench(model, profile, plan, default_stack(profile, plan)).balance().get(1)
-    layers = balance.layers(p.pp * p.virtual_stages) if p.pp > 1 and balance else None
+    owner, v = find_schedule(p.schedule).rank_of_chunk, p.virtual_stages
+    owners = tuple(owner(c, p.pp, v) for c in range(p.pp * v))
+    layers = balance.on_ranks(owners) if p.pp > 1 and balance else None
     return [plan, *([replace(plan, parallel=replace(p, stage_layers=layers))] if layers else [])]
 
 
@@ -316,7 +318,11 @@ def modes_of(recipe: Mapping[str, str], model: Model, profile: Profile) -> list[
 
 
 def lightest(model: Model, profile: Profile, plan: Plan, modes: Sequence[str]) -> tuple[Plan, float]:
-    """Return the plan in the first mode, or the fastest that fits, and what it is over the limit, bytes."""
+    """Return the plan in the first mode, or the fastest that fits, and what it is over the limit, bytes.
+
+    Recipes that shard parameters keep the activations of 20 to 40 layers in host memory instead, a number the
+    table does not have: the fewest that fit.
+    """
 
     def laid_out(plan: Plan) -> Layout:
         return Layout.of(model, profile, plan)
@@ -327,6 +333,10 @@ def lightest(model: Model, profile: Profile, plan: Plan, modes: Sequence[str]) -
     first = replace(plan, recompute=modes[0])
     if over(first) <= 0:
         return first, over(first)
+    if plan.parallel.zero_stage == 3:
+        away = (replace(first, offload_activations=n) for n in range(1, model.layers))
+        if fits := next((p for p in away if over(p) <= 0), None):
+            return fits, over(fits)
     found = with_fastest_recompute(plan, modes, laid_out, float("inf"), per_stage=False)
     return found, over(found)
 

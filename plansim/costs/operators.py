@@ -38,7 +38,9 @@ LOW_PRECISION = frozenset({"fp8", "fp4", "int8"})
 """Types of weight products; the head and most attention stay in 16 bits (Micikevicius, arXiv 2209.05433)."""
 
 HEAD_PRODUCTS = frozenset({"lm_head", "router", "classifier"})
-"""Products that low-precision recipes keep in 16 bits, with all of multi-token prediction (``mtp_``)."""
+"""Products that low-precision recipes keep in 16 bits, with multi-token prediction left wide (``mtp_``)."""
+
+EIGHT_BITS = frozenset({"fp8", "mxfp8"})
 
 
 ROUTING = frozenset({"permute", "unpermute"})
@@ -134,17 +136,28 @@ def operator_s(op: Operator, how: Arithmetic) -> OperatorTime:
             return OperatorTime(forward_s=0.0)
 
 
+def product_dtype(op: Matmul, how: Arithmetic) -> str:
+    """Return the type that a product is computed in."""
+    if op.name == "lm_head" and how.stack.narrow_head and how.dtype in EIGHT_BITS:
+        return how.dtype
+    return how.dtype if _narrowed(op) else how.wide
+
+
+def _narrowed(op: Matmul) -> bool:
+    """Return whether low-precision recipes narrow a product."""
+    return op.weight and op.name not in HEAD_PRODUCTS and not op.name.startswith("mtp_")
+
+
 def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
     """Y = X W: dX = dY W^T has shape (m, k) and depth n; dW = X^T dY has shape (k, n) and depth m.
 
     Narrow types: X is quantised by the kernel that makes it (norm, activation), dY in a pass of its own.
     """
-    narrow = op.weight and op.name not in HEAD_PRODUCTS and not op.name.startswith("mtp_")
-    dtype = how.dtype if narrow else how.wide
+    dtype = product_dtype(op, how)
     if op.groups > 1:
         forward, input_, weight = _grouped(op, how, dtype)
     else:
-        if how.effect is None or not narrow:
+        if how.effect is None or not _narrowed(op):
             forward = matmul_s(how.device, op.m, op.n, op.k, dtype=dtype, batch=op.batch, cast=False)
         else:
             forward = compressed_product_s(how.effect, how.device, op.m, op.n, op.k, dtype)

@@ -29,6 +29,8 @@ class Stack:
         ``tuned`` for the device (cuDNN, FlashAttention-3, Pallas) or ``portable`` (FlashAttention-2).
     narrow_attention : bool
         In 8 and 4 bits, the products inside attention run in 8 bits too (the softmax does not).
+    narrow_head : bool
+        In 8 bits, the output projection runs in them too (Megatron-Core's ``fp8_output_proj``).
     scan_efficiency : float
         The same for the scan of state-space layers.
     grouped_efficiency : float
@@ -86,8 +88,9 @@ class Stack:
         fp32 arrays of logits alive at the loss: 1 with a fused cross entropy, about 4 in plain PyTorch
         (logits widened, log-softmax, and their gradients).
     loss_passes : float
-        Bytes that the loss moves per logit over those of a fused cross entropy: 2.4 in Megatron before it
-        was fused (widen, maximum, subtract, exponential, sum, divide, gradient, narrow: 52 bytes).
+        Bytes that the loss moves per logit over the 22 of a fused cross entropy in fp32: 2.4 in Megatron
+        before it was fused (widen, maximum, subtract, exponential, sum, divide, gradient, narrow: 52 bytes),
+        0.45 in Transformer Engine, which reads 16-bit logits twice and leaves gradients in their place.
     selective : str
         What selective recomputation drops: ``core`` (attention core, Megatron) or ``elementwise`` (everything
         but matrix products and attention, torchtitan).
@@ -141,6 +144,7 @@ class Stack:
     loss_passes: float = 1.3
     attention_kernel: str = "tuned"
     narrow_attention: bool = False
+    narrow_head: bool = False
     selective: str = "core"
     context_bytes: float = 1.5e9
     fragmentation: float = 0.05

@@ -24,7 +24,7 @@ from plansim.costs.compute.attention import (
 from plansim.costs.compute.curves import memory_curve_of
 from plansim.costs.compute.matmul import MISALIGNED_FRACTION, MatmulKernel, matmul_kernel
 from plansim.costs.compute.scan import kernels_of, scan_flop_per_s
-from plansim.costs.operators import HEAD_PRODUCTS, Arithmetic, launches_of, passes_of, scan_shape
+from plansim.costs.operators import Arithmetic, launches_of, passes_of, product_dtype, scan_shape
 from plansim.workload.operators import Attention, Block, Communication, Elementwise, Matmul, Operator, Scan
 
 SLACK = 0.999
@@ -208,8 +208,7 @@ def _hides(
 
 
 def _product(op: Matmul, how: Arithmetic) -> tuple[Line, Line, Line]:
-    narrow = op.weight and op.name not in HEAD_PRODUCTS and not op.name.startswith("mtp_")
-    kernel = matmul_kernel(how.device, how.dtype if narrow else how.wide)
+    kernel = matmul_kernel(how.device, product_dtype(op, how))
     fraction = how.product_fraction * (how.stack.grouped_efficiency if op.groups > 1 else 1.0)
     count, whole = (1, False) if op.groups > 1 else (op.batch, True)
     forward = _rows(kernel, op.m, op.n, op.k, count, op.groups, whole)
