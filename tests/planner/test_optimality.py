@@ -21,7 +21,8 @@ from plansim.planner.evaluate import Evaluator, peak_memory
 from plansim.planner.fit import shard_rows
 from plansim.planner.objective import OBJECTIVES, Constraints
 from plansim.planner.plan import ask
-from plansim.planner.pool import Pool
+from plansim.planner.pool import Pool, Stock
+from plansim.planner.sieve import Pipelines
 from plansim.planner.tables import Workbench
 from plansim.schedules import find_schedule
 from plansim.workload.model import MTP, Mamba, Model, MoE
@@ -193,9 +194,12 @@ def still_hopeful(pool, number, score):
     """Return whether a candidate is not left out before its memory is looked at, its score being known."""
     part, frame, _ = pool._pairs[number]
     one = part.columns.take(np.array([frame]))
-    shares, row = shard_rows(part.bench, one, [int(one.microbatch[0])])
+    shares, row = shard_rows(part.bench, one, sorted(part.options.microbatches))
     pool.most = score
-    return len(pool._hopeful(part.options, part.bench, part.factor.min(axis=1))(one, shares.ideal, row)) == 1
+    nothing = np.zeros((1, 0), dtype=bool)  # memory is not looked at yet
+    given = Pipelines(columns=one, own=nothing, allowed=nothing, leaves=np.ones(1, dtype=np.int64), row=row)
+    stock = Stock(part.bench, part.options, part.factor, part.most_s, shares, part.cells, part.tails)
+    return len(pool._hopeful(stock, given)[0]) == 1
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
