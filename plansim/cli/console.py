@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MIN_WIDTH, MAX_WIDTH = 80, 120
+LEAST_WRAPPED = 14
+"""Columns that a column which wraps has at least, if it needs them."""
+
 SIGNS = str.maketrans(
     {"█": "#", "─": "-", "→": "->", "×": "x", "±": "+-", "…": "...", "⁹": "^9", "µ": "u"}
     | dict.fromkeys("▏▎▍▌▋▊▉", " ")
@@ -55,7 +58,10 @@ def show(*parts: RenderableType) -> None:
 
 
 def _width(console: Console, part: RenderableType) -> int:
-    """Return the columns a part needs, at least those of the console; cells that may not wrap are whole."""
+    """Return the columns a part needs, at least those of the console; cells that may not wrap are whole.
+
+    Those that may keep room for a word.
+    """
     from rich.cells import cell_len
     from rich.console import Group
     from rich.measure import Measurement
@@ -66,8 +72,9 @@ def _width(console: Console, part: RenderableType) -> int:
     if not isinstance(part, Table):
         return console.width
     for column in part.columns:
-        if column.no_wrap:
-            column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        lines = [line for cell in (column.header, *column.cells) for line in str(cell).splitlines()]
+        longest = max(map(cell_len, lines), default=0)
+        column.min_width = longest if column.no_wrap else min(longest, LEAST_WRAPPED)
     room = console.options.update(max_width=10 * MAX_WIDTH)
     return max(console.width, Measurement.get(console, room, part).minimum)
 

@@ -26,9 +26,11 @@ def diff(
     first, shape, cluster = read_case(a, override, profile=profile, model=model)
     second, other_shape, other_cluster = read_case(b, override, profile=profile, model=model)
     from plansim.cli import console, show_terms
+    from plansim.cli.pulse import Pulse
     from plansim.planner.diff import diff as compared
 
-    found = compared(shape, cluster, first, second, after_on=(other_shape, other_cluster))
+    with Pulse("comparing"):
+        found = compared(shape, cluster, first, second, after_on=(other_shape, other_cluster))
     if json:
         console.emit_json(found.to_json())
         return

@@ -24,11 +24,13 @@ def explain(
     """
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     from plansim.cli import console, show, show_terms
+    from plansim.cli.pulse import Pulse
     from plansim.planner.explain import explain as explained
     from plansim.planner.reasons import misfit
 
-    found = explained(shape, cluster, given)
-    over = misfit(shape, cluster, given)
+    with Pulse("explaining"):
+        found = explained(shape, cluster, given)
+        over = misfit(shape, cluster, given)
     if json:
         console.emit_json(found.to_json() | {"misfit": misfit_data(over)})
     else:

@@ -115,6 +115,7 @@ def plan(
     model size.
     """
     from plansim.cli import console, show_plan
+    from plansim.cli.pulse import Pulse
     from plansim.files import require_writable
     from plansim.plan.backends import BACKENDS
     from plansim.planner import OBJECTIVES, parse_choices
@@ -130,23 +131,28 @@ def plan(
     shape, cluster, job = _question(profile, model, nodes, global_batch, seq_len, override)
     for path in filter(None, (out, trace)):
         require_writable(path)
-    found = choose(
-        shape,
-        cluster,
-        job,
-        objective=objective,
-        top=top,
-        fix=fixed,
-        forbid=forbidden,
-        backend=backend,
-        constraints=limits,
-        exhaustive=exhaustive,
-        robust=robust,
-        pareto=pareto,
-        sensitivity=sensitivity,
-        compression_report=compression_report,
-        progress=show_plan.progress(),
-    )
+    with Pulse("searching") as pulse:
+
+        def tell(simulated: int, best: float) -> None:
+            pulse.text = show_plan.searching(objective, simulated, best)
+
+        found = choose(
+            shape,
+            cluster,
+            job,
+            objective=objective,
+            top=top,
+            fix=fixed,
+            forbid=forbidden,
+            backend=backend,
+            constraints=limits,
+            exhaustive=exhaustive,
+            robust=robust,
+            pareto=pareto,
+            sensitivity=sensitivity,
+            compression_report=compression_report,
+            progress=tell,
+        )
     found = found.renamed(model=model or shape.name, profile=profile, overrides=_kept(nodes, override))
     if out is not None:
         _write(found, out)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from plansim.workload.model import Model
 
 BAR_WIDTH = 40
+USUAL_PLACEMENT = ("tp", "cp", "dp", "pp")
 WRITTEN_CHUNKS = 16
 """Chunks whose layers are written one by one."""
 
@@ -113,6 +114,11 @@ def _switches(plan: Plan) -> list[str]:
         words.append("optimizer offload")
     if plan.offload_activations:
         words.append(f"activations of {plan.offload_activations} layers a chunk offloaded")
+    words += [
+        f"{name} not overlapped" for name in ("gradients", "parameters") if not getattr(plan.overlap, name)
+    ]
+    if tuple(plan.placement) != USUAL_PLACEMENT and plan.parallel.pp > 1:
+        words.append("placed " + "-".join(plan.placement))
     words += [f"{m.method} {edge}" for edge, m in plan.compression.items() if m.method != "none"]
     return words
 
@@ -143,7 +149,7 @@ def plan_short(plan: Plan) -> str:
     words += ["offload"] if plan.offload else []
     words += [f"offload:{plan.offload_activations}"] if plan.offload_activations else []
     words += [f"{name} apart" for name in ("gradients", "parameters") if not getattr(plan.overlap, name)]
-    if tuple(plan.placement) != ("tp", "cp", "dp", "pp") and p.pp > 1:
+    if tuple(plan.placement) != USUAL_PLACEMENT and p.pp > 1:
         words.append(
             "pp before dp" if tuple(plan.placement) == ("tp", "cp", "pp", "dp") else "-".join(plan.placement)
         )
@@ -183,7 +189,10 @@ def summary(plan: Plan, prediction: Prediction) -> Table:
             f"{format_bytes(p.peak_memory_bytes)} of {format_bytes(p.memory_limit_bytes)}"
             + ("" if p.fits else "  DOES NOT FIT" + ("" if p.host_fits else " the host")),
         ),
-        ("pipeline bubble", f"{p.bubble_fraction:.1%}" if plan.parallel.pp > 1 else "none"),
+        (
+            "pipeline bubble",
+            f"{p.bubble_fraction:.1%} of all stages' time" if plan.parallel.pp > 1 else "none",
+        ),
     ]
     if p.usd_per_step:
         per_giga = p.usd_per_step / tokens_per_step(plan) * 1e9

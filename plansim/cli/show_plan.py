@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +52,9 @@ SCORED = {
 """Objective -> what its column lists; steps count as the progress they make."""
 
 
+WORST = ",\nat worst"
+
+
 def _scored(found: PlanningResult) -> str:
     return "device time a step" if found.unit == "device s" else SCORED[found.objective]
 
@@ -65,14 +65,15 @@ def plans(found: PlanningResult) -> RenderableType:
         "\nBest plans",
         rank=">",
         plan="plan~",
-        score=f"{_scored(found)}{', at worst' if found.robust else ''}>",
+        score=f"{_scored(found)}{WORST if found.robust else ''}>",
         mfu="MFU>",
         memory="memory>",
         behind="behind>",
         why="why~",
     )
+    marked = any(r.tied for r in found.plans)
     for r in found.plans:
-        mark = " =" if r.tied else ""
+        mark = " =" if r.tied else "  " * marked
         made.add_row(
             f"{r.rank}{mark}",
             show.plan_short(r.plan),
@@ -82,8 +83,10 @@ def plans(found: PlanningResult) -> RenderableType:
             f"{r.behind:.2%}" if r.rank > 1 else "",
             r.why,
         )
-    if any(r.tied for r in found.plans):
-        made.caption = "= tied with the first: the difference is within what the model can tell apart"
+    if marked:
+        made.caption = (
+            "= tied with the first: within what the model can tell apart, or repeated runs differ by"
+        )
         made.caption_justify = "left"
     return made
 
@@ -97,7 +100,6 @@ def pareto(found: PlanningResult) -> RenderableType:
         time="step time>",
         usd="$/10^9 tokens>",
         memory="memory>",
-        free="free>",
         plan="plan~",
     )
     for p in found.pareto:
@@ -107,7 +109,6 @@ def pareto(found: PlanningResult) -> RenderableType:
             format_seconds(p.prediction.step_time_s),
             f"{p.usd_per_token * 1e9:,.4g}" if p.usd_per_token else "no price",
             format_bytes(p.prediction.peak_memory_bytes),
-            format_bytes(p.headroom_bytes),
             show.plan_short(p.plan),
         )
     return made
@@ -209,17 +210,20 @@ def account(search: SearchStats) -> Text:
     return Text("\n".join(lines))
 
 
-def progress(after_s: float = 1.0) -> Callable[[int, float], None]:
-    """Return what tells of the search on stderr, once it takes longer than `after_s`."""
-    state = {"next": time.monotonic() + after_s}
+def searching(objective: str, simulated: int, best: float) -> str:
+    """Return in words how far a search is.
 
-    def tell(simulated: int, best: float) -> None:
-        now = time.monotonic()
-        if now >= state["next"] and sys.stderr is not None:
-            state["next"] = now + 1.0
-            say(f"searching: {simulated:,} plans simulated, best so far {best:.4g}")
+    Examples
+    --------
+    >>> searching("throughput", 1, 12.5), searching("cost", 2, 0.031)
+    ('searching: 1 plan simulated, best so far 12.5 s', 'searching: 2 plans simulated, best so far 0.031')
+    """
+    from plansim.planner import OBJECTIVES
 
-    return tell
+    unit = OBJECTIVES[objective].unit  # of money and energy it depends on what the profile knows
+    shown = amount(best, unit) if unit in ("s", "bytes") else f"{best:,.4g}"
+    found = f", best so far {shown}" if best < float("inf") else ""
+    return f"searching: {simulated:,} plan{'' if simulated == 1 else 's'} simulated{found}"
 
 
 def write_trace(plan: Plan, model: Model, profile: Profile, path: Path) -> None:

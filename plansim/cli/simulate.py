@@ -54,13 +54,14 @@ def simulate(
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
     from plansim.cli import console, show
+    from plansim.cli.pulse import Pulse
     from plansim.planner.reasons import misfit
+    from plansim.simulate.faults import predict_disturbed, spread_of
     from plansim.simulate.timeline import MAX_ACTIONS, predict_traced
 
-    disturbed = None
+    spread = None
     if slow or slow_link or stragglers:
         from plansim.cli.faults import factors
-        from plansim.simulate.faults import predict_disturbed, spread_of
 
         spread = spread_of(
             given.parallel.world_size,
@@ -69,8 +70,10 @@ def simulate(
             stragglers=stragglers,
             seed=seed,
         )
-        disturbed = predict_disturbed(shape, cluster, given, spread)
-    prediction, events = predict_traced(shape, cluster, given)
+    with Pulse("simulating"):
+        disturbed = predict_disturbed(shape, cluster, given, spread) if spread else None
+        prediction, events = predict_traced(shape, cluster, given)
+        over = misfit(shape, cluster, given)
     if trace:
         from plansim.results.trace import write_trace
 
@@ -78,7 +81,6 @@ def simulate(
             raise InputError(f"--trace: more than {MAX_ACTIONS:,} actions in a step; use fewer microbatches")
         write_trace(trace, events)
         console.say(f"wrote {trace}; open it in ui.perfetto.dev")
-    over = misfit(shape, cluster, given)
     if json:
         from plansim.plan.read import plan_data
 

@@ -86,21 +86,20 @@ def size(
     data = {"global_batch": global_batch or max(1, BATCH_TOKENS // length), "seq_len": length}
     job = job_from_data(data | trained, overrides=changes["job"])
     kept = [(f"{kind}.{key}", text) for kind in ("profile", "model") for key, text in changes[kind].items()]
-    ends = Ticker("clusters")
-    found = size_clusters(
-        model,
-        job,
-        wanted,
-        profiles=profile,
-        max_devices=max_devices,
-        safe=safe,
-        changes=tuple(kept),
-        prices=prices,
-        executor=run,
-        search="full" if full else "quick",
-        progress=ends.tick,
-    )
-    ends.close()
+    with Ticker("clusters") as ends:
+        found = size_clusters(
+            model,
+            job,
+            wanted,
+            profiles=profile,
+            max_devices=max_devices,
+            safe=safe,
+            changes=tuple(kept),
+            prices=prices,
+            executor=run,
+            search="full" if full else "quick",
+            progress=ends.tick,
+        )
     if out:
         write_atomic(out, dump_json(found.to_json()))
         console.say(f"wrote {out}")

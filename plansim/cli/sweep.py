@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plansim.cli.options import Json, require_known, usage
+from plansim.cli.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from plansim.capacity.grid import Grid
     from plansim.capacity.store import Row
     from plansim.capacity.sweep import Progress, Summary
-
-REPORT_EVERY_S = 5.0
-"""In a pipe one line of progress is printed this often."""
 
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; all cores by default.")]
 ExecutorName = Annotated[
@@ -72,9 +68,8 @@ def sweep(
     grid = load_grid(file, split_overrides(override, ("sweep",))["sweep"])
     suffix = f".{part[0]}-of-{part[1]}" if part[1] > 1 else ""
     path = out or Path(f"{Path(file).stem}{suffix}.results.jsonl")
-    ends = Ticker("scenarios")
-    summary = run_sweep(grid, path, executor=workers_of, shard=part, progress=ends.sweep)
-    ends.close()
+    with Ticker("scenarios") as ends:
+        summary = run_sweep(grid, path, executor=workers_of, shard=part, progress=ends.sweep)
     for problem in summary.problems:
         console.say(f"warning: {problem}")
     if json:
@@ -131,39 +126,23 @@ def make_executor(name: str, workers: int | None) -> Executor:
     return EXECUTORS[name](workers)
 
 
-class Ticker:
-    """Progress on stderr: one line that renews itself in a terminal, a line now and then in a pipe."""
+class Ticker(Pulse):
+    """Progress of many answers: how many there are, and when the rest should be."""
 
     def __init__(self, what: str) -> None:
+        super().__init__(what)
         self.what = what
-        self.live = sys.stderr.isatty()
-        self.began = self.last = time.monotonic()
-        self.width = 0
 
     def sweep(self, progress: Progress) -> None:
-        """Show the progress of a sweep."""
+        """Take up the progress of a sweep."""
         self.tick(progress.done, progress.total)
 
     def tick(self, done: int, total: int) -> None:
-        """Show how much is done and when the rest should be."""
+        """Take up how much is done."""
         from plansim.units import format_seconds
 
-        now = time.monotonic()
-        if now - self.last < (0.1 if self.live else REPORT_EVERY_S):
-            return
-        self.last = now
-        left = (now - self.began) / max(done, 1) * (total - done)
-        text = f"{done:,} of {total:,} {self.what} ({done / max(total, 1):.0%}), {format_seconds(left)} left"
-        if self.live:
-            print(f"\r{text:<{self.width}}", end="", file=sys.stderr, flush=True)
-            self.width = len(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Clear the line."""
-        if self.live and self.width:
-            print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)
+        left = f", {format_seconds(self.elapsed_s / done * (total - done))} left" if done else ""
+        self.text = f"{done:,} of {total:,} {self.what} ({done / max(total, 1):.0%}){left}"
 
 
 def _words(summary: Summary) -> str:

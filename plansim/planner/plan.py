@@ -29,7 +29,7 @@ from plansim.planner.result import PlanningResult, Ranked
 from plansim.planner.smaller import search_methods
 from plansim.planner.solve import Progress, Solved, counts_devices, uncollected
 from plansim.planner.space import LEFT_OUT, Space, space_of
-from plansim.planner.ties import tied
+from plansim.planner.ties import RUN_TO_RUN, tied
 from plansim.planner.verdict import verdict
 from plansim.planner.words import describe
 from plansim.results import Prediction
@@ -344,17 +344,19 @@ def ranked(solved: Solved) -> tuple[Ranked, ...]:
             prediction=predictions[i],
             score=entry[0],
             behind=entry[0] / best - 1.0 if best else 0.0,
-            tied=i > 0 and _is_tied(question.objective, layouts, predictions, i),
+            tied=i > 0 and _is_tied(question.objective, layouts, predictions, i, entry[0] / best - 1.0),
             why=why_slower(predictions[0], predictions[i]) if i else "",
         )
         for i, entry in enumerate(found.best)
     )
 
 
-def _is_tied(objective: Objective, layouts: list[Layout], predictions: list[Prediction], i: int) -> bool:
+def _is_tied(
+    objective: Objective, layouts: list[Layout], predictions: list[Prediction], i: int, behind: float
+) -> bool:
     if objective.by_memory:
         return predictions[i].peak_memory_bytes == predictions[0].peak_memory_bytes
-    return tied(layouts[0], predictions[0], layouts[i], predictions[i])
+    return behind <= RUN_TO_RUN or tied(layouts[0], predictions[0], layouts[i], predictions[i])
 
 
 def infeasible(solved: Solved) -> InfeasibleError:

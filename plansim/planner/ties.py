@@ -5,7 +5,7 @@ that error is common to both: where both spend the same seconds on a term it can
 which the term differs are uncertain. With relative spread ``s`` (the stack's residual spread) and independent
 terms, the difference of two step times has the standard deviation ``s * sqrt(sum of squared term
 differences)``. On different stacks nothing cancels and the whole times count. Plans are tied when their
-difference lies within the 80 % interval of that.
+difference lies within the 80 % interval of that, or within what one plan's steps differ by from run to run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from math import hypot, log
 from plansim.costs.layout import Layout
 from plansim.results import Prediction
 from plansim.simulate.predict import Z80, interval_factor
+
+RUN_TO_RUN = 0.01
+"""What repeated runs of one plan differ by: the median of the runs in reports/local-cpu."""
 
 
 def spread_of_difference(a: Prediction, b: Prediction, std: float, *, same_stack: bool) -> float:

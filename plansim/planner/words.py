@@ -13,6 +13,7 @@ def describe(candidate: Plan) -> str:
     words += p.expert_degrees
     words += [f"zero {p.zero_stage}"] if p.zero_stage else []
     words += [f"recompute {recompute_words(candidate.recompute)}"] if candidate.recompute != "none" else []
+    words += ["optimizer offload"] if candidate.offload else []
     if candidate.offload_activations:
         words.append(f"activations of {candidate.offload_activations} layers offloaded")
     return ", ".join([*words, f"microbatch {p.microbatch}"])

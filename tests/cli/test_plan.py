@@ -17,7 +17,7 @@ def test_the_front_and_what_changes_buy_are_shown_and_written(run):
 
     assert done.code == 0
     for words in (
-        "step time, at worst",
+        "at worst",
         "Front: each is the fastest plan under its limit",
         "devices 4",
         "$/10^9 tokens",
@@ -338,3 +338,20 @@ def test_a_host_with_fewer_cores_than_places_is_planned_for_its_cores(run):
     assert any("the host has 2 cores" in note for note in two["notes"])
     assert not any("cores" in note for note in (*four["notes"], *alone["notes"]))
     assert math.prod(alone["plans"][0]["plan"]["parallel"][a] for a in ("dp", "tp", "pp", "cp")) == 4
+
+
+def test_narrow_terminals_keep_room_for_words(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run(*SMALL, "--pareto", "--robust", "--top", "2")
+    front = done.out[done.out.index("Front:") :].splitlines()
+
+    assert max(len(line) for line in done.out.splitlines()) < 90
+    assert any("dp8 zero1 mb8" in line for line in front)
+
+
+def test_what_runs_cannot_tell_apart_is_tied(run):
+    found = run("plan", "-p", "h100x8", "-m", "llama-3.1-8b", "--json").json["plans"]
+
+    assert found[1]["behind"] < 0.01
+    assert [r["tied"] for r in found[1:]] == [True] * (len(found) - 1)
+    assert "= tied with the first" in run("plan", "-p", "h100x8", "-m", "llama-3.1-8b").out
