@@ -83,7 +83,10 @@ def plan(
         bool, typer.Option("--exhaustive", help="Search also what seldom wins (slower).")
     ] = False,
     robust: Annotated[
-        bool, typer.Option("--robust", help="Rank by the pessimistic end of the intervals.")
+        bool,
+        typer.Option(
+            "--robust", help="Rank by the pessimistic end of the intervals; memory must fit there too."
+        ),
     ] = False,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Also the front of time, $ a token, memory and devices.")

@@ -186,7 +186,7 @@ def summary(plan: Plan, prediction: Prediction) -> Table:
         ),
         (
             "peak memory",
-            f"{format_bytes(p.peak_memory_bytes)} of {format_bytes(p.memory_limit_bytes)}"
+            f"{memory_interval(p)} of {format_bytes(p.memory_limit_bytes)}"
             + ("" if p.fits else "  DOES NOT FIT" + ("" if p.host_fits else " the host")),
         ),
         (
@@ -199,10 +199,30 @@ def summary(plan: Plan, prediction: Prediction) -> Table:
         rows.append(("cost", f"${p.usd_per_step:,.4f} a step, ${per_giga:,.0f} per 10^9 {unit[:-2]}"))
     if p.joules_per_step:
         rows.append(("energy", f"{p.joules_per_step / 3.6e6:,.4f} kWh a step"))
-    rows += [("note", note) for note in p.notes]
+    rows += [("note", note) for note in (*p.notes, *tight(p))]
     for name, value in rows:
         grid.add_row(name, value)
     return grid
+
+
+def memory_interval(p: Prediction) -> str:
+    """Return the peak of memory with its 80 % interval."""
+    peak = format_bytes(p.peak_memory_bytes)
+    if not p.peak_memory_high_bytes:
+        return peak
+    return f"{peak} ({format_bytes(p.peak_memory_low_bytes)} to {format_bytes(p.peak_memory_high_bytes)})"
+
+
+def tight(p: Prediction) -> list[str]:
+    """Return what to know of a plan that may not fit after all."""
+    if not p.is_tight:
+        return []
+    free = 1.0 - p.peak_memory_bytes / p.memory_limit_bytes
+    return [
+        f"may not fit: {free:.1%} of memory is free, and one run in ten holds "
+        f"{p.peak_memory_high_bytes / p.peak_memory_bytes - 1:.0%} more than predicted "
+        "(plan --robust keeps that free)"
+    ]
 
 
 def tokens_per_step(plan: Plan) -> int:

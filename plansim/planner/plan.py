@@ -10,10 +10,10 @@ from typing import Any
 
 from plansim.costs.compression import COMPRESSION_METHODS, MODEL_METHODS, find_method
 from plansim.costs.hostdata import own_cores
-from plansim.costs.layout import Layout
+from plansim.costs.layout import Layout, default_stack
 from plansim.errors import InfeasibleError, InputError, UnknownNameError
 from plansim.hardware.profile import Profile
-from plansim.plan.model import Job, Plan
+from plansim.plan.model import Job, Parallel, Plan
 from plansim.plan.rule import Rejected
 from plansim.plan.rules import INT8_TRAINING, check_plan
 from plansim.planner import mixed
@@ -81,7 +81,8 @@ def plan(
     exhaustive : bool
         Search the whole space, not only the part that may win in practice (`plansim.planner.space.LEFT_OUT`).
     robust : bool
-        Rank by the pessimistic end of the intervals, of step time and of compression's effect.
+        Rank by the pessimistic end of the intervals, of step time and of compression's effect; what fits must
+        fit at the upper end of its peak's interval (on mixed clusters, the smallest kind of device).
     pareto : bool
         Also the front of time against $ a token, memory and devices (`plansim.planner.pareto`).
     sensitivity : bool
@@ -233,6 +234,10 @@ def ask(
     check_model_methods(space, model, profile, job)
     limit = max(device.memory_bytes for device in profile.kinds)
     given = constraints.memory_bytes if constraints else None
+    if robust:
+        limit = min(device.memory_bytes for device in profile.kinds) / (
+            1.0 + _most_held(space, model, profile, job)
+        )
     second = one_second(profile, 1)
     (constraints or Constraints()).rated(second, profile.name)
     judged_by = without_rate(find_objective(objective, job), second)
@@ -245,6 +250,16 @@ def ask(
         memory_limit_bytes=min(limit, given or limit),
         robust=robust,
     )
+
+
+def _most_held(space: Space, model: Model, profile: Profile, job: Job) -> float:
+    """Return how far peaks of memory may lie above predictions, on the stack where they do most."""
+    bare = Plan(model=model.name, profile=profile.name, job=job, stack=space.stack)
+    stacks = (
+        default_stack(model, profile, replace(bare, parallel=Parallel(zero_stage=zero)))
+        for zero in space.of("zero_stage")
+    )
+    return max(stack.memory_high for stack in stacks)
 
 
 def check_compression(space: Space) -> None:

@@ -69,6 +69,8 @@ class Prediction:
         Model FLOP (no recomputation) per second and device; `mfu` and `hfu` divide by the datasheet peak.
     peak_memory_bytes : float
         The largest device; `memory` holds every stage.
+    peak_memory_low_bytes, peak_memory_high_bytes : float
+        The 80 % interval of that peak.
     host_fits : bool
         Whether host memory has room for what the plan sends there.
     """
@@ -92,6 +94,8 @@ class Prediction:
     critical_path: tuple[CriticalTerm, ...] = ()
     bubble_fraction: float = 0.0
     host_fits: bool = True
+    peak_memory_low_bytes: float = 0.0
+    peak_memory_high_bytes: float = 0.0
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -99,6 +103,11 @@ class Prediction:
     def fits(self) -> bool:
         """Whether the largest device has room, and its host."""
         return self.host_fits and self.peak_memory_bytes <= self.memory_limit_bytes
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether it fits as predicted, but not at the upper end of the peak's interval."""
+        return self.fits and self.peak_memory_high_bytes > self.memory_limit_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data with the names of the file contract."""

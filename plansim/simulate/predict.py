@@ -58,7 +58,7 @@ def predict_layout(layout: Layout, *, work: str = "pretrain", contention: bool =
         costs = without_weight_gradients(costs)
         found = prediction_of(layout, _simulated(layout, costs, contention))
         memory = tuple(with_frozen_weights(m) for m in found.memory)
-        return replace(found, memory=memory, peak_memory_bytes=max(m.total_bytes for m in memory))
+        return _with_peak(replace(found, memory=memory), max(m.total_bytes for m in memory), layout.stack)
     if work == "layer-microbenchmark":
         costs = without_optimizer(costs)
     return prediction_of(layout, _on_shared_cores(layout, _simulated(layout, costs, contention)))
@@ -113,7 +113,7 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
     economics = layout.profile.economics
     over_host = host_notes(layout)
     repeated = result.breakdown.recompute_s / max(1e-30, result.breakdown.compute_s)
-    return Prediction(
+    found = Prediction(
         step_time_s=step_s,
         step_time_low_s=step_s / spread,
         step_time_high_s=step_s * spread,
@@ -141,6 +141,13 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
             **_kinds(layout),
         },
     )
+    return _with_peak(found, memory[tight].total_bytes, layout.stack)
+
+
+def _with_peak(prediction: Prediction, peak: float, stack: Stack) -> Prediction:
+    """Return the prediction with a peak of memory, bytes, and the interval that the stack's runs had."""
+    low, high = peak * (1.0 + stack.memory_low), peak * (1.0 + stack.memory_high)
+    return replace(prediction, peak_memory_bytes=peak, peak_memory_low_bytes=low, peak_memory_high_bytes=high)
 
 
 def _kinds(layout: Layout) -> dict[str, object]:

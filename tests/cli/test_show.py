@@ -123,3 +123,13 @@ def test_equal_stages_share_a_row():
 
     assert "1-6" in text
     assert len(text.splitlines()) < 10
+
+
+def test_a_plan_that_may_not_fit_says_so():
+    tight = replace(FAST, peak_memory_bytes=78 * 2**30, peak_memory_low_bytes=77 * 2**30)
+    tight = replace(tight, peak_memory_high_bytes=81.9 * 2**30)
+    text = printed(show.summary(PLAN, tight))
+
+    assert "78.0 GiB (77.0 GiB to 81.9 GiB) of 80.0 GiB" in text
+    assert "may not fit: 2.5% of memory is free, and one run in ten holds 5% more than predicted" in text
+    assert "may not fit" not in printed(show.summary(PLAN, FAST))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -32,6 +33,14 @@ def prediction(peak=1.0, limit=2.0):
         peak_memory_bytes=peak, memory_limit_bytes=limit, memory=(StageMemory(weights=peak),),
         breakdown=Breakdown(compute_s=2.0),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("high", "limit", "said"), [(1.1, 2.0, False), (2.1, 2.0, True), (2.1, 0.5, False)])
+def test_a_plan_is_tight_where_only_the_upper_end_does_not_fit(high, limit, said):
+    made = replace(prediction(limit=limit), peak_memory_high_bytes=high)
+
+    assert made.is_tight is said
+    assert made.to_json()["peak_memory_high_bytes"] == high
 
 
 def measurement(*times, peaks=None):
