@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -130,6 +131,8 @@ def plan(
         fixed = parse_choices(fix or "")
     with usage("--forbid"):
         forbidden = parse_choices(forbid or "")
+    with usage("--fix"):
+        _require_choice(fixed, forbidden)
     limits = _constraints(limit, quality_budget)
     shape, cluster, job = _question(profile, model, nodes, global_batch, seq_len, override)
     for path in filter(None, (out, trace)):
@@ -167,6 +170,15 @@ def plan(
         console.show(*show_plan.answer(found, shape, cluster))
     if found.interrupted or not found.search.complete:
         raise typer.Exit(130)
+
+
+def _require_choice(fixed: Mapping[str, Any], forbidden: Mapping[str, Any]) -> None:
+    """Refuse a choice of which everything that is fixed is forbidden too."""
+    from plansim.errors import InputError
+
+    for name, values in fixed.items():
+        if set(values) <= set(forbidden.get(name, ())):
+            raise InputError(f"{name}: every value given is forbidden as well")
 
 
 def _kept(nodes: int | None, given: list[str] | None) -> tuple[tuple[str, str], ...]:

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from plansim.costs.compression import COMPRESSION_METHODS, MODEL_METHODS, find_method
-from plansim.costs.hostdata import own_cores
 from plansim.costs.layout import Layout, default_stack
 from plansim.errors import InfeasibleError, InputError, UnknownNameError
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job, Parallel, Plan
 from plansim.plan.rule import Rejected
-from plansim.plan.rules import INT8_TRAINING, check_plan
+from plansim.plan.rules import check_plan
 from plansim.planner import mixed
 from plansim.planner.crossover import crossovers
 from plansim.planner.evaluate import Bounded, Evaluator
+from plansim.planner.notes import notes_on
+from plansim.planner.nothing import infeasible
 from plansim.planner.objective import Constraints, Figures, Objective, find_objective, without_rate
 from plansim.planner.objective import robust as at_worst
 from plansim.planner.pareto import front
 from plansim.planner.question import Question, one_second
-from plansim.planner.reasons import with_remedy
 from plansim.planner.replan import sensitivities
 from plansim.planner.result import PlanningResult, Ranked
 from plansim.planner.smaller import search_methods
-from plansim.planner.solve import Progress, Solved, counts_devices, uncollected
-from plansim.planner.space import LEFT_OUT, Space, space_of
+from plansim.planner.solve import Progress, Solved, uncollected
+from plansim.planner.space import Space, space_of
 from plansim.planner.ties import RUN_TO_RUN, tied
 from plansim.planner.verdict import verdict
-from plansim.planner.words import describe
 from plansim.results import Prediction
 from plansim.results.compare import why_slower
 from plansim.simulate.predict import predict_layout
@@ -41,11 +39,6 @@ from plansim.workload.totals import parameter_count
 
 MOST_LISTED = 1000
 """Plans that one search lists, at most."""
-LIMIT_REMEDIES = {
-    "deadline": "more nodes, fewer tokens or a later date would help",
-    "budget": "fewer tokens, cheaper devices or a larger budget would help",
-}
-"""Limit of the whole training -> what to change when the fastest plan breaks it."""
 
 
 def plan(
@@ -151,7 +144,7 @@ def plan(
             search=stats,
             plans=plans,
             notes=(
-                *_notes(question, limits, plans[0].plan),
+                *notes_on(question, limits, plans[0].plan),
                 *mixed.notes(question, limits, plans[0]),
             ),
             compression=verdict(first, scorer),
@@ -175,43 +168,6 @@ def plan(
         stopped = "Interrupted: the best plans are proved; the front or the sensitivity is left out."
         answer = replace(answer, interrupted=True, notes=(*answer.notes, stopped))
     return answer
-
-
-def _notes(question: Question, limits: Constraints, best: Plan) -> tuple[str, ...]:
-    """Return what a reader must know: devices left idle, choices left out."""
-    used, there = best.parallel.world_size, question.profile.num_devices
-    notes = []
-    if question.objective.unit == "device s":
-        notes.append(
-            f"{question.profile.name} does not say what the objective {question.objective.name} needs "
-            "(profile.economics: usd_per_device_hour, power_watts): ranked by device time"
-        )
-    most = limits.most_devices(there, one_second(question.profile, 1).watts)
-    if used < most and counts_devices(question):
-        notes.append(
-            f"uses {used:,} of {there:,} devices: {question.objective.about} is least with them, of every "
-            f"number searched up to {most:,}; a deadline (--limit deadline=...) asks for more"
-        )
-    elif used < most and used == own_cores(question.profile):
-        notes.append(
-            f"uses {used:,} of {there:,} devices: the host has {used:,} cores, and ranks that share one wait "
-            "for each other (fixed degrees, such as --fix dp=4, may ask for more)"
-        )
-    elif used < most:
-        notes.append(
-            f"uses {used:,} of {there:,} devices: with all of them no plan keeps every rule and fits"
-        )
-    if best.offload_activations and "offload_activations" not in question.space.given:
-        notes.append(
-            f"with all activations on the devices no plan fits: those of {best.offload_activations} layers "
-            "of every chunk go to host memory, the best of the few numbers tried "
-            "(--fix offload_activations=N|M tries others)"
-        )
-    if best.job.dtype == "int8" and best.job.phase == "train":
-        notes.append(INT8_TRAINING)
-    if not question.space.exhaustive:
-        notes.append(f"Left out unless fixed (--fix) or --exhaustive: {LEFT_OUT}.")
-    return tuple(notes)
 
 
 def ask(
@@ -372,36 +328,6 @@ def _is_tied(
     if objective.by_memory:
         return predictions[i].peak_memory_bytes == predictions[0].peak_memory_bytes
     return behind <= RUN_TO_RUN or tied(layouts[0], predictions[0], layouts[i], predictions[i])
-
-
-def infeasible(solved: Solved) -> InfeasibleError:
-    """Return the error for a space without an answer, with the nearest miss and what would repair it."""
-    question, pool, found = solved.question, solved.pool, solved.found
-    rejected = Counter(pool.tally.rejected)
-    rejected.update(found.rejected)
-    name = f"{question.model.name} on {question.profile.name} ({question.profile.num_devices} devices)"
-    if pool.tally.candidates == 0:
-        message = f"no plan to try for {name}: what is fixed leaves no combination of degrees"
-        return InfeasibleError(message, dict(rejected))
-    lines = [f"no plan for {name} keeps every rule and fits"]
-    misses = [r for rule, r in found.examples.items() if rule != "memory"]
-    nearest = found.examples.get("memory")
-    limits = [r for r in misses if r.rule in LIMIT_REMEDIES]
-    if limits:
-        misses = [replace(r, remedy=LIMIT_REMEDIES[r.rule]) for r in limits]
-    elif nearest is None and pool.nearest is not None:
-        outcome = solved.evaluator(pool.nearest[1])
-        nearest = outcome if isinstance(outcome, Rejected) else None
-    if nearest is not None and not limits:
-        misses.insert(0, with_remedy(question, nearest))
-    for miss in misses[:2]:
-        lines.append(f"nearest miss ({describe(miss.plan)}): {miss}")
-    if not misses and rejected:
-        rule, count = rejected.most_common(1)[0]
-        lines.append(f"most candidates ({count:,} of {pool.tally.candidates:,}) break the rule '{rule}'")
-        if rule == "batch":
-            lines.append(f"no replica count goes with global_batch {question.job.global_batch}")
-    return InfeasibleError("\n".join(lines), dict(rejected))
 
 
 def workload_data(model: Model, job: Job) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
         solved = asked.searched((world,))
         if solved.found.best or not solved.found.complete:
             return solved
-        first = first or solved
+        if first is None or not first.pool.tally.candidates:
+            first = solved
     assert first is not None  # noqa: S101  # the loop ran at least once
     return asked.late(first)
 

@@ -74,7 +74,7 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--fix", "tp=8", "--forbid", "tp=8"], 3, "--fix tp: every value given is forbidden as well"),
+        (["--fix", "tp=8", "--forbid", "tp=8|4"], 2, "tp: every value given is forbidden as well"),
         (["--fix", "tp=8,tp=4"], 2, "tp is given twice"),
         (["--fix", "tp=8,dp=4"], 3, "--fix dp 4 x tp 8 needs 32 devices, a100x8 has 8"),
         (["--fix", "tp=0"], 2, "expected a whole number of at least 1"),
@@ -84,8 +84,8 @@ def test_overrides_of_something_else_are_refused(run, plan_file):
         (["--fix", "recompute=layernorm", "--backend", "megatron"], 3, "fused into the products behind them"),
         (["--fix", "recompute=some"], 2, "unknown recompute mode 'some'"),
         (["--forbid", "attention=flash|unfused"], 3, "nothing is left to choose for attention"),
-        (["--fix", "tp=3"], 4, "no plan to try for gpt3-1.3b on a100x8 (8 devices)"),
-        (["--global-batch", "7", "--fix", "dp=8"], 4, "no replica count goes with global_batch 7"),
+        (["--fix", "tp=3"], 4, "tp 3 does not divide heads 16; use tp 1, 2, 4, 8 or 16"),
+        (["--global-batch", "7", "--fix", "dp=8"], 4, "global_batch 7 does not split into dp 8"),
         (["--limit", "memory=2 GiB"], 4, "nearest miss"),
         (["--limit", "memory=0 GiB"], 2, "expected more than 0"),
         (["--limit", "money=3"], 2, "unknown limit 'money'"),
@@ -355,3 +355,35 @@ def test_what_runs_cannot_tell_apart_is_tied(run):
     assert found[1]["behind"] < 0.01
     assert [r["tied"] for r in found[1:]] == [True] * (len(found) - 1)
     assert "= tied with the first" in run("plan", "-p", "h100x8", "-m", "llama-3.1-8b").out
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("--fix", "dp=7"), "dp 7 and 8 devices do not go together; --limit devices=7 does"),
+        (("--fix", "tp=8,pp=1", "--forbid", "cp=1"), "tp 8, pp 1 and what is forbidden leave no combination"),
+        (
+            ("--fix", "dp=3"),
+            "global_batch 64 does not split into dp 3 x microbatch 1; use global_batch 63 or 66",
+        ),
+        (("--fix", "ep=2"), "ep 2: gpt3-1.3b has no experts; use ep 1"),
+        (("--fix", "microbatch=5"), "global_batch 64 does not split into dp 8 x microbatch 5"),
+        (("--fix", "tp=8,sp=on", "--seq-len", "1001"), "does not divide seq_len 1001"),
+        (
+            ("--fix", "pp=8,schedule=interleaved,virtual_stages=5"),
+            "pp 8 x virtual_stages 5 = 40 chunks for 24 layers",
+        ),
+    ],
+)
+def test_an_empty_space_says_what_is_wrong_with_it(run, asked, says):
+    done = run(*SMALL, *asked)
+
+    assert done.code == 4
+    assert says in done.err
+
+
+def test_choices_without_effect_on_the_answer_are_said(run):
+    fixed, free = (run(*SMALL, *more, "--json").json["notes"] for more in (("--fix", "schedule=zb-h1"), ()))
+
+    assert any(note.startswith("schedule: no effect on the best plan") for note in fixed)
+    assert not any("no effect" in note for note in free)
