@@ -1,10 +1,8 @@
-r"""Lines that no block time falls below, whatever the microbatch: :math:`a + b m` for each part of a block.
+"""Seconds that no block time falls below, at every microbatch that a search tries, for each part of a block.
 
 Formulas are those of `plansim.costs` without what does not grow evenly with the microbatch m: products never
-fill their last tile of rows partly, and collectives keep to a line below their times at the microbatches
-asked for. Where two times are joined by a norm (arithmetic and memory, device and host), the line is the
-tangent at m = 1: norms of lines are convex. Lines cost nothing to evaluate, so they sort a whole space before
-any block is timed.
+fill their last tile of rows partly. They are worked out for all microbatches together, so they sort a whole
+space before any block is timed.
 """
 
 from __future__ import annotations
@@ -12,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from plansim.costs.blocks import LAUNCH_SHARPNESS
 from plansim.costs.compute.attention import (
@@ -27,115 +27,78 @@ from plansim.costs.compute.scan import kernels_of, scan_flop_per_s
 from plansim.costs.operators import Arithmetic, launches_of, passes_of, product_dtype, scan_shape
 from plansim.workload.operators import Attention, Block, Communication, Elementwise, Matmul, Operator, Scan
 
+Array = NDArray[np.float64]
 SLACK = 0.999
 
-
-class Line(NamedTuple):
-    """Seconds that are at least ``once + each * microbatch`` for every microbatch of 1 or more."""
-
-    once: float = 0.0
-    each: float = 0.0
-
-    @property
-    def first(self) -> float:
-        """The value at microbatch 1."""
-        return self.once + self.each
-
-    def plus(self, other: Line) -> Line:
-        """Return the sum."""
-        return Line(self.once + other.once, self.each + other.each)
-
-    def times(self, factor: float) -> Line:
-        """Return the line scaled."""
-        return Line(self.once * factor, self.each * factor)
+ONE = np.ones(1)
+"""Microbatch 1 alone."""
 
 
-def joined(a: Line, b: Line, power: float) -> Line:
-    r"""Return a line below :math:`(a^p + b^p)^{1/p}`, its tangent at microbatch 1.
+def joined(a: Array, b: Array | float, power: float) -> Array:
+    r"""Return :math:`(a^p + b^p)^{1/p}`.
 
     Examples
     --------
-    >>> joined(Line(0.0, 3.0), Line(0.0, 4.0), 2.0)
-    Line(once=0.0, each=5.0)
+    >>> joined(np.array([3.0]), 4.0, 2.0)
+    array([5.])
     """
-    x, y = a.first, b.first
-    if x <= 0.0 or y <= 0.0:
-        return a.plus(b)
-    most = max(x, y)
-    total = most * ((x / most) ** power + (y / most) ** power) ** (1.0 / power)
-    slope = a.each * (x / total) ** (power - 1.0) + b.each * (y / total) ** (power - 1.0)
-    return Line(total - slope, slope)
+    most = np.maximum(np.maximum(a, b), 1e-300)
+    found: Array = most * ((a / most) ** power + (b / most) ** power) ** (1.0 / power)
+    return found
 
 
 FIRST_CHUNK = 1.0 / 8.0
 """Of a collective beside compute at least the first of eight chunks sticks out (`plansim.costs.blocks`)."""
 
-Collective = Callable[[Communication, bool], Line]
-"""What a collective of a block lasts in its forward, or (True) in its backward, at least."""
+Collective = Callable[[Communication, bool], Array | None]
+"""What a collective of a block lasts in its forward, or (True) in its backward, at least; None: nothing."""
 
-
-class _Sums:
-    """Device time and launches of a block's passes."""
-
-    def __init__(self) -> None:
-        self.forward = self.inputs = self.weight = Line()
-        self.kernels = self.backward_kernels = 0.0
-
-    def add(self, forward: Line, inputs: Line, weight: Line) -> None:
-        self.forward, self.inputs = self.forward.plus(forward), self.inputs.plus(inputs)
-        self.weight = self.weight.plus(weight)
-
-    def launch(self, op: Operator, kernels: float) -> None:
-        """Count an operator's launches; a collective counts once in a backward of two halves."""
-        self.kernels += kernels
-        self.backward_kernels += 1 if isinstance(op, Communication) else 2 * kernels
-
-
-Alone = tuple[Operator, tuple[Line, Line, Line], float]
-"""An operator as it is at any microbatch, with lines of its three passes and how often it is launched."""
+Alone = tuple[Operator, Array, float]
+"""An operator as it is at any microbatch, the seconds of its three passes and how often it is launched."""
 
 
 def ideal_s(
     block: Block,
     how: Arithmetic,
+    sizes: Array,
     collective: Collective | None = None,
     again: Sequence[Sequence[int]] = (),
     known: dict[Operator, Alone] | None = None,
-) -> tuple[Line, ...]:
-    """Return lines of a block's forward, input gradient and weight gradient, then of parts of its forward.
+) -> Array:
+    """Return the least of a block's forward, input gradient and weight gradient, then of parts of a forward.
 
-    The block is one of microbatch 1. Without `collective` nothing is sent. `again` are the parts, each the
-    numbers of its operators; what a part sends counts where it is the whole block. `known` keeps what was
-    worked out for operators with the same `how`: many blocks share them.
+    Seconds, (passes, sizes). The block is one of microbatch 1, `sizes` are the microbatches asked for.
+    Without `collective` nothing is sent. `again` are the parts, each the numbers of its operators; what a
+    part sends counts where it is the whole block. `known` keeps what was worked out for operators with the
+    same `how` and sizes: many blocks share them.
     """
     known = {} if known is None else known
     for op in block.operators:
         if op not in known:
             best = _at_best(op)
-            known[op] = best, _lines(best, how), launches_of(best, how.stack)
-    operators, lines, kernels = zip(*(known[op] for op in block.operators), strict=True)
-    sums = _Sums()
-    for op, line, count in zip(operators, lines, kernels, strict=True):
-        sums.add(*line)
-        sums.launch(op, count)
+            known[op] = best, _passes(best, how, sizes), launches_of(best, how.stack)
+    operators, passes, kernels = zip(*(known[op] for op in block.operators), strict=True)
+    sums = np.add.reduce(passes)
+    backward_kernels = 0.0  # a collective counts once in a backward of two halves
+    for op, count in zip(operators, kernels, strict=True):
+        backward_kernels += 1 if isinstance(op, Communication) else 2 * count
     if collective is not None:
         for backward in (False, True):
-            for exposed in _exposed(operators, lines, how, collective, backward=backward):
-                forward, inputs = (Line(), exposed) if backward else (exposed, Line())
-                sums.add(forward, inputs, Line())
+            for exposed in _exposed(operators, passes, how, collective, backward=backward):
+                sums[int(backward)] += exposed
 
-    def line_of(device: Line, launched: float) -> Line:
-        return joined(device, Line(launched * how.operator_host_s), LAUNCH_SHARPNESS).times(SLACK)
+    def least(device: Array, launched: float) -> Array:
+        return joined(device, launched * how.operator_host_s, LAUNCH_SHARPNESS) * SLACK
 
-    def part(numbers: Sequence[int]) -> Line:
+    def part(numbers: Sequence[int]) -> Array:
         computed = [i for i in numbers if not isinstance(operators[i], Communication)]
-        device = Line(sum(lines[i][0].once for i in computed), sum(lines[i][0].each for i in computed))
-        return line_of(device, sum(kernels[i] for i in computed))
+        device = sum((passes[i][0] for i in computed), np.zeros(len(sizes)))
+        return least(device, sum(kernels[i] for i in computed))
 
-    half = sums.backward_kernels / 2
-    forward = line_of(sums.forward, sums.kernels)
+    half = backward_kernels / 2
+    forward = least(sums[0], sum(kernels))
     parts = [forward if len(numbers) == len(operators) else part(numbers) for numbers in again]
-    return forward, line_of(sums.inputs, half), line_of(sums.weight, half), *parts
+    return np.array([forward, least(sums[1], half), least(sums[2], half), *parts])
 
 
 def _at_best(op: Operator) -> Operator:
@@ -145,27 +108,28 @@ def _at_best(op: Operator) -> Operator:
     return replace(op, forward_bytes=2 * op.saved_bytes, backward_bytes=3 * op.saved_bytes, launches=1)
 
 
-def _lines(op: Operator, how: Arithmetic) -> tuple[Line, Line, Line]:
-    """Return lines of a compute operator forward, and of both its gradients."""
+def _passes(op: Operator, how: Arithmetic, sizes: Array) -> Array:
+    """Return the seconds of a compute operator forward and of both its gradients, (3, sizes)."""
+    found = np.zeros((3, len(sizes)))
     if isinstance(op, Matmul):
-        return _product(op, how)
-    if isinstance(op, Attention):
-        return _attention(op, how, "forward"), _attention(op, how, "backward"), Line()
-    if isinstance(op, Scan):
-        return _scan(op, how, "forward"), _scan(op, how, "backward"), Line()
-    if isinstance(op, Elementwise) and op.launches:
-        return _moved(op, op.forward_bytes, how), _moved(op, op.backward_bytes, how), Line()
-    return Line(), Line(), Line()
+        found[:] = _product(op, how, sizes)
+    elif isinstance(op, Attention):
+        found[:2] = _attention(op, how, "forward", sizes), _attention(op, how, "backward", sizes)
+    elif isinstance(op, Scan):
+        found[:2] = _scan(op, how, "forward") * sizes, _scan(op, how, "backward") * sizes
+    elif isinstance(op, Elementwise) and op.launches:
+        found[:2] = _moved(op, op.forward_bytes * sizes, how), _moved(op, op.backward_bytes * sizes, how)
+    return found
 
 
 def _exposed(
     operators: tuple[Operator, ...],
-    lines: Sequence[tuple[Line, Line, Line]],
+    passes: Sequence[Array],
     how: Arithmetic,
     collective: Collective,
     *,
     backward: bool,
-) -> Iterator[Line]:
+) -> Iterator[Array]:
     """Yield what collectives add to a pass: with the operator each hides behind, it lasts as long as either.
 
     What one operator has hidden hides no second collective here.
@@ -175,20 +139,18 @@ def _exposed(
         if not isinstance(op, Communication):
             continue
         whole = collective(op, backward)
-        if not whole.first:
+        if whole is None:
             continue
         behind = _hides(operators, i, op, how, backward=backward)
         if op.axis == "ep":
-            yield whole.times(1.0 - how.stack.expert_overlap)
+            yield whole * (1.0 - how.stack.expert_overlap)
         elif behind is None:
             yield whole
         else:
-            least = whole.times(FIRST_CHUNK)
+            least = whole * FIRST_CHUNK
             if 0 <= behind < len(operators) and behind not in taken:
                 taken.add(behind)
-                hiding = lines[behind][1 if backward else 0]
-                rest = whole.plus(hiding.times(-1.0))
-                least = max(least, rest, key=lambda line: line.first)
+                least = np.maximum(least, whole - passes[behind][int(backward)])
             yield least
 
 
@@ -207,35 +169,37 @@ def _hides(
     return next((j for j in order if isinstance(operators[j], Matmul)), -1)
 
 
-def _product(op: Matmul, how: Arithmetic) -> tuple[Line, Line, Line]:
+def _product(op: Matmul, how: Arithmetic, sizes: Array) -> tuple[Array, Array, Array]:
     kernel = matmul_kernel(how.device, product_dtype(op, how))
     fraction = how.product_fraction * (how.stack.grouped_efficiency if op.groups > 1 else 1.0)
     count, whole = (1, False) if op.groups > 1 else (op.batch, True)
-    forward = _rows(kernel, op.m, op.n, op.k, count, op.groups, whole)
-    inputs = _rows(kernel, op.m, op.k, op.n, count, op.groups, whole)
+    rows = op.m * sizes
+    forward = _rows(kernel, rows, op.n, op.k, count, op.groups, whole)
+    inputs = _rows(kernel, rows, op.k, op.n, count, op.groups, whole)
     many = op.batch if op.groups == 1 else op.groups
-    weight = _depth(kernel, op.k, op.n, op.m / op.groups, many, grows=op.weight)
-    return forward.times(1 / fraction), inputs.times(1 / fraction), weight.times(1 / fraction)
+    weight = _depth(kernel, op.k, op.n, op.m / op.groups, many, sizes, grows=op.weight)
+    return forward / fraction, inputs / fraction, weight / fraction
 
 
-def _rows(kernel: MatmulKernel, m: float, n: float, k: float, count: float, groups: int, whole: bool) -> Line:
-    """Return a line of a product whose rows grow with the microbatch; `whole`: misaligned rows are slower."""
+def _rows(
+    kernel: MatmulKernel, m: Array, n: float, k: float, count: float, groups: int, whole: bool
+) -> Array:
+    """Return a product whose rows grow with the microbatch; `whole`: misaligned rows are slower."""
     curve = kernel.curve
     depth = ceil(k / curve.depth_step) * curve.depth_step + curve.prologue_depth
     tiles = min(ceil(n / columns) / rows * step_s for rows, columns, step_s in kernel.tiles)
-    compute_s = _throttled(kernel, tiles * m * count / kernel.units * depth)
+    compute_s = _throttled(kernel, tiles * count / kernel.units * depth * m)
     if whole and count == 1 and kernel.checks_alignment and kernel.misaligned(n, k):
-        compute_s /= MISALIGNED_FRACTION
-    streamed = _stream(
-        kernel,
-        count * groups * kernel.operand_bytes * k * n,
-        count * m * (kernel.operand_bytes * k + kernel.result_bytes * n),
-    )
-    return joined(Line(0.0, compute_s), streamed, curve.roofline_sharpness).plus(Line(curve.launch_s))
+        compute_s = compute_s / MISALIGNED_FRACTION
+    once = count * groups * kernel.operand_bytes * k * n
+    streamed = _stream(kernel, once + count * (kernel.operand_bytes * k + kernel.result_bytes * n) * m)
+    return joined(compute_s, streamed, curve.roofline_sharpness) + curve.launch_s
 
 
-def _depth(kernel: MatmulKernel, m: float, n: float, k: float, count: float, *, grows: bool) -> Line:
-    """Return a line of a product whose inner dimension grows with the microbatch (else their number does)."""
+def _depth(
+    kernel: MatmulKernel, m: float, n: float, k: float, count: float, sizes: Array, *, grows: bool
+) -> Array:
+    """Return a product whose inner dimension grows with the microbatch (else their number does)."""
     curve, soft = kernel.curve, kernel.curve.wave_quantisation
     shortest = float("inf")
     for rows, columns, step_s in kernel.tiles:
@@ -243,28 +207,27 @@ def _depth(kernel: MatmulKernel, m: float, n: float, k: float, count: float, *, 
         waves = tiles / kernel.units
         lasting = soft * ceil(waves) + (1 - soft) * max(waves, 1.0) if grows and waves > 0.5 else waves
         shortest = min(shortest, lasting * step_s)
-    compute = Line(shortest * curve.prologue_depth, shortest * k)
-    compute = compute.times(_throttled(kernel, compute.first) / compute.first)
-    streamed = _stream(
-        kernel, count * kernel.result_bytes * m * n, count * kernel.operand_bytes * k * (m + n)
-    )
-    return joined(compute, streamed, curve.roofline_sharpness).plus(Line(curve.launch_s))
+    compute_s = _throttled(kernel, shortest * (curve.prologue_depth + k * sizes))
+    once = count * kernel.result_bytes * m * n
+    streamed = _stream(kernel, once + count * kernel.operand_bytes * k * (m + n) * sizes)
+    return joined(compute_s, streamed, curve.roofline_sharpness) + curve.launch_s
 
 
-def _throttled(kernel: MatmulKernel, compute_s: float) -> float:
-    """Return a compute time with the clock that it leaves; longer ones lose more."""
+def _throttled(kernel: MatmulKernel, compute_s: Array) -> Array:
+    """Return compute times with the clock that they leave; longer ones lose more."""
     curve = kernel.curve
     return compute_s * (1 + curve.throttle_fraction / (1 + curve.throttle_s / compute_s))
 
 
-def _stream(kernel: MatmulKernel, once: float, each: float) -> Line:
-    """Return a line of the bytes that a product moves; a cache that holds them may save some."""
-    saved = kernel.curve.cache_saving if once + each < kernel.device.l2_bytes else 0.0
-    return Line(once, each).times((1.0 - saved) / kernel.bytes_per_s)
+def _stream(kernel: MatmulKernel, nbytes: Array) -> Array:
+    """Return the time of the bytes that a product moves; a cache that holds them may save some."""
+    saved = np.where(nbytes < kernel.device.l2_bytes, kernel.curve.cache_saving, 0.0)
+    found: Array = nbytes * (1.0 - saved) / kernel.bytes_per_s
+    return found
 
 
-def _attention(op: Attention, how: Arithmetic, direction: str) -> Line:
-    """Return a line of fused attention; sequences cut over ranks are timed whole and divided."""
+def _attention(op: Attention, how: Arithmetic, direction: str, sizes: Array) -> Array:
+    """Return fused attention; sequences cut over ranks are timed whole and divided."""
     kernel = attention_kernel(how.device, how.wide)
     curve, backward = kernel.curve, direction == "backward"
     share = op.seq_q / op.seq_kv if op.seq_q < op.seq_kv else 1.0
@@ -279,28 +242,28 @@ def _attention(op: Attention, how: Arithmetic, direction: str) -> Line:
     rows = op.batch * SCORE_BYTES * (op.head_dim + value_dim) / 2
     nbytes = 2 * rows * (curve.query_passes * op.heads * seq_q + curve.key_passes * op.kv_heads * op.seq_kv)
     each += nbytes / kernel.bytes_per_s * (2 if backward else 1)
-    return Line(once + curve.launch_s, each).times(share / how.attention_fraction)
+    found: Array = (once + curve.launch_s + each * sizes) * (share / how.attention_fraction)
+    return found
 
 
-def _moved(op: Elementwise, nbytes: float, how: Arithmetic) -> Line:
-    """Return a line of a memory-bound operator: what fits in the cache moves at the cache's rate."""
-    nbytes *= passes_of(op, how.stack, how.wide)
-    if not nbytes:
-        return Line()
+def _moved(op: Elementwise, nbytes: Array, how: Arithmetic) -> Array:
+    """Return a memory-bound operator: what fits in the cache moves at the cache's rate."""
+    nbytes = nbytes * passes_of(op, how.stack, how.wide)
+    if not nbytes.any():
+        return nbytes
     curve, bandwidth = memory_curve_of(how.device), how.device.memory_bandwidth_bytes_per_s
-    cached = 0.0
-    if curve.cache_bandwidth_fraction > 0:
-        cached = min(nbytes, how.device.l2_bytes * op.launches)
-    each = (nbytes - cached) / (bandwidth * curve.bandwidth_fraction)
-    if cached:
-        each += cached / (bandwidth * max(curve.cache_bandwidth_fraction, curve.bandwidth_fraction))
-    return Line(op.launches * curve.launch_s, each)
+    found: Array = op.launches * curve.launch_s + nbytes / (bandwidth * curve.bandwidth_fraction)
+    if curve.cache_bandwidth_fraction > curve.bandwidth_fraction:
+        cached = np.minimum(nbytes, how.device.l2_bytes * op.launches) / bandwidth
+        found += cached * (1.0 / curve.cache_bandwidth_fraction - 1.0 / curve.bandwidth_fraction)
+    return found
 
 
-def _scan(op: Scan, how: Arithmetic, direction: str) -> Line:
+def _scan(op: Scan, how: Arithmetic, direction: str) -> float:
+    """Return a scan over one sequence."""
     curve = memory_curve_of(how.device)
     fraction = max(curve.bandwidth_fraction, curve.cache_bandwidth_fraction)
     bytes_per_s = how.device.memory_bandwidth_bytes_per_s * fraction
     rate = scan_flop_per_s(how.device, how.wide) * how.device.sustained_fraction
     kernels = kernels_of(scan_shape(op), how.wide, direction)
-    return Line(0.0, sum(max(k.nbytes / bytes_per_s, k.flop / rate) for k in kernels))
+    return sum(max(k.nbytes / bytes_per_s, k.flop / rate) for k in kernels)

@@ -25,8 +25,8 @@ from plansim.plan.model import Overlap, Parallel, Plan
 from plansim.plan.modules import recomputed
 from plansim.planner.balance import Balance
 from plansim.planner.ends import End
-from plansim.planner.ideal import Alone, Line, ideal_s
-from plansim.planner.least_comm import LeastCollectives
+from plansim.planner.ideal import ONE, Alone, ideal_s
+from plansim.planner.least_comm import LeastCollectives, Sent
 from plansim.workload.families import find_family
 from plansim.workload.operators import Shard
 
@@ -130,11 +130,6 @@ def _seconds(layout: Layout, block: Block, modes: Sequence[str], factor: float) 
     parts = (time.forward, time.backward_input, time.backward_weight)
     again = (again_s(layout, time, block, mode) for mode in modes)
     return tuple(part.total_s * factor for part in (*parts, *again))
-
-
-def _after(lines: tuple[Line, ...], teacher: Line) -> tuple[Line, ...]:
-    """Return a block's lines with the teacher's pass before its forward."""
-    return (lines[0].plus(teacher), *lines[1:])
 
 
 def _times(array: Array, addition: Array, copies: Array) -> Times:
@@ -308,36 +303,29 @@ class Workbench:
         microbatches: Sequence[int],
     ) -> Times:
         """Return seconds that no block falls below on one node, (layouts x microbatches, kinds)."""
-        lines: list[list[tuple[Line, ...]]] = []
-        known: dict[object, tuple[Line, ...]] = {}
+        sizes = np.array(microbatches, dtype=np.float64)
+        found = np.zeros((len(layouts), self.num_columns, self._passes, len(sizes)))
+        known: dict[object, Array] = {}
         operators: list[dict[Operator, Alone]] = [{} for _ in self.devices]
-        sent: dict[tuple[GroupShape, str, float], Line] = {}
-        for layout, row in zip(layouts, blocks, strict=True):
+        sent: Sent = {}
+        for at, layout, row in zip(found, layouts, blocks, strict=True):
             comm = LeastCollectives(layout, microbatches, sent)
             teacher, inside = self.taught(layout), (layout.group("tp"), layout.group("cp"))
-
-            def ideal(b: Block, device: int, how: Arithmetic) -> tuple[Line, ...]:
-                key = (b, device, inside, layout.group("ep") if b.expert_parameters else None)  # noqa: B023
-                if key not in known:
-                    known[key] = ideal_s(b, how, comm, self._repeated(b), operators[device])  # noqa: B023
-                return known[key]
-
-            lines.append(
-                [
-                    _after(ideal(b, d, how), ideal_s(teacher[1][k], how)[0] if teacher else Line())
-                    for d, how in enumerate(self._arithmetic)
-                    for k, b in enumerate(row)
-                ]
-            )
-        both = np.array(lines, dtype=np.float64).reshape(len(layouts), 1, self.num_columns, self._passes, 2)
-        sizes = np.array(microbatches, dtype=np.float64)[None, :, None, None]
-        table = both[..., 0] + sizes * both[..., 1]
+            for d, how in enumerate(self._arithmetic):
+                for k, b in enumerate(row):
+                    key = (b, d, inside, layout.group("ep") if b.expert_parameters else None)
+                    if key not in known:
+                        known[key] = ideal_s(b, how, sizes, comm, self._repeated(b), operators[d])
+                    at[d * len(row) + k] = known[key]
+                    if teacher:  # it runs before every forward
+                        at[d * len(row) + k, 0] += ideal_s(teacher[1][k], how, sizes)[0]
+        cells = len(layouts) * len(sizes)
+        table = np.moveaxis(found, 3, 1).reshape(cells, self.num_columns, self._passes)
         summed = np.array([self._addition(at, row) for at, row in zip(layouts, blocks, strict=True)])
-        summed = np.repeat(summed.reshape(len(layouts), self.num_columns), len(microbatches), axis=0)
-        cells = len(layouts) * len(microbatches)
+        summed = np.repeat(summed.reshape(len(layouts), self.num_columns), len(sizes), axis=0)
         one = self._copies(layouts, blocks)
-        copies = (one[:, None] * sizes).reshape(cells, *one.shape[1:])
-        return _times(table.reshape(cells, self.num_columns, self._passes), summed, copies)
+        copies = (one[:, None] * sizes[None, :, None, None]).reshape(cells, *one.shape[1:])
+        return _times(table, summed, copies)
 
     @property
     def _passes(self) -> int:
@@ -377,8 +365,8 @@ class Workbench:
             return {}
         if self.num_devices == 1:
             blocks = self.distinct(self.layout(Parallel()))
-            lines = [[ideal_s(b, how) for b in blocks] for how in self._arithmetic]
-            return {1: self._balanced([[f.first + i.first + w.first for f, i, w in r] for r in lines])}
+            each = [[float(ideal_s(b, how, ONE).sum()) for b in blocks] for how in self._arithmetic]
+            return {1: self._balanced(each)}
         sizes = [m for m in SIZED_AT if m <= self.base.job.global_batch]
         times = self.times([self.layout(Parallel(microbatch=m)) for m in sizes])
         costs = (times.forward + times.backward_input + times.backward_weight).reshape(

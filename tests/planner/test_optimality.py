@@ -193,13 +193,13 @@ def test_nothing_beats_the_answer(problem, objective, shrink, away, slack):
 def still_hopeful(pool, number, score):
     """Return whether a candidate is not left out before its memory is looked at, its score being known."""
     part, frame, _ = pool._pairs[number]
-    one = part.columns.take(np.array([frame]))
-    shares, row = shard_rows(part.bench, one, sorted(part.options.microbatches))
+    one, some = part.columns.take(np.array([frame])), np.ones((1, 1), dtype=bool)
+    options = replace(part.options, microbatches=(int(one.microbatch[0]),))
+    shares, row = shard_rows(part.bench, one, options.microbatches)
+    stock = Stock(part.bench, options, part.factor, part.most_s, shares, part.cells, part.tails)
     pool.most = score
-    nothing = np.zeros((1, 0), dtype=bool)  # memory is not looked at yet
-    given = Pipelines(columns=one, own=nothing, allowed=nothing, leaves=np.ones(1, dtype=np.int64), row=row)
-    stock = Stock(part.bench, part.options, part.factor, part.most_s, shares, part.cells, part.tails)
-    return len(pool._hopeful(stock, given)[0]) == 1
+    kept, bounds = pool._hopeful(stock, Pipelines(one, some, some, row, row))
+    return len(kept) == 1 and bounds[0] <= score
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
