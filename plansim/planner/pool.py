@@ -63,7 +63,8 @@ class Ring(NamedTuple):
 class Pool:
     """Hands out candidates in blocks, best bound first (`plansim.planner.search.Candidates`).
 
-    Plans keep `limits` on time and money, and are left out where they score above `most`.
+    Plans keep `limits` on time and money, and are left out where they score above `most`. Pools of one
+    question may hand `benches` on: what tables were made from stays known.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class Pool:
         layout: Callable[[Plan], Layout] | None = None,
         limits: Constraints | None = None,
         most: float = float("inf"),
+        benches: dict[tuple[str, bool], Workbench] | None = None,
     ) -> None:
         self.question, self.worlds, self.most = question, worlds, most
         self.limits = limits or Constraints()
         self.layout = layout or (lambda plan: Layout.of(question.model, question.profile, plan))
+        self.benches = {} if benches is None else benches
         self.sieve = Sieve(question)
         self.tally = self.sieve.tally
         self.parts: list[Part] = []
@@ -207,9 +210,11 @@ class Pool:
         every = ends_of(space, stack, q.profile.device, q.profile.backend, zeros)
         taken = q.model if q.network is not q.model else None
         whole = dict.fromkeys((*(parse_mode(mode)[0] for mode in modes_of(space)[1:]), "full"))
-        bench = Workbench(
-            q.network, q.profile, q.tabled, stack, shared=deal.shared, original=taken, modes=tuple(whole)
-        )
+        if (key := (stack.name, deal.shared)) not in self.benches:
+            self.benches[key] = Workbench(
+                q.network, q.profile, q.tabled, stack, shared=deal.shared, original=taken, modes=tuple(whole)
+            )
+        bench = self.benches[key]
         options = deal.narrowed(
             options_of(
                 space,

@@ -21,6 +21,7 @@ from plansim.planner.question import Question, one_second
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found, search
 from plansim.planner.space import widened
+from plansim.planner.tables import Workbench
 from plansim.workload.model import ATTENTION_FAMILIES
 
 Progress = Callable[[int, float], None]
@@ -121,12 +122,13 @@ class _Asked:
         self.evaluator = evaluator_of(question)
         backend = question.space.backend
         self.evaluate = Bounded(self.evaluator, limits, question.job, question.robust, backend)
+        self.benches: dict[tuple[str, bool], Workbench] = {}
 
     def searched(self, worlds: tuple[int, ...], most: float = inf) -> Solved:
         """Search the space on some numbers of devices; `most` is a score that enough plans have."""
         q, evaluate = self.question, self.evaluate
         ceilings = [self.limits.ceiling(q.objective, one_second(q.profile, w), q.job) for w in worlds]
-        pool = Pool(q, worlds, self.evaluator.layout, self.limits, most)
+        pool = Pool(q, worlds, self.evaluator.layout, self.limits, most, self.benches)
         found = search(
             pool,
             evaluate.apart,

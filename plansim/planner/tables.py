@@ -28,13 +28,12 @@ from plansim.planner.ends import End
 from plansim.planner.ideal import ONE, Alone, ideal_s
 from plansim.planner.least_comm import LeastCollectives, Sent
 from plansim.workload.families import find_family
-from plansim.workload.operators import Shard
+from plansim.workload.operators import Block, Operator, Shard
 
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
     from plansim.planner.stages import Stages
     from plansim.workload.model import Model
-    from plansim.workload.operators import Block, Operator
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -138,6 +137,9 @@ def _times(array: Array, addition: Array, copies: Array) -> Times:
     return Times(forward, inputs, weight, addition, np.ascontiguousarray(array[:, :, 3:]), copies)
 
 
+WorkedOut = tuple[dict[object, Array], list[dict[Operator, Alone]], Sent]
+"""The least of blocks, of operators by device and of collectives, at some microbatches."""
+
 SIZED_AT = (1, 2, 4, 8)
 """Microbatches that stages on several kinds of device are sized to."""
 
@@ -172,6 +174,7 @@ class Workbench:
         self.num_devices = 1 if shared else len(self.devices)
         self.num_columns = len(self.kinds) * len(self.devices)
         self.stages: dict[tuple[object, ...], Stages] = {}
+        self._worked_out: dict[tuple[int, ...], WorkedOut] = {}
 
     @cached_property
     def memory_limits(self) -> Array:
@@ -305,9 +308,9 @@ class Workbench:
         """Return seconds that no block falls below on one node, (layouts x microbatches, kinds)."""
         sizes = np.array(microbatches, dtype=np.float64)
         found = np.zeros((len(layouts), self.num_columns, self._passes, len(sizes)))
-        known: dict[object, Array] = {}
-        operators: list[dict[Operator, Alone]] = [{} for _ in self.devices]
-        sent: Sent = {}
+        known, operators, sent = self._worked_out.setdefault(
+            tuple(microbatches), ({}, [{} for _ in self.devices], {})
+        )
         for at, layout, row in zip(found, layouts, blocks, strict=True):
             comm = LeastCollectives(layout, microbatches, sent)
             teacher, inside = self.taught(layout), (layout.group("tp"), layout.group("cp"))
