@@ -89,8 +89,10 @@ def ideal_core(bench: Workbench, columns: Columns, options: Options, ideal: Time
     """
     c = columns
     first, back = distinct(row, c.dp, c.pp, c.structure, c.devices, c.recompute)
-    core = assemble(bench, c.take(first), options, ideal, row[first], np.zeros(len(first)))
-    found: Array = core.bound[back] * bench.waits(c.world)
+    bound = np.zeros(len(first))
+    for where, core in _cores(bench, c.take(first), options, ideal, row[first], np.zeros(len(first))):
+        bound[where] = core.bound
+    found: Array = bound[back] * bench.waits(c.world)
     return found
 
 
@@ -104,6 +106,16 @@ def assemble(
 ) -> Core:
     """Return the pipelines' times from a table of block times."""
     core = _empty(len(columns))
+    for where, found in _cores(bench, columns, options, times, row, send):
+        for f in fields(Core):
+            getattr(core, f.name)[where] = getattr(found, f.name)
+    return core
+
+
+def _cores(
+    bench: Workbench, columns: Columns, options: Options, times: Times, row: Ints, send: Array
+) -> Iterator[tuple[Ints, Core]]:
+    """Yield the times of some pipelines at a time, and which they are."""
     tables = _tables(times, bench, options)
     added_up = not bench.reduces_each_pass(options.ends)
     for groups in _slabs(stage_groups(columns, options, bench), 1 if options.shared else SLAB):
@@ -113,17 +125,15 @@ def assemble(
         if options.shared:
             mixture = options.mixtures[int(columns.devices[where[0]])]
             apart = [tables.of(bench.columns_of(k)) for k in range(len(bench.devices))]
-            found = _shared(mixture, columns.dp[where][:, None] * m, apart, asked)
+            core = _shared(mixture, columns.dp[where][:, None] * m, apart, asked)
         else:
             adds = (m - 1.0) / m * ((columns.pp[where] > 1) | added_up)[:, None]
-            found = _stage_times(m, tables, asked, adds, to_and_fro=True)
+            core = _stage_times(m, tables, asked, adds, to_and_fro=True)
             if not bench.stack.pipeline_overlap:  # blocking sends hold up their rank
-                found.work[:] += m * asked.each(lambda s: s.crossings) * asked.send[:, None]
-        for f in fields(Core):
-            getattr(core, f.name)[where] = getattr(found, f.name)
-    chained = (core.before + core.chained + core.back).max(axis=1)
-    core.bound[:] = np.maximum.reduce([chained, (core.before + core.work).max(axis=1), core.path[:, 0]])
-    return core
+                core.work[:] += m * asked.each(lambda s: s.crossings) * asked.send[:, None]
+        chained = (core.before + core.chained + core.back).max(axis=1)
+        core.bound[:] = np.maximum.reduce([chained, (core.before + core.work).max(axis=1), core.path[:, 0]])
+        yield where, core
 
 
 def _slabs(groups: Iterable[tuple[Stages, Ints]], size: int) -> Iterator[list[tuple[Stages, Ints]]]:

@@ -19,7 +19,7 @@ from plansim.planner.cells import Cells
 from plansim.planner.core import ideal_core
 from plansim.planner.deals import Deal, deals_of
 from plansim.planner.ends import End, ends_of
-from plansim.planner.frames import Ints, Options, modes_of, options_of
+from plansim.planner.frames import Options, modes_of, options_of
 from plansim.planner.grid import degree_grids
 from plansim.planner.modes import NOTHING_AGAIN, only_mode
 from plansim.planner.objective import Constraints
@@ -36,8 +36,8 @@ from plansim.simulate.predict import interval_factor
 Array = NDArray[np.float64]
 
 
-FIRST_RING = 4096
-"""Pipelines of the first ring; each is twice as large as the one before."""
+FIRST_SORTED, FIRST_RING = 32768, 4096
+"""Pipelines of the first ring that is sorted anew, and of the first sieved; each next one has twice as many."""
 
 
 class Stock(NamedTuple):
@@ -53,18 +53,37 @@ class Stock(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """Pipelines whose memory nobody has looked at yet, with a bound on their scores."""
+    """Pipelines whose memory nobody has looked at yet, with a bound on their scores.
+
+    `sharper` is a sharper bound, asked for once this one comes up; None: there is none.
+    """
 
     floor: float
     stock: Stock
     given: Pipelines
+    sharper: Callable[[Stock, Pipelines], Array] | None = None
+
+
+def _by_score(
+    score: Array,
+    stock: Stock,
+    given: Pipelines,
+    sharper: Callable[[Stock, Pipelines], Array] | None = None,
+) -> Iterator[Ring]:
+    """Yield the pipelines in rings, by bounds on their scores."""
+    order, start, size = np.argsort(score, kind="stable"), 0, FIRST_RING if sharper is None else FIRST_SORTED
+    while start < len(order):
+        some = np.sort(order[start : start + size])  # as pipelines are grouped
+        yield Ring(float(score[order[start]]), stock, given.take(some, given.own[some]), sharper)
+        start, size = start + size, 2 * size
 
 
 class Pool:
     """Hands out candidates in blocks, best bound first (`plansim.planner.search.Candidates`).
 
-    Plans keep `limits` on time and money, and are left out where they score above `most`. Pools of one
-    question may hand `benches` on: what tables were made from stays known.
+    Plans keep `limits` on time and money. Of several numbers of devices memory is looked at ring by ring, as
+    bounds come up: what is above the answer counts as bounded out. Pools of one question may hand `benches`
+    on: what tables were made from stays known.
     """
 
     def __init__(
@@ -73,10 +92,9 @@ class Pool:
         worlds: tuple[int, ...],
         layout: Callable[[Plan], Layout] | None = None,
         limits: Constraints | None = None,
-        most: float = float("inf"),
         benches: dict[tuple[str, bool], Workbench] | None = None,
     ) -> None:
-        self.question, self.worlds, self.most = question, worlds, most
+        self.question, self.worlds = question, worlds
         self.limits = limits or Constraints()
         self.layout = layout or (lambda plan: Layout.of(question.model, question.profile, plan))
         self.benches = {} if benches is None else benches
@@ -85,10 +103,10 @@ class Pool:
         self.parts: list[Part] = []
         self.rings: list[Ring] = []
         for ring in self._rings():
-            if most < np.inf:
-                self.rings.append(ring)
-            else:
+            if ring.floor == -np.inf:
                 self._open(ring)
+            else:
+                self.rings.append(ring)
         self._pairs: list[tuple[Part, int, int]] = []
 
     @property
@@ -119,7 +137,7 @@ class Pool:
             self.rings.remove(ring)
             self._open(ring)
             return []
-        part, cutoff = min(self.parts, key=lambda p: p.floor), min(cutoff, self.most)
+        part = min(self.parts, key=lambda p: p.floor)
         if self.question.objective.by_memory:
             chosen, end, scores = part.fullest(cutoff)
         elif part.next_first <= part.next_open:
@@ -164,26 +182,35 @@ class Pool:
                 most[w, e] = progress_s / judged.effective_step_s * (1.0 + 1e-9)
         return score, most
 
-    def _hopeful(self, stock: Stock, given: Pipelines) -> tuple[Ints, Array]:
-        """Return the pipelines that may score below plans that are known, and bounds on their scores."""
+    def _passing(self, stock: Stock, given: Pipelines) -> Array:
+        """Return a bound on the score of every pipeline by what a microbatch takes in all."""
         options, bench, columns, ideal = stock.options, stock.bench, given.columns, stock.shares.ideal
         backwards = [not find_schedule(s.schedule).splits_backward for s in options.structures]
         single = [s.virtual_stages == 1 for s in options.structures]
         whole = np.array(backwards)[columns.structure] & (not options.shared)
-        factor = stock.factor.min(axis=1)[np.searchsorted(self.worlds, columns.world)]
-        cell = cell_of(columns, given.row, options)
-        passes = bench.whole_s(ideal)[cell] * bench.waits(columns.world)
+        passes = bench.whole_s(ideal)[cell_of(columns, given.row, options)] * bench.waits(columns.world)
         chained = np.array(single)[columns.structure]
         least = least_pipeline(passes, columns.num_microbatches, columns.pp, whole, whole & chained)
-        index = np.flatnonzero(least * factor <= self.most)
-        bare = replace(columns.take(index), recompute=np.full(len(index), NOTHING_AGAIN))
+        found: Array = least * self._factor(stock, given)
+        return found
+
+    def _bare(self, stock: Stock, given: Pipelines) -> Array:
+        """Return a bound on the score of every pipeline, whatever it recomputes."""
+        columns, ideal = given.columns, stock.shares.ideal
+        bare = replace(columns, recompute=np.full(len(columns), NOTHING_AGAIN))
         here = replace(ideal, copies=np.zeros_like(ideal.copies))  # recomputing may leave little to copy
-        score = ideal_core(bench, bare, options, here, cell[index]) * SAFETY * factor[index]
-        kept = np.flatnonzero(score <= self.most)
-        return index[kept], score[kept]
+        row = cell_of(columns, given.row, stock.options)
+        least_s = ideal_core(stock.bench, bare, stock.options, here, row)
+        found: Array = least_s * self._factor(stock, given) * SAFETY
+        return found
+
+    def _factor(self, stock: Stock, given: Pipelines) -> Array:
+        """Return the least score of one second of every pipeline."""
+        found: Array = stock.factor.min(axis=1)[np.searchsorted(self.worlds, given.columns.world)]
+        return found
 
     def _rings(self) -> Iterator[Ring]:
-        """Yield what is left of the space stack by stack; with plans that are known, by what it may score."""
+        """Yield what keeps the rules stack by stack; of several numbers of devices by what it may score."""
         stacks: dict[str, tuple[Stack, list[int]]] = {}
         for zero in self.question.space.of("zero_stage"):
             plan = replace(self.question.base, parallel=Parallel(zero_stage=zero))
@@ -233,21 +260,22 @@ class Pool:
         given, shares = self.sieve.pipelines(grid, options, bench)
         cells, tails = Cells(bench, options), Tails(bench, options, self.sieve.node)
         stock = Stock(bench, options, factor, most_s, shares, cells, tails)
-        if self.most == np.inf:
+        if len(self.worlds) == 1:
             yield Ring(-np.inf, stock, given)
             return
-        index, score = self._hopeful(stock, given)
-        order, start, size = np.argsort(score, kind="stable"), 0, FIRST_RING
-        while start < len(order):
-            some = order[start : start + size]
-            inside = np.sort(index[some])  # as pipelines are grouped
-            yield Ring(float(score[some[0]]), stock, given.take(inside, given.own[inside]))
-            start, size = start + size, 2 * size
+        yield from _by_score(self._passing(stock, given), stock, given, self._bare)
 
     def _open(self, ring: Ring) -> None:
-        """Look at the memory of a ring's pipelines; what may fit becomes a part."""
-        stock, (bench, options, factor) = ring.stock, ring.stock[:3]
-        left = self.sieve.survivors(ring.given, options, bench, stock.shares)
+        """Sort a ring by its next bound, or look at its memory: what may fit becomes a part."""
+        if ring.sharper is None:
+            self._sieve(ring.stock, ring.given)
+        else:
+            self.rings += _by_score(ring.sharper(ring.stock, ring.given), ring.stock, ring.given)
+
+    def _sieve(self, stock: Stock, given: Pipelines) -> None:
+        """Look at the memory of some pipelines; those that may fit become a part."""
+        bench, options, factor = stock[:3]
+        left = self.sieve.survivors(given, options, bench, stock.shares)
         columns, by_memory = left.columns, self.question.objective.by_memory
         if not len(columns):
             return

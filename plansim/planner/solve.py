@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import inf
 
 from plansim.costs.hostdata import own_cores
 from plansim.errors import InfeasibleError
@@ -84,7 +83,7 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
     asked = _Asked(question, limits, top, progress)
     devices, node = most_devices(question, limits), question.profile.devices_per_node
     if counts_devices(question):
-        return asked.late(_on_any(asked, counts(devices, node)))
+        return asked.late(asked.searched(counts(devices, node)))
     cores = own_cores(question.profile)
     if cores is not None and cores < devices:  # ranks that share a core only wait for each other
         alone = asked.searched((cores,))
@@ -101,19 +100,6 @@ def best_first(question: Question, limits: Constraints, top: int, progress: Prog
     return asked.late(first)
 
 
-def _on_any(asked: _Asked, worlds: tuple[int, ...]) -> Solved:
-    """Search all numbers of devices together, without what scores worse than plans on a few of them."""
-    known: list[float] = []
-    for world in worlds[:-1]:
-        if world & (world - 1) == 0 and len(known) < asked.top:
-            solved = asked.searched((world,))
-            if not solved.found.complete:
-                return solved
-            known += [score for score, *_ in solved.found.best]
-    most = sorted(known)[asked.top - 1] * (1.0 + 1e-9) if len(known) >= asked.top else inf
-    return asked.searched(worlds, most)
-
-
 class _Asked:
     """A question whose spaces are searched with one evaluator."""
 
@@ -124,11 +110,11 @@ class _Asked:
         self.evaluate = Bounded(self.evaluator, limits, question.job, question.robust, backend)
         self.benches: dict[tuple[str, bool], Workbench] = {}
 
-    def searched(self, worlds: tuple[int, ...], most: float = inf) -> Solved:
-        """Search the space on some numbers of devices; `most` is a score that enough plans have."""
+    def searched(self, worlds: tuple[int, ...]) -> Solved:
+        """Search the space on some numbers of devices."""
         q, evaluate = self.question, self.evaluate
         ceilings = [self.limits.ceiling(q.objective, one_second(q.profile, w), q.job) for w in worlds]
-        pool = Pool(q, worlds, self.evaluator.layout, self.limits, most, self.benches)
+        pool = Pool(q, worlds, self.evaluator.layout, self.limits, self.benches)
         found = search(
             pool,
             evaluate.apart,
@@ -136,7 +122,7 @@ class _Asked:
             top=self.top,
             key=repr,
             settle=evaluate.settle,
-            ceiling=min(most, max(ceilings)),
+            ceiling=max(ceilings),
             progress=self.progress,
         )
         return Solved(q, pool, found, self.evaluator)
