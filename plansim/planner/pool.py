@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 
 FIRST_SORTED, FIRST_RING = 32768, 4096
-"""Pipelines of the first ring that is sorted anew, and of the first sieved; each next one has twice as many."""
+"""Pipelines of the first ring that is sorted anew, and of the first sieved; each next one has twice those."""
 
 
 class Stock(NamedTuple):
@@ -119,11 +119,6 @@ class Pool:
         """What misses the deadline or the budget by least, of those whose bound alone does."""
         late = min((p.latest for p in self.parts), key=lambda late: late[0], default=None)
         return None if late is None or late[0] == np.inf else self._plan(*late[1:])
-
-    @property
-    def num_feasible(self) -> int:
-        """Candidates that keep every rule and may fit."""
-        return sum(int(p.allowed.sum()) for p in self.parts)
 
     def floor(self) -> float:
         """Return a bound on every candidate not yet taken."""
