@@ -19,7 +19,7 @@ from plansim.costs.operators import Arithmetic
 from plansim.costs.optimizer import addition_bytes
 from plansim.costs.recompute import again_s, kept_bytes, working_bytes
 from plansim.costs.student import teacher_of
-from plansim.hardware.fabric import Fabric, GroupShape, fabric_of
+from plansim.hardware.fabric import Fabric, fabric_of
 from plansim.hardware.stack import Stack
 from plansim.plan.model import Overlap, Parallel, Plan
 from plansim.plan.modules import recomputed
