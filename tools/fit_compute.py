@@ -176,7 +176,7 @@ def curves_block(found: dict[str, dict[str, Curve]], indent: str = "") -> str:
 
 
 def family_pool(family: str, found: dict[str, dict[str, dict[str, Curve]]]) -> dict[str, dict[str, Curve]]:
-    """The pooled curves of a family, for pasting into plansim/catalog/curves.yaml."""
+    """The pooled curves of a family, for pasting into its file in plansim/catalog/curves."""
     members = [curves for device_id, curves in found.items() if family_of(device_id) == family]
     pool: dict[str, dict[str, Curve]] = defaultdict(dict)
     for operator in ("matmul", "attention"):

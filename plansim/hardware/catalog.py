@@ -174,11 +174,10 @@ class DeviceSchema(files.Schema):
         )
 
 
-class FamiliesSchema(files.Schema):
-    """The file of pooled curves."""
+class FamilySchema(CurvesSchema):
+    """A file of pooled curves."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
-    families: dict[str, CurvesSchema]
     sources: dict[str, str]
 
 
@@ -280,18 +279,15 @@ def family_curves(kind: str, vendor: str, architecture: str) -> FamilyCurves:
     vendor = vendor.lower()
     name = ARCHITECTURES.get(architecture.lower()) if vendor == "nvidia" else None
     name = name or FAMILIES.get((kind, vendor)) or FAMILIES.get((kind, "")) or "generic"
-    return _families()[name]
+    return _pooled(name)
 
 
 @cache
-def _families() -> dict[str, FamilyCurves]:
-    path = FOLDER / "curves.yaml"
-    schema = files.check(files.read_yaml(path), FamiliesSchema, source=str(path))
-    return {
-        name: FamilyCurves(
-            memory=(curves.memory or MemorySchema()).curve(),
-            matmul={dtype: c.curve() for dtype, c in curves.matmul.items()},
-            attention={dtype: c.curve() for dtype, c in curves.attention.items()},
-        )
-        for name, curves in schema.families.items()
-    }
+def _pooled(name: str) -> FamilyCurves:
+    path = FOLDER / "curves" / f"{name}.yaml"
+    curves = files.check(files.read_yaml(path), FamilySchema, source=str(path))
+    return FamilyCurves(
+        memory=(curves.memory or MemorySchema()).curve(),
+        matmul={dtype: c.curve() for dtype, c in curves.matmul.items()},
+        attention={dtype: c.curve() for dtype, c in curves.attention.items()},
+    )
