@@ -16,7 +16,7 @@ from plansim.plan.model import Job, Plan
 from plansim.plan.read import plan_data
 from plansim.results import Prediction
 from plansim.simulate.predict import predict
-from plansim.workload.model import Model
+from plansim.workload.model import SAMPLE_FAMILIES, Model
 
 ROW_SCHEMA = 1
 DIGITS = 6
@@ -114,12 +114,13 @@ def evaluate_group(group: Group) -> list[dict[str, Any]]:
 def _answer(scenario: Scenario, planner: Planner) -> Answer:
     model, profile = case_of(scenario)
     fixed = choices(scenario.fix)
+    job = scenario.job if model.family not in SAMPLE_FAMILIES else replace(scenario.job, seq_len=1)
     if scenario.search == "full":
-        return planner(model, profile, scenario.job, fixed, scenario.objective)
+        return planner(model, profile, job, fixed, scenario.objective)
     try:
-        return planner(model, profile, scenario.job, {**quick(scenario.job), **fixed}, scenario.objective)
+        return planner(model, profile, job, {**quick(job), **fixed}, scenario.objective)
     except InfeasibleError:  # long sequences and small clusters need degrees that rarely win
-        return planner(model, profile, scenario.job, {**USUAL, **fixed}, scenario.objective)
+        return planner(model, profile, job, {**USUAL, **fixed}, scenario.objective)
 
 
 def choices(fix: Sequence[tuple[str, str]]) -> dict[str, Any]:

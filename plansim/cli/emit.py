@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,11 +40,15 @@ def emit(
     """
     from plansim.cli import console
     from plansim.plan.emit import EMITTERS, emission, notes
+    from plansim.planner.reasons import misfit
 
     require_known("--to", to, EMITTERS)
     given, shape, cluster = read_case(plan, override, profile=profile, model=model)
     warn_without_effect(given, shape)
     made = emission(given, shape, cluster, to)
+    over = misfit(shape, cluster, given)
+    if over:
+        made = replace(made, warnings=(*made.warnings, f"this plan is predicted not to fit: {over}"))
     files = {**made.files, "NOTES.md": notes(EMITTERS[to], given, made)}
     if json:
         if out:

@@ -68,6 +68,8 @@ def size(
     from plansim.cli.options import read_shape, require_agreement, split_overrides
     from plansim.files import dump_json, require_writable, write_atomic
     from plansim.plan.read import job_from_data
+    from plansim.planner.defaults import usual_batch
+    from plansim.workload.model import SAMPLE_FAMILIES
 
     with usage("--target"):
         wanted = parse_target(target)
@@ -82,8 +84,8 @@ def size(
     said = {"--global-batch": (global_batch, "job.global_batch"), "--seq-len": (seq_len, "job.seq_len")}
     require_agreement(changes, {**said, "--tokens": (tokens, "job.target_tokens")})
     shape = read_shape(model, changes["model"])
-    length = seq_len or shape.seq_len
-    data = {"global_batch": global_batch or max(1, BATCH_TOKENS // length), "seq_len": length}
+    length = 1 if shape.family in SAMPLE_FAMILIES else seq_len or shape.seq_len
+    data = {"global_batch": global_batch or usual_batch(shape, length, BATCH_TOKENS), "seq_len": length}
     job = job_from_data(data | trained, overrides=changes["job"])
     kept = [(f"{kind}.{key}", text) for kind in ("profile", "model") for key, text in changes[kind].items()]
     with Ticker("clusters") as ends:
@@ -214,6 +216,7 @@ def _distinct(best: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]
 def _notes(name: str, row: dict[str, Any]) -> list[str]:
     """Return what a run costs and rests on, each figure with its bounds."""
     from plansim.capacity.size import time_text
+    from plansim.report.words import energy, mass
     from plansim.units import format_seconds
 
     run = row["reality"]
@@ -228,8 +231,8 @@ def _notes(name: str, row: dict[str, Any]) -> list[str]:
             "for 10⁹ tokens",
         ]
     lines += [
-        f"  energy    {run['kwh_low'] / 1e3:,.1f} to {run['kwh_high'] / 1e3:,.1f} MWh, "
-        f"{run['kg_co2_low'] / 1e3:,.1f} to {run['kg_co2_high'] / 1e3:,.1f} t CO2",
+        f"  energy    {energy(run['kwh_low'])} to {energy(run['kwh_high'])}, "
+        f"{mass(run['kg_co2_low'])} to {mass(run['kg_co2_high'])} CO2",
         f"  goodput   {run['goodput']:.1%} by formula{_simulation_words(run['simulated'])}",
         f"  failures  {run['failures']:,.1f} interruptions, a checkpoint every "
         f"{format_seconds(run['interval_s'])}",

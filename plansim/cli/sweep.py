@@ -75,9 +75,15 @@ def sweep(
     if json:
         console.emit_json({"schema": 1, "sweep": grid.name, "results": str(path), **summary.to_json()})
         return
-    rows = _own(grid, merged([path]), summary.scenarios, path) if part[1] == 1 else merged([path]).values()
+    rows = list(
+        _own(grid, merged([path]), summary.scenarios, path) if part[1] == 1 else merged([path]).values()
+    )
+    answers = sum(row.get("status") == "ok" for row in rows)
+    listed = f"; the cheapest {top:,} of {answers:,} (--top lists more)" if 0 < top < answers else ""
     console.show(
-        f"{grid.name}: {_words(summary)}", *([options_table(rows, top)] if top else []), *_refused(rows)
+        f"{grid.name}: {_words(summary)}{listed}",
+        *([options_table(rows, top)] if top else []),
+        *_refused(rows),
     )
     console.plain(f"\nresults: {path}\nreport:  plansim report {path} --out report.html\n")
 
@@ -130,7 +136,7 @@ class Ticker(Pulse):
     """Progress of many answers: how many there are, and when the rest should be."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(what)
+        super().__init__(f"working on the first {what}")
         self.what = what
 
     def sweep(self, progress: Progress) -> None:

@@ -28,7 +28,7 @@ from plansim.plan.recompute import modules_of_mode, names_modules
 from plansim.plan.reshape import reshaped
 from plansim.plan.rule import Broken, Case, Rejected, Rule, divisors_text
 from plansim.schedules import find_schedule
-from plansim.workload.model import ATTENTION_FAMILIES, Model
+from plansim.workload.model import ATTENTION_FAMILIES, SAMPLE_FAMILIES, Model
 
 
 def batch_splits(case: Case) -> Broken | None:
@@ -311,6 +311,8 @@ def without_effect(plan: Plan, model: Model) -> list[str]:
             plan.compression.activations.method != "none" and p.pp == 1
         ),
         "overlap.tensor_parallel: no effect with tp 1": plan.overlap.tensor_parallel and p.tp == 1,
+        f"job.seq_len {plan.job.seq_len}: samples of {model.name} have no sequence; each counts as so many "
+        "tokens": plan.job.seq_len > 1 and model.family in SAMPLE_FAMILIES,
         INT8_TRAINING: plan.job.dtype == "int8" and plan.job.phase == "train",
         "attention: no effect on a model without attention": plan.attention == "unfused"
         and model.family not in ATTENTION_FAMILIES,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from plansim.errors import InputError
+import warnings
+
+from plansim.errors import InputError, PlansimWarning
 from plansim.hardware.profile import Profile
 from plansim.plan.model import Job
-from plansim.workload.model import ATTENTION_FAMILIES, Model
+from plansim.workload.model import ATTENTION_FAMILIES, SAMPLE_FAMILIES, Model
 from plansim.workload.totals import parameter_count
 
 DEFAULT_MODEL = "llama-3.1-8b"
@@ -33,12 +35,30 @@ def default_job(
     Job(global_batch=256, seq_len=8192, dtype='bf16', optimizer='adamw', target_tokens=None, phase='train')
     """
     sequence = model.family in ATTENTION_FAMILIES or model.family == "rnn"
+    if seq_len is not None and seq_len > 1 and model.family in SAMPLE_FAMILIES:
+        text = f"seq_len {seq_len}: no effect on {model.name}, whose samples have no sequence"
+        warnings.warn(text, PlansimWarning, stacklevel=2)
+        seq_len = 1
     tokens = seq_len or (min(model.seq_len, 8192) if sequence else 1)
-    batch = global_batch or (max(8, batch_tokens(model) // tokens) if sequence else BATCH_SAMPLES)
+    batch = global_batch or usual_batch(model, tokens, batch_tokens(model))
     for name, value in (("global_batch", batch), ("seq_len", tokens)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     return Job(global_batch=batch, seq_len=tokens, dtype=_dtype(profile))
+
+
+def usual_batch(model: Model, seq_len: int, tokens: int) -> int:
+    """Return the sequences (samples) of a batch of about so many tokens, to powers of two.
+
+    Examples
+    --------
+    >>> from plansim.workload.read import load_model
+    >>> usual_batch(load_model("vit-l"), 197, 2**19), usual_batch(load_model("resnet-50"), 1, 2**19)
+    (2048, 256)
+    """
+    if model.family not in ATTENTION_FAMILIES and model.family != "rnn":
+        return BATCH_SAMPLES
+    return 1 << int(max(8, tokens // seq_len)).bit_length() - 1
 
 
 def batch_tokens(model: Model) -> int:

@@ -231,6 +231,9 @@ class Model:
 ATTENTION_FAMILIES = ("gpt", "llama", "moe", "hybrid", "bert", "vit")
 """Families built of attention blocks."""
 
+SAMPLE_FAMILIES = ("cnn", "mlp")
+"""Families whose samples have no sequence: each counts as one token."""
+
 EXPERT_WIDTH = "the experts' ffn"
 """What an expert's width is called in messages."""
 

@@ -140,10 +140,11 @@ def test_a_scenario_without_a_plan_is_an_answer(grid_data, planner):
 
 
 def test_a_quick_search_fills_devices_with_short_samples():
-    job = Job(global_batch=1024, seq_len=1)
+    job = Job(global_batch=1024, seq_len=4096)  # shared with language models of the same grid
     row = evaluate_scenario(Scenario(model="resnet-18", profile="a100x8", job=job))
 
     assert row["plan"]["parallel"]["microbatch"] == 128
+    assert row["plan"]["job"]["seq_len"] == 1
 
 
 def test_wrong_names_and_bugs_do_not_end_a_sweep(grid_data, planner, tmp_path):

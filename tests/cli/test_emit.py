@@ -70,3 +70,14 @@ def test_a_refusal_leaves_no_folder(plan_file, tmp_path):
         emit(plan_file, to="torchtitan", override=["plan.parallel.zero_stage=1"])
 
     assert not (tmp_path / "plan-torchtitan").exists()
+
+
+def test_a_plan_that_does_not_fit_is_written_with_a_warning(run, plan_file, tmp_path):
+    small = ("-o", "profile.device.memory=8 GiB")
+    done = run("emit", plan_file, "--to", "megatron", "--out", tmp_path / "there", *small)
+    fitting = run("emit", plan_file, "--to", "megatron", "--out", tmp_path / "other")
+
+    assert done.code == fitting.code == 0
+    assert "note: this plan is predicted not to fit: memory: " in done.err
+    assert "predicted not to fit" in (tmp_path / "there" / "NOTES.md").read_text()
+    assert "not to fit" not in fitting.err
