@@ -147,6 +147,11 @@ def prices_of(given: list[str] | None) -> dict[str, float]:
     return found
 
 
+def _counted(row: dict[str, Any]) -> str:
+    """Return what is trained on: tokens, or samples where they have no sequence."""
+    return "tokens" if row["plan"]["job"]["seq_len"] > 1 else "samples"
+
+
 def tables(found: Sizing) -> list[RenderableType]:
     """Return the three answers, and what was tried."""
     from plansim.capacity.size import time_text
@@ -157,10 +162,13 @@ def tables(found: Sizing) -> list[RenderableType]:
     first = next(iter(found.best.values()))
     target = first["target_tokens"]
     how = "assumed: 20 a parameter; --tokens to change" if first["reality"]["assumed_target"] else "given"
+    counted = _counted(first)
     aim = "at least " if found.target.kind == "tokens_per_s" else "at most "
-    head = f"{found.model}: {aim}{found.target.text}, training on {target:.3g} tokens ({how})\n"
+    head = f"{found.model}: {aim}{found.target.text}, training on {target:.3g} {counted} ({how})\n"
     head += f"{len(found.tried)} clusters tried\n"
-    made = console.table(what="", cluster="cluster", run="run>", usd="$>", giga="$/10⁹ tokens>", plan="plan~")
+    made = console.table(
+        what="", cluster="cluster", run="run>", usd="$>", giga=f"$/10⁹ {counted}>", plan="plan~"
+    )
     for name, row in found.best.items():
         run = row["reality"]
         made.add_row(
@@ -228,7 +236,7 @@ def _notes(name: str, row: dict[str, Any]) -> list[str]:
         lines += [
             f"  cost      ${run['usd_low']:,.0f} to ${run['usd_high']:,.0f}, {price} a device-hour",
             f"            ${run['usd_per_giga_tokens_low']:,.0f} to ${run['usd_per_giga_tokens_high']:,.0f} "
-            "for 10⁹ tokens",
+            f"for 10⁹ {_counted(row)}",
         ]
     lines += [
         f"  energy    {energy(run['kwh_low'])} to {energy(run['kwh_high'])}, "

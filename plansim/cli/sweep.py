@@ -68,8 +68,12 @@ def sweep(
     grid = load_grid(file, split_overrides(override, ("sweep",))["sweep"])
     suffix = f".{part[0]}-of-{part[1]}" if part[1] > 1 else ""
     path = out or Path(f"{Path(file).stem}{suffix}.results.jsonl")
-    with Ticker("scenarios") as ends:
-        summary = run_sweep(grid, path, executor=workers_of, shard=part, progress=ends.sweep)
+    try:
+        with Ticker("scenarios") as ends:
+            summary = run_sweep(grid, path, executor=workers_of, shard=part, progress=ends.sweep)
+    except KeyboardInterrupt:
+        console.say(f"{path} keeps what is done; the same command goes on from there")
+        raise
     for problem in summary.problems:
         console.say(f"warning: {problem}")
     if json:

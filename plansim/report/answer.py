@@ -44,7 +44,7 @@ def answer_of(choice: Choice, given: dict[str, str] | None = None) -> Answer:
     if run:
         end = f": {duration(run.wall_s)}"
         end += f" and {dollars(run.usd)}" if run.usd else ""
-        end += f" for {short(run.target_tokens)} tokens"
+        end += f" for {short(run.target_tokens)} {best.counted}"
     emphasised = f"Train {esc(best.model)} on <b>{best.devices:,} × {esc(device)}</b>"
     return Answer(
         lead=f"{emphasised}{esc(end)}.",
@@ -82,10 +82,12 @@ def _numbers(best: Option) -> list[tuple[str, str, str]]:
             found.append(("Cost, reserved", dollars(run.usd_reserved), span or "at the reserved price"))
         if run.usd:
             span = between(run.usd_per_giga_tokens_low, run.usd_per_giga_tokens_high, whole_dollars)
-            found.append(("Cost of 10⁹ tokens", whole_dollars(run.usd_per_giga_tokens), span or "on demand"))
+            found.append(
+                (f"Cost of 10⁹ {best.counted}", whole_dollars(run.usd_per_giga_tokens), span or "on demand")
+            )
     speed = f"{short(round(best.effective_tokens_per_s))}"
     found += [
-        ("Tokens per second", speed, "failures included" if run else "healthy"),
+        (f"{best.counted.capitalize()} per second", speed, "failures included" if run else "healthy"),
         (
             "Model FLOP utilisation",
             f"{best.mfu:.1%}",

@@ -57,7 +57,8 @@ def _workload(best: Option) -> list[Assumption]:
             if best.run.assumed_target
             else "given"
         )
-        rows.append(Assumption(what="Tokens to train on", value=short(best.run.target_tokens), source=how))
+        what = f"{best.counted.capitalize()} to train on"
+        rows.append(Assumption(what=what, value=short(best.run.target_tokens), source=how))
     return rows
 
 

@@ -146,6 +146,11 @@ class Option:
         return f"{self.profile} × {self.devices:,}"
 
     @property
+    def counted(self) -> str:
+        """What is trained on: tokens, or samples where they have no sequence."""
+        return "tokens" if self.plan.job.seq_len > 1 else "samples"
+
+    @property
     def effective_tokens_per_s(self) -> float:
         """Tokens per second of wall time, failures included where they are known."""
         return self.run.effective_tokens_per_s if self.run else self.tokens_per_s

@@ -135,3 +135,30 @@ def test_rows_say_what_tells_them_apart(run, sweep_file, tmp_path):
     lines = [line for line in done.out.splitlines() if line.startswith("a100x8 x")]
     assert len(lines) == 4
     assert {"price 1", "price 2"} <= {" ".join(line.split()[4:6]) for line in lines}
+
+
+def test_samples_without_a_sequence_are_no_tokens(run):
+    done = run("size", "-m", "resnet-18", "--target", "30 days", "-p", "a100x8", "--max-devices", "8")
+
+    assert done.code == 0
+    assert "training on 2.34e+08 samples" in done.out
+    assert "$/10⁹ samples" in done.out
+    assert "kWh to" in done.out
+    assert "tokens" not in done.out.replace("--tokens", "")
+
+
+def test_a_sweep_says_how_many_answers_it_lists_and_what_an_interruption_keeps(
+    run, sweep_file, tmp_path, monkeypatch
+):
+    out = tmp_path / "r.jsonl"
+    listed = run("sweep", sweep_file, "--executor", "serial", "--out", out, "--top", "3")
+
+    def interrupted(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("plansim.capacity.sweep.run_sweep", interrupted)
+    stopped = run("sweep", sweep_file, "--executor", "serial", "--out", out)
+
+    assert "the cheapest 3 of 4 (--top lists more)" in listed.out
+    assert stopped.code == 130
+    assert "keeps what is done; the same command goes on from there" in stopped.err
