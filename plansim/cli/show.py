@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -12,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from plansim.cli.console import table
-from plansim.plan.recompute import recompute_words
+from plansim.cli.plan_words import plan_short, plan_words
 from plansim.results import Prediction, StageMemory
 from plansim.results.compare import TERM_NAMES, memory_changes, time_changes, why_slower
-from plansim.units import format_bytes, format_rate, format_seconds
+from plansim.units import format_bytes, format_flop_per_s, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from plansim.hardware.profile import Profile
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from plansim.workload.model import Model
 
 BAR_WIDTH = 40
-USUAL_PLACEMENT = ("tp", "cp", "dp", "pp")
-WRITTEN_CHUNKS = 16
-"""Chunks whose layers are written one by one."""
 
 
 def headline(plan: Plan, model: Model, profile: Profile) -> Text:
@@ -57,110 +53,6 @@ def parameters_text(count: float) -> str:
     return f"{count:.0f}"
 
 
-def plan_words(plan: Plan) -> str:
-    """Return the choices of a plan in one line; what is off or 1 is left out."""
-    p = plan.parallel
-    words = [f"{name} {degree}" for name in ("dp", "tp", "pp", "cp") if (degree := getattr(p, name)) > 1]
-    words += p.expert_degrees
-    words = words or ["one device"]
-    if p.zero_stage:
-        words.append(f"ZeRO-{p.zero_stage}" + (f" in groups of {p.zero_group}" if p.zero_group else ""))
-    if p.sequence_parallel and p.tp > 1:
-        words.append("sequence parallel")
-    if p.split_features:
-        words.append("split features")
-    words.append(f"microbatch {p.microbatch}")
-    if p.pp > 1:
-        chunks = f" x {p.virtual_stages} chunks" if p.virtual_stages > 1 else ""
-        words.append(p.schedule + chunks)
-        if p.stage_layers:
-            words.append("layers " + _stage_layers(p.stage_layers))
-    if p.batch_shares:
-        words.append("shares of " + _shares(p.batch_shares) + " microbatches")
-    words += _switches(plan)
-    return ", ".join(words)
-
-
-def _stage_layers(layers: tuple[int, ...]) -> str:
-    """Return the layers of every chunk in words; long lists as runs.
-
-    Examples
-    --------
-    >>> _stage_layers((1, 2, 2, 1)), _stage_layers((3,) * 31 + (1,))
-    ('1-2-2-1', '31 x 3, 1')
-    """
-    return "-".join(map(str, layers)) if len(layers) <= WRITTEN_CHUNKS else _shares(layers)
-
-
-def _shares(shares: tuple[int, ...]) -> str:
-    """Return unequal shares of the batch in words, runs of equal ones once.
-
-    Examples
-    --------
-    >>> _shares((3, 3, 3, 1))
-    '3 x 3, 1'
-    """
-    runs = [(m, sum(1 for _ in run)) for m, run in groupby(shares)]
-    return ", ".join(f"{n} x {m}" if n > 1 else str(m) for m, n in runs)
-
-
-def _switches(plan: Plan) -> list[str]:
-    words = [f"recompute {recompute_words(plan.recompute)}"] if plan.recompute != "none" else []
-    if plan.attention != "flash":
-        words.append(f"{plan.attention} attention")
-    if plan.aggregation == "parameter_server":
-        words.append(f"{plan.servers} parameter server" + ("s" if plan.servers > 1 else ""))
-    if plan.offload:
-        words.append("optimizer offload")
-    if plan.offload_activations:
-        words.append(f"activations of {plan.offload_activations} layers a chunk offloaded")
-    words += [
-        f"{name} not overlapped" for name in ("gradients", "parameters") if not getattr(plan.overlap, name)
-    ]
-    if tuple(plan.placement) != USUAL_PLACEMENT and plan.parallel.pp > 1:
-        words.append("placed " + "-".join(plan.placement))
-    words += [f"{m.method} {edge}" for edge, m in plan.compression.items() if m.method != "none"]
-    return words
-
-
-def plan_short(plan: Plan) -> str:
-    """Return the choices of a plan as short as they go, for a column.
-
-    Examples
-    --------
-    >>> from plansim.plan.model import Job, Parallel, Plan
-    >>> job = Job(global_batch=64, seq_len=1024)
-    >>> parallel = Parallel(dp=4, tp=2, zero_stage=1, microbatch=2, sequence_parallel=True)
-    >>> plan_short(Plan(model="m", profile="p", job=job, parallel=parallel))
-    'dp4 tp2 zero1 sp mb2'
-    """
-    p = plan.parallel
-    words = [f"{name}{degree}" for name in ("dp", "tp", "pp", "cp") if (degree := getattr(p, name)) > 1]
-    words += [degree.replace(" ", "") for degree in p.expert_degrees]
-    words += [f"zero{p.zero_stage}" + (f"/{p.zero_group}" if p.zero_group else "")] if p.zero_stage else []
-    words += ["sp"] if p.sequence_parallel and p.tp > 1 else []
-    words += [f"mb{p.microbatch}"]
-    words += [p.schedule + (f"x{p.virtual_stages}" if p.virtual_stages > 1 else "")] if p.pp > 1 else []
-    if p.batch_shares:
-        words.append(f"shares {max(p.batch_shares)}:{min(p.batch_shares)}")
-    words += [f"rc:{recompute_words(plan.recompute).replace(' ', '')}"] if plan.recompute != "none" else []
-    words += ["unfused"] if plan.attention != "flash" else []
-    words += ["ps"] if plan.aggregation == "parameter_server" else []
-    words += ["offload"] if plan.offload else []
-    words += [f"offload:{plan.offload_activations}"] if plan.offload_activations else []
-    words += [f"{name} apart" for name in ("gradients", "parameters") if not getattr(plan.overlap, name)]
-    if tuple(plan.placement) != USUAL_PLACEMENT and p.pp > 1:
-        words.append(
-            "pp before dp" if tuple(plan.placement) == ("tp", "cp", "pp", "dp") else "-".join(plan.placement)
-        )
-    words += [
-        f"{edge if edge == 'model' else edge[:4]}:{m.method}"
-        for edge, m in plan.compression.items()
-        if m.method != "none"
-    ]
-    return " ".join(words)
-
-
 def interval(prediction: Prediction) -> str:
     """Return the step time with its 80 % interval."""
     low, high = format_seconds(prediction.step_time_low_s), format_seconds(prediction.step_time_high_s)
@@ -182,7 +74,7 @@ def summary(plan: Plan, prediction: Prediction) -> Table:
         ("throughput", f"{rate:,.0f} {unit}, {each:,.0f} for each of {world:,} devices"),
         (
             "utilisation",
-            f"MFU {p.mfu:.1%}, HFU {p.hfu:.1%}, {p.model_flop_per_s_per_device / 1e12:,.1f} TFLOP/s a device",
+            f"MFU {p.mfu:.1%}, HFU {p.hfu:.1%}, {_flop_rate(p.model_flop_per_s_per_device)} a device",
         ),
         (
             "peak memory",
@@ -196,9 +88,9 @@ def summary(plan: Plan, prediction: Prediction) -> Table:
     ]
     if p.usd_per_step:
         per_giga = p.usd_per_step / tokens_per_step(plan) * 1e9
-        rows.append(("cost", f"${p.usd_per_step:,.4f} a step, ${per_giga:,.0f} per 10^9 {unit[:-2]}"))
+        rows.append(("cost", f"{_usd(p.usd_per_step)} a step, ${per_giga:,.0f} per 10^9 {unit[:-2]}"))
     if p.joules_per_step:
-        rows.append(("energy", f"{p.joules_per_step / 3.6e6:,.4f} kWh a step"))
+        rows.append(("energy", f"{_energy(p.joules_per_step)} a step"))
     rows += [("note", note) for note in (*p.notes, *tight(p))]
     for name, value in rows:
         grid.add_row(name, value)
@@ -223,6 +115,39 @@ def tight(p: Prediction) -> list[str]:
         f"{p.peak_memory_high_bytes / p.peak_memory_bytes - 1:.0%} more than predicted "
         "(plan --robust keeps that free)"
     ]
+
+
+def _flop_rate(flop_per_s: float) -> str:
+    """Return a rate in TFLOP/s, as devices are compared, or in what is smaller.
+
+    Examples
+    --------
+    >>> _flop_rate(1.2345e15), _flop_rate(57.6e9)
+    ('1,234.5 TFLOP/s', '57.6 GFLOP/s')
+    """
+    return f"{flop_per_s / 1e12:,.1f} TFLOP/s" if flop_per_s >= 1e12 else format_flop_per_s(flop_per_s)
+
+
+def _usd(amount: float) -> str:
+    """Return a price with four digits behind the point, or two figures.
+
+    Examples
+    --------
+    >>> _usd(0.0699), _usd(0.0000123)
+    ('$0.0699', '$1.2e-05')
+    """
+    return f"${amount:,.4f}" if amount >= 1e-3 else f"${amount:.2g}"
+
+
+def _energy(joules: float) -> str:
+    """Return an energy in kilowatt-hours, or joules where that is little.
+
+    Examples
+    --------
+    >>> _energy(4320), _energy(19.04)
+    ('0.0012 kWh', '19 J')
+    """
+    return f"{joules / 3.6e6:,.4f} kWh" if joules >= 3600 else f"{joules:,.3g} J"
 
 
 def tokens_per_step(plan: Plan) -> int:

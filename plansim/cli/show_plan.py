@@ -10,6 +10,7 @@ from rich.text import Text
 
 from plansim.cli import show
 from plansim.cli.console import say, table
+from plansim.cli.plan_words import plan_short
 from plansim.costs.compression import find_method
 from plansim.planner.result import PlanningResult, Ranked, SearchStats
 from plansim.units import format_bytes, format_rate, format_seconds
@@ -76,7 +77,7 @@ def plans(found: PlanningResult) -> RenderableType:
         mark = " =" if r.tied else "  " * marked
         made.add_row(
             f"{r.rank}{mark}",
-            show.plan_short(r.plan),
+            plan_short(r.plan),
             score(r, found),
             f"{r.prediction.mfu:.1%}",
             format_bytes(r.prediction.peak_memory_bytes),
@@ -109,7 +110,7 @@ def pareto(found: PlanningResult) -> RenderableType:
             format_seconds(p.prediction.step_time_s),
             f"{p.usd_per_token * 1e9:,.4g}" if p.usd_per_token else "no price",
             format_bytes(p.prediction.peak_memory_bytes),
-            show.plan_short(p.plan),
+            plan_short(p.plan),
         )
     return made
 

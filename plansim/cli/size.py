@@ -156,7 +156,7 @@ def tables(found: Sizing) -> list[RenderableType]:
     """Return the three answers, and what was tried."""
     from plansim.capacity.size import time_text
     from plansim.cli import console
-    from plansim.cli.show import plan_words
+    from plansim.cli.plan_words import plan_words
     from plansim.plan.read import plan_from_data
 
     first = next(iter(found.best.values()))

@@ -183,7 +183,7 @@ def options_table(rows: Iterable[Row], most: int) -> Any:  # noqa: ANN401  (a ri
     """Return the answers as a table, cheapest first."""
     from plansim.capacity.size import time_text
     from plansim.cli import console
-    from plansim.cli.show import plan_short
+    from plansim.cli.plan_words import plan_short
     from plansim.plan.read import plan_from_data
 
     able = sorted((r for r in rows if r.get("status") == "ok"), key=_money)[:most]

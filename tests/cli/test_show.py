@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from plansim.cli import show
+from plansim.cli.plan_words import plan_short, plan_words
 from plansim.plan.model import Compression, Job, Method, Parallel, Plan
 from plansim.results import Breakdown, Prediction, StageMemory
 from plansim.results.compare import memory_changes, time_changes, why_slower
@@ -105,14 +106,14 @@ def test_plans_in_words():
         compression=compressed,
     )  # fmt: skip
 
-    assert show.plan_words(plan) == (
+    assert plan_words(plan) == (
         "dp 2, tp 2, pp 2, ZeRO-1 in groups of 2, sequence parallel, microbatch 1, interleaved x 2 chunks, "
         "layers 1-2-2-1, recompute full/none, unfused attention, optimizer offload, powersgd gradients"
     )
-    assert show.plan_short(plan) == (
+    assert plan_short(plan) == (
         "dp2 tp2 pp2 zero1/2 sp mb1 interleavedx2 rc:full/none unfused offload grad:powersgd"
     )
-    assert show.plan_words(replace(PLAN, parallel=Parallel())) == "one device, microbatch 1"
+    assert plan_words(replace(PLAN, parallel=Parallel())) == "one device, microbatch 1"
 
 
 def test_equal_stages_share_a_row():
