@@ -239,7 +239,7 @@ def _moved(plan: Plan, best: Plan) -> list[str]:
 def stagings(model: Model, profile: Profile, plan: Plan) -> list[Plan]:
     """Return the layout with even stages, and with stages sized to their cost as recipes set them by hand."""
     p = plan.parallel
-    balance = Workbench(model, profile, plan, default_stack(profile, plan)).balance().get(1)
+    balance = Workbench(model, profile, plan, default_stack(model, profile, plan)).balance().get(1)
     owner, v = find_schedule(p.schedule).rank_of_chunk, p.virtual_stages
     owners = tuple(owner(c, p.pp, v) for c in range(p.pp * v))
     layers = balance.on_ranks(owners) if p.pp > 1 and balance else None
