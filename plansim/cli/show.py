@@ -184,7 +184,10 @@ def breakdown(prediction: Prediction) -> RenderableType:
 def memory(prediction: Prediction) -> RenderableType:
     """Return the peak memory of every stage by category."""
     names = [f.name for f in fields(StageMemory)]
-    short = {"communication": "comm", "activations": "activ", "workspace": "work"}
+    short = {
+        "communication": "comm", "activations": "activ", "workspace": "work", "gradients": "grads",
+        "optimizer": "optim",
+    }  # fmt: skip
     made = table(
         "\nMemory of one device, by stage",
         stage="stage>",
