@@ -35,6 +35,7 @@ def answer(found: PlanningResult, model: Model, profile: Profile) -> list[Render
         *([crossovers(found, profile, model)] if found.crossovers else []),
         *([sensitivity(found)] if found.sensitivity else []),
         account(found.search),
+        *[Text(f"such as {plan_short(r.plan)}: {r}") for r in found.rejected[:MOST_EXAMPLES]],
     ]
     if found.compression is not None:
         more = "" if found.crossovers else " Every method: --compression-report."
@@ -42,6 +43,9 @@ def answer(found: PlanningResult, model: Model, profile: Profile) -> list[Render
     parts += [Text(note) for note in found.notes]
     return parts
 
+
+MOST_EXAMPLES = 3
+"""Plans that lost, with what would repair them, at most."""
 
 SCORED = {
     "throughput": "step time",

@@ -1,4 +1,4 @@
-"""Why there is no plan: the nearest miss and what would repair it, or what leaves nothing to try."""
+"""Why there is no plan, or why others are none: the nearest miss and what would repair it."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ def infeasible(solved: Solved) -> InfeasibleError:
         lines.append(f"most candidates ({count:,} of {pool.tally.candidates:,}) break the rule '{rule}'")
         lines += [f"such as {describe(miss.plan)}: {miss}" for miss in _examples(question, rule)]
     return InfeasibleError("\n".join(lines), dict(rejected))
+
+
+def lost(solved: Solved) -> tuple[Rejected, ...]:
+    """Return a plan for every rule that some broke when they were looked at, with what would repair it.
+
+    Of memory it is the nearest miss, also where all of them were dropped before.
+    """
+    question, examples = solved.question, dict(solved.found.examples)
+    if "memory" not in examples and solved.pool.nearest is not None:
+        outcome = solved.evaluator.apart(solved.pool.nearest[1])
+        if isinstance(outcome, Rejected):
+            examples.setdefault(outcome.rule, outcome)
+    return tuple(with_remedy(question, r) for r in examples.values())
 
 
 def _no_degrees(question: Question) -> str:

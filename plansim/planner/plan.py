@@ -18,7 +18,7 @@ from plansim.planner import mixed
 from plansim.planner.crossover import crossovers
 from plansim.planner.evaluate import Bounded, Evaluator
 from plansim.planner.notes import notes_on
-from plansim.planner.nothing import infeasible
+from plansim.planner.nothing import infeasible, lost
 from plansim.planner.objective import Constraints, Figures, Objective, find_objective, without_rate
 from plansim.planner.objective import robust as at_worst
 from plansim.planner.pareto import front
@@ -149,7 +149,7 @@ def plan(
             ),
             compression=verdict(first, scorer),
             crossovers=crossovers(first, scorer) if compression_report else (),
-            rejected=tuple(found.examples.values()),
+            rejected=lost(replace(solved, found=found)),
             robust=robust,
         )
     if not stats.complete:

@@ -387,3 +387,13 @@ def test_choices_without_effect_on_the_answer_are_said(run):
 
     assert any(note.startswith("schedule: no effect on the best plan") for note in fixed)
     assert not any("no effect" in note for note in free)
+
+
+def test_what_does_not_fit_has_an_example_with_what_would(run):
+    asked = ("plan", "-p", "a100x8", "-m", "gpt-22b", "--global-batch", "64", "--top", "1")
+    shown, told = run(*asked), run(*asked, "--json").json
+    (lost,) = (r for r in told["rejected"] if r["rule"] == "memory")
+
+    assert "over the 80.0 GiB limit on stage" in lost["detail"]
+    assert lost["remedy"].endswith(" fits")
+    assert f"memory: {lost['detail']}; {lost['remedy']}" in " ".join(shown.out.split())
