@@ -71,7 +71,10 @@ def summary(plan: Plan, prediction: Prediction) -> Table:
     )
     rows = [
         ("step time", f"{interval(p)}, 80 % interval"),
-        ("throughput", f"{rate:,.0f} {unit}, {each:,.0f} for each of {world:,} devices"),
+        (
+            "throughput",
+            f"{rate:,.0f} {unit}" + (f", {each:,.0f} for each of {world:,} devices" * (world > 1)),
+        ),
         (
             "utilisation",
             f"MFU {p.mfu:.1%}, HFU {p.hfu:.1%}, {_flop_rate(p.model_flop_per_s_per_device)} a device",
