@@ -37,8 +37,9 @@ def notes_on(question: Question, limits: Constraints, best: Plan) -> tuple[str, 
         )
     if best.offload_activations and "offload_activations" not in question.space.given:
         notes.append(
-            f"with all activations on the devices no plan fits: those of {best.offload_activations} layers "
-            "of every chunk go to host memory, the best of the few numbers tried "
+            "with all activations on the devices no plan fits or is as fast: those of "
+            f"{best.offload_activations} layers of every chunk go to host memory, the best of the few "
+            "numbers tried "
             "(--fix offload_activations=N|M tries others)"
         )
     idle = [name for name in ("schedule", "virtual_stages") if name in question.space.given]

@@ -6,26 +6,43 @@ those of what is computed, so every method's best plans are proved like all othe
 network, such as a teacher's forward pass, is in the score alone: bounds stay below it. Coding what pipeline
 stages send each other is one more such choice: its messages are in the bounds, its coding in the score. So
 are activations in host memory: what they free is in the bounds, and that no pass ends before its copies.
-Where nobody says how many layers of a chunk go there they are tried only when nothing fits without.
+Where nobody says how many layers of a chunk go there they are tried when nothing fits without, and over a
+host link faster than PCIe where the best plan gains by a larger microbatch or by repeating nothing.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+from plansim.costs.layout import Layout
+from plansim.costs.memory import memory_limit_bytes
 from plansim.plan.model import Method, Plan
 from plansim.plan.rule import Rejected
-from plansim.planner.evaluate import quality_loss
+from plansim.planner.evaluate import peak_memory, quality_loss
 from plansim.planner.objective import Constraints, Figures
 from plansim.planner.pool import Pool
 from plansim.planner.question import Question
 from plansim.planner.result import SearchStats
 from plansim.planner.search import Found
-from plansim.planner.solve import Progress, Solved, evaluator_of, most_devices, solve, stats_of, uncollected
+from plansim.planner.solve import (
+    WORTH,
+    Progress,
+    Solved,
+    evaluator_of,
+    most_devices,
+    solve,
+    stats_of,
+    uncollected,
+)
+from plansim.planner.space import Space
 from plansim.workload.totals import pipeline_layers
+
+PCIE = 64e9
+"""One direction of sixteen lanes of PCIe 5, bytes per second: links beyond are chip-to-chip (NVLink-C2C)."""
 
 APART = ("compression.model", "compression.activations", "offload_activations")
 """Choices of which every value has a search of its own."""
@@ -55,6 +72,10 @@ def search_methods(
     every = [_solved(one, limits, top, progress) for one in asked]
     if not any(solved.found.best for solved in every):
         every += [s for one in every for s in _offloaded(one, limits, top, progress)]
+    else:
+        every += [
+            _solved(_away(one.question, n), limits, top, progress) for one in every for n in _gaining(one)
+        ]
     winner = min(every, key=lambda solved: solved.found.best[0][0] if solved.found.best else float("inf"))
     if len(every) == 1:
         return Searched(winner, winner.found, stats_of(winner.pool, winner.found, 0.0))
@@ -85,7 +106,7 @@ def _offloaded(solved: Solved, limits: Constraints, top: int, progress: Progress
     every = pipeline_layers(question.network) - (not whole)
     low, high, away = 0, every, every
     while away > low:
-        found = _solved(replace(question, offloaded=away, space=space.offloading()), limits, top, progress)
+        found = _solved(_away(question, away), limits, top, progress)
         yield found
         if found.found.best or found.found.rejected["host memory"]:
             high = away
@@ -96,6 +117,56 @@ def _offloaded(solved: Solved, limits: Constraints, top: int, progress: Progress
         if high - low <= max(1, every // 8):
             return
         away = (low + high) // 2
+
+
+def _away(question: Question, layers: int) -> Question:
+    """Return the question with the activations of so many layers of every chunk in host memory."""
+    return replace(question, offloaded=layers, space=question.space.offloading())
+
+
+def _gaining(solved: Solved) -> tuple[int, ...]:
+    """Return of how many layers activations in host memory make the best plan faster, if of any.
+
+    What is tried beside it repeats nothing, or has a microbatch twice or four times as large, with the fewest
+    layers away that make it fit.
+    """
+    question, space = solved.question, solved.question.space
+    fast = question.profile.host.pcie_bytes_per_s > PCIE
+    if not (fast and solved.found.best and solved.found.complete and space.may_offload(question.profile)):
+        return ()
+    score, _, best, *_ = solved.found.best[0]
+    gains = []
+    for times, mode in product((1, 2, 4), dict.fromkeys((best.recompute, "none"))):
+        wider = replace(best.parallel, microbatch=times * best.parallel.microbatch)
+        wanted = replace(best, parallel=wider, recompute=mode)
+        if (times, mode) == (1, best.recompute) or not _may_be(space, wanted):
+            continue
+        away = _fewest(solved, wanted)
+        figures = solved.evaluator(replace(wanted, offload_activations=away)) if away else None
+        if isinstance(figures, Figures):
+            gains.append((question.objective.score(figures), away))
+    least = min(gains, default=(score, 0))
+    return (least[1],) if least[0] < score * (1.0 - WORTH) else ()
+
+
+def _may_be(space: Space, plan: Plan) -> bool:
+    """Return whether a plan's microbatch and recomputation are allowed."""
+    return space.allows("microbatch", plan.parallel.microbatch) and space.allows("recompute", plan.recompute)
+
+
+def _fewest(solved: Solved, plan: Plan) -> int:
+    """Return the fewest layers of a chunk whose activations have to leave for a plan to fit; 0 if none do."""
+    question = solved.question
+
+    def fits(layers: int) -> bool:
+        layout = Layout.of(question.model, question.profile, replace(plan, offload_activations=layers))
+        return peak_memory(layout)[0] <= min(memory_limit_bytes(layout), question.memory_limit_bytes)
+
+    p = plan.parallel
+    most = -(-pipeline_layers(question.network) // (p.pp * p.virtual_stages))
+    if question.job.global_batch % (p.dp * p.microbatch) or fits(0) or not fits(most):
+        return 0
+    return bisect_left(range(most + 1), True, key=fits)
 
 
 def _solved(question: Question, limits: Constraints, top: int, progress: Progress | None) -> Solved:

@@ -65,7 +65,8 @@ LEFT_OUT = (
     "on more than 16 devices virtual stages that do not "
     "divide a rank's layers, and context parallelism below 1,024 tokens a rank; all recomputation but the "
     "fastest that fits, and that of fused attention's core; offload and ZeRO-2 where the same plan fits well "
-    "without (10 % of memory to spare); activations in host memory unless nothing fits without; "
+    "without (10 % of memory to spare); activations in host memory unless nothing fits without or the host's "
+    "link is faster than PCIe; "
     "unfused attention and overlap switched off unless they speed up the best plan"
 )
 """The cut, in words."""

@@ -8,7 +8,7 @@ import pytest
 from plansim.costs.compression import MODEL_METHODS
 from plansim.costs.layout import default_stack
 from plansim.errors import InfeasibleError, InputError
-from plansim.hardware.read import load_profile
+from plansim.hardware.read import load_profile, with_nodes
 from plansim.plan.model import Compression, Job, Method, Overlap, Parallel, Plan
 from plansim.plan.rule import Rejected
 from plansim.planner import plan
@@ -52,6 +52,20 @@ def test_activations_leave_the_device_only_where_nothing_else_fits():
         plan(MODEL, tight(0.26), JOB, fix=fix | {"offload_activations": (0, chosen // 2)})
     with pytest.raises(InfeasibleError, match="zero_stage=1 fits"):
         plan(MODEL, tight(0.22), JOB, fix=fix)
+
+
+def test_activations_leave_over_a_fast_host_link_where_that_is_faster():
+    """NVIDIA's Llama 3 70B recipes for GB200 do, 20 and 40 layers (Megatron-Bridge, perf_recipes/llama)."""
+    model, racks = load_model("llama-3.1-70b"), with_nodes(load_profile("gb200-nvl72"), 16)
+    job = Job(global_batch=256, seq_len=8192, dtype="fp8")
+    fix = {"pp": 1, "tp": 1, "cp": 1, "zero_stage": 3}
+    away, here = (plan(model, racks, job, top=1, fix=fix | more) for more in ({}, {"offload_activations": 0}))
+    pcie = replace(racks, host=replace(racks.host, pcie_bytes_per_s=50e9))
+
+    assert away.best.plan.offload_activations > 0
+    assert away.best.score < 0.98 * here.best.score
+    assert any("no plan fits or is as fast" in note for note in away.notes)
+    assert plan(model, pcie, job, top=1, fix=fix).best.plan.offload_activations == 0
 
 
 def test_a_number_of_layers_is_a_choice_of_the_search():
