@@ -222,13 +222,16 @@ def searching(objective: str, simulated: int, best: float) -> str:
     --------
     >>> searching("throughput", 1, 12.5), searching("cost", 2, 0.031)
     ('searching: 1 plan simulated, best so far 12.5 s', 'searching: 2 plans simulated, best so far 0.031')
+    >>> searching("throughput", 3, float("inf"))
+    'searching: 3 plans simulated, none fits so far'
     """
     from plansim.planner import OBJECTIVES
 
+    text = f"searching: {simulated:,} plan{'' if simulated == 1 else 's'} simulated"
+    if best == float("inf"):
+        return f"{text}, none fits so far"
     unit = OBJECTIVES[objective].unit  # of money and energy it depends on what the profile knows
-    shown = amount(best, unit) if unit in ("s", "bytes") else f"{best:,.4g}"
-    found = f", best so far {shown}" if best < float("inf") else ""
-    return f"searching: {simulated:,} plan{'' if simulated == 1 else 's'} simulated{found}"
+    return f"{text}, best so far {amount(best, unit) if unit in ('s', 'bytes') else f'{best:,.4g}'}"
 
 
 def write_trace(plan: Plan, model: Model, profile: Profile, path: Path) -> None:

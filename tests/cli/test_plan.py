@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from plansim.plan.rule import Rejected
 from plansim.planner.evaluate import Evaluator
 
 SMALL = ("plan", "-p", "a100x8", "-m", "gpt3-1.3b", "--global-batch", "64")
@@ -397,3 +398,19 @@ def test_what_does_not_fit_has_an_example_with_what_would(run):
     assert "over the 80.0 GiB limit on stage" in lost["detail"]
     assert lost["remedy"].endswith(" fits")
     assert f"memory: {lost['detail']}; {lost['remedy']}" in " ".join(shown.out.split())
+
+
+def test_progress_is_told_before_anything_fits(run, monkeypatch):
+    """The first plans simulated may all be refused."""
+    apart, seen = Evaluator.apart, []
+
+    def refused_at_first(self, plan):
+        seen.append(plan)
+        refused = Rejected(plan=plan, rule="memory", detail="too large", remedy="none")
+        return refused if len(seen) == 1 else apart(self, plan)
+
+    monkeypatch.setattr(Evaluator, "apart", refused_at_first)
+    done = run(*SMALL, "--top", "1", "--json")
+
+    assert done.code == 0, done.err
+    assert done.json["search"]["infeasible_by_rule"]["memory"] >= 1
