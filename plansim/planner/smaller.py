@@ -22,6 +22,7 @@ from plansim.costs.layout import Layout
 from plansim.costs.memory import memory_limit_bytes
 from plansim.plan.model import Method, Plan
 from plansim.plan.rule import Rejected
+from plansim.plan.rules import check_plan
 from plansim.planner.evaluate import peak_memory, quality_loss
 from plansim.planner.objective import Constraints, Figures
 from plansim.planner.pool import Pool
@@ -38,7 +39,6 @@ from plansim.planner.solve import (
     stats_of,
     uncollected,
 )
-from plansim.planner.space import Space
 from plansim.workload.totals import pipeline_layers
 
 PCIE = 64e9
@@ -130,16 +130,18 @@ def _gaining(solved: Solved) -> tuple[int, ...]:
     What is tried beside it repeats nothing, or has a microbatch twice or four times as large, with the fewest
     layers away that make it fit.
     """
-    question, space = solved.question, solved.question.space
+    question = solved.question
     fast = question.profile.host.pcie_bytes_per_s > PCIE
-    if not (fast and solved.found.best and solved.found.complete and space.may_offload(question.profile)):
+    if not (
+        fast and solved.found.best and solved.found.complete and question.space.may_offload(question.profile)
+    ):
         return ()
     score, _, best, *_ = solved.found.best[0]
     gains = []
     for times, mode in product((1, 2, 4), dict.fromkeys((best.recompute, "none"))):
         wider = replace(best.parallel, microbatch=times * best.parallel.microbatch)
         wanted = replace(best, parallel=wider, recompute=mode)
-        if (times, mode) == (1, best.recompute) or not _may_be(space, wanted):
+        if (times, mode) == (1, best.recompute) or not _may_be(question, wanted):
             continue
         away = _fewest(solved, wanted)
         figures = solved.evaluator(replace(wanted, offload_activations=away)) if away else None
@@ -149,9 +151,12 @@ def _gaining(solved: Solved) -> tuple[int, ...]:
     return (least[1],) if least[0] < score * (1.0 - WORTH) else ()
 
 
-def _may_be(space: Space, plan: Plan) -> bool:
-    """Return whether a plan's microbatch and recomputation are allowed."""
-    return space.allows("microbatch", plan.parallel.microbatch) and space.allows("recompute", plan.recompute)
+def _may_be(question: Question, plan: Plan) -> bool:
+    """Return whether a plan's microbatch and recomputation are allowed, and it keeps all rules with them."""
+    space, microbatch = question.space, plan.parallel.microbatch
+    if not (space.allows("microbatch", microbatch) and space.allows("recompute", plan.recompute)):
+        return False
+    return not check_plan(plan, question.model, question.profile)
 
 
 def _fewest(solved: Solved, plan: Plan) -> int:
@@ -164,7 +169,7 @@ def _fewest(solved: Solved, plan: Plan) -> int:
 
     p = plan.parallel
     most = -(-pipeline_layers(question.network) // (p.pp * p.virtual_stages))
-    if question.job.global_batch % (p.dp * p.microbatch) or fits(0) or not fits(most):
+    if fits(0) or not fits(most):
         return 0
     return bisect_left(range(most + 1), True, key=fits)
 
