@@ -32,7 +32,7 @@ from plansim.planner.objective import Constraints
 from plansim.planner.plan import ask
 from plansim.planner.recompute import with_fastest_recompute
 from plansim.planner.replan import moved
-from plansim.planner.solve import solve
+from plansim.planner.smaller import search_methods
 from plansim.planner.space import CHOICES, module_sets
 from plansim.planner.tables import Workbench
 from plansim.results.compare import TERM_NAMES, time_changes
@@ -353,7 +353,7 @@ def optimum(model: Model, profile: Profile, plan: Plan) -> Plan | None:
         fixed = {"zero_stage": zero, "zero_group": None, "offload": False}
         question = ask(model, profile, plan.job, fix=fixed, backend="megatron")
         question = replace(question, space=replace(question.space, stack=plan.stack))
-        found = solve(question, Constraints()).found
+        found = search_methods(question, Constraints(), 1).found
         _OPTIMA[key] = found.best[0][2] if found.best else None
     return _OPTIMA[key]
 
