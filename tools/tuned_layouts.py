@@ -351,6 +351,8 @@ def optimum(model: Model, profile: Profile, plan: Plan) -> Plan | None:
     key = (model.name, model.window, profile.name, plan.job, zero, plan.stack)
     if key not in _OPTIMA:
         fixed = {"zero_stage": zero, "zero_group": None, "offload": False}
+        if zero < 3:  # recipes with whole parameters keep activations on the device
+            fixed["offload_activations"] = 0
         question = ask(model, profile, plan.job, fix=fixed, backend="megatron")
         question = replace(question, space=replace(question.space, stack=plan.stack))
         found = search_methods(question, Constraints(), 1).found
@@ -387,7 +389,8 @@ def page(outcomes: Iterable[Outcome]) -> str:
         "",
         "What is not in the table was taken from the recipe each one is based on. The distributed optimizer",
         "(ZeRO-1) is on unless the recipe asks for FSDP (ZeRO-3); our optimum shards as the recipe does and",
-        "keeps optimizer state on the device, so the two differ in layout alone. Pipelines have the better",
+        "keeps optimizer state on the device (and activations, but with FSDP, whose recipes send some to the",
+        "host), so the two differ in layout alone. Pipelines have the better",
         "of even stages and stages sized to their cost. Recipes recompute the modules they name; the fastest",
         "of our modes that fits stands for whole layers, whose number is not in the table, and for what does",
         "not fit by our memory model. None of the recipes is a measurement: this page says where our model",
