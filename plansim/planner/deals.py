@@ -56,19 +56,23 @@ class Deal:
         degrees = tuple(grid[n] for n in ("dp", "tp", "pp", "cp"))
         differs = placement_mask(self.placements, *degrees)[:, -1]
         number = np.zeros(size, dtype=np.int64)
-        found, mixtures = dict[Kinds, int](), dict[Mixture, int]()
+        found, mixtures = dict[Kinds, int](), dict[tuple[Mixture, Kinds], int]()
         for i in np.flatnonzero(differs):
             rows = kinds_array(self._sizes(*(int(d[i]) for d in degrees)), profile)
+            kinds = tuple(rows[int(np.argmax(rows.sum(axis=1)))].tolist())
             if self.shared:
                 classes = Counter(tuple(sorted(set(row))) for row in rows.tolist())
                 differs[i] = grid["ep"][i] == 1 and bool((rows != rows[0]).any())
-                number[i] = mixtures.setdefault(tuple(classes.items()), len(mixtures))
-                continue
-            kinds = tuple(rows[int(np.argmax(rows.sum(axis=1)))].tolist())
-            number[i] = found.setdefault(kinds, len(found))
+                number[i] = mixtures.setdefault((tuple(classes.items()), kinds), len(mixtures))
+            else:
+                number[i] = found.setdefault(kinds, len(found))
         kept = {name: values[differs] for name, values in {**grid, "devices": number}.items()}
-        devices = (None,) * max(1, len(mixtures)) if self.shared else tuple(found)
-        return kept, replace(options, devices=devices, mixtures=tuple(mixtures))
+        if not self.shared:
+            return kept, replace(options, devices=tuple(found))
+        devices, slowest = (None,) * max(1, len(mixtures)), tuple(kinds for _, kinds in mixtures)
+        return kept, replace(
+            options, devices=devices, mixtures=tuple(m for m, _ in mixtures), slowest=slowest
+        )
 
     def _sizes(self, dp: int, tp: int, pp: int, cp: int) -> tuple[tuple[str, int], ...]:
         size = {"dp": dp, "tp": tp, "pp": pp, "cp": cp}

@@ -74,7 +74,7 @@ def stage_groups(columns: Columns, options: Options, bench: Workbench) -> Iterat
 def stages_in(options: Options, columns: Columns, i: int, bench: Workbench) -> Stages:
     """Return the stages of one entry."""
     structure, pp, number = int(columns.structure[i]), int(columns.pp[i]), int(columns.devices[i])
-    key = (options.structures[structure], pp, options.devices[number])
+    key = (options.structures[structure], pp, options.devices[number], options.sizing_kinds(number))
     if key not in bench.stages:
         (name, v, _), devices, kinds = options.structures[structure], options.devices[number], bench.kinds
         layers = options.layers_of(structure, pp, number)

@@ -95,7 +95,8 @@ class Options:
     """The lists that columns index.
 
     `dividing`: only virtual stages that divide a rank's layers; `shared`: shares of the batch sized to the
-    speed of replicas, of which there are `mixtures`; `devices`: kinds of device by stage (None: all alike);
+    speed of replicas, of which there are `mixtures`, and stages to the `slowest` of them; `devices`: kinds of
+    device by stage (None: all alike);
     `modes`: how stages may recompute, first ``none`` whether it may be chosen or not, and `recompute`: which;
     `sizing`: how a pipeline's recompute mode is chosen: the fastest that fits by ``stage`` or for the whole
     ``plan``, or ``each`` is a candidate.
@@ -115,6 +116,7 @@ class Options:
     shared: bool = False
     devices: tuple[Kinds | None, ...] = (None,)
     mixtures: tuple[Mixture, ...] = ()
+    slowest: tuple[Kinds, ...] = ()
     sizing: str = "stage"
 
     @property
@@ -127,6 +129,10 @@ class Options:
         """By mode, the layers of a chunk that it recomputes where it does not treat all alike."""
         return tuple(parse_mode(mode)[1] for mode in self.modes)
 
+    def sizing_kinds(self, devices: int) -> Kinds | None:
+        """Return the kinds of device by stage that stages are sized to; None where all are alike."""
+        return self.slowest[devices] if self.slowest else self.devices[devices]
+
     def layers_of(self, structure: int, pp: int, devices: int = 0) -> tuple[int, ...] | None:
         """Return the layers of every chunk where they are sized to their cost, else None.
 
@@ -135,7 +141,7 @@ class Options:
         name, v, sized_at = self.structures[structure]
         if sized_at not in self.balance:
             return None
-        kinds, owner = self.devices[devices], find_schedule(name).rank_of_chunk
+        kinds, owner = self.sizing_kinds(devices), find_schedule(name).rank_of_chunk
         owners = tuple(owner(c, pp, v) for c in range(pp * v))
 
         def sized(balance: Balance) -> tuple[int, ...] | None:

@@ -366,14 +366,14 @@ class Workbench:
         """
         if not self.kinds.body:
             return {}
-        if self.num_devices == 1:
+        if len(self.devices) == 1:
             blocks = self.distinct(self.layout(Parallel()))
             each = [[float(ideal_s(b, how, ONE).sum()) for b in blocks] for how in self._arithmetic]
             return {1: self._balanced(each)}
         sizes = [m for m in SIZED_AT if m <= self.base.job.global_batch]
         times = self.times([self.layout(Parallel(microbatch=m)) for m in sizes])
         costs = (times.forward + times.backward_input + times.backward_weight).reshape(
-            len(sizes), self.num_devices, len(self.kinds)
+            len(sizes), len(self.devices), len(self.kinds)
         )
         return {m: self._balanced(cost) for m, cost in zip(sizes, costs, strict=True)}
 
