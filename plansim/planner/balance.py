@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from plansim.plan.layout import chunk_layers
 
 Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 WORTH = 0.01
 """A split is tried beside the even one when its longest chunk (or rank) is this much shorter."""
 
@@ -44,7 +43,8 @@ class Balance:
 
     def __init__(self, body: Array, embedding: float | Array, head: float | Array) -> None:
         self.cost = np.array(body, dtype=np.float64, ndmin=2)
-        self.ends = float(np.max(embedding)), float(np.max(head))
+        self.layer = self.cost[0].copy()
+        self.ends = float(np.ravel(embedding)[0]), float(np.ravel(head)[0])
         self.cost[:, 0] += embedding
         self.cost[:, -1] += head
         self._known: dict[tuple[int, ...], tuple[int, ...] | None] = {}
@@ -65,7 +65,7 @@ class Balance:
     def on_ranks(self, owners: tuple[int, ...]) -> tuple[int, ...] | None:
         """Return the layers of every chunk by the rank that holds it, None where the even split is as good.
 
-        For ranks of one kind; where each holds one chunk this is `layers`.
+        For ranks of the first kind; where each holds one chunk this is `layers`.
         """
         if len(set(owners)) == len(owners):
             return self.layers(len(owners))
@@ -85,14 +85,9 @@ class Balance:
 
     def _chunks(self, layers: tuple[int, ...]) -> Array:
         """Return the cost of every chunk of a split, whose ends may have no layer."""
-        first, last = self.ends
-        at = np.concatenate([[0], np.cumsum(layers)])
-        plain = self._sums[0].copy()
-        plain[1:] -= first
-        plain[-1] -= last
-        found: Array = plain[at[1:]] - plain[at[:-1]]
-        found[0] += first
-        found[-1] += last
+        before = np.concatenate([[0.0], np.cumsum(self.layer)])
+        found: Array = np.diff(before[np.concatenate([[0], np.cumsum(layers)])])
+        found[[0, -1]] += self.ends
         return found
 
     @cached_property
@@ -156,7 +151,7 @@ class Balance:
     def _dealt(self, owners: tuple[int, ...]) -> tuple[int, ...]:
         """Return the split that deals layers of their mean cost out; only the outer chunks may go without."""
         n, chunks = self.cost.shape[1], len(owners)
-        mean = (float(self.cost[0].sum()) - sum(self.ends)) / n
+        mean = float(self.layer.mean())
         found = [0, *(1,) * (chunks - 2), 0]
         cost = [mean * layers for layers in found]
         cost[0] += self.ends[0]

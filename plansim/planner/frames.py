@@ -96,10 +96,9 @@ class Options:
 
     `dividing`: only virtual stages that divide a rank's layers; `shared`: shares of the batch sized to the
     speed of replicas, of which there are `mixtures`, and stages to the `slowest` of them; `devices`: kinds of
-    device by stage (None: all alike);
-    `modes`: how stages may recompute, first ``none`` whether it may be chosen or not, and `recompute`: which;
-    `sizing`: how a pipeline's recompute mode is chosen: the fastest that fits by ``stage`` or for the whole
-    ``plan``, or ``each`` is a candidate.
+    device by stage (None: all alike); `modes`: how stages may recompute, first ``none`` whether it may be
+    chosen or not, and `recompute`: which; `sizing`: how a pipeline's recompute mode is chosen: the fastest
+    that fits by ``stage`` or for the whole ``plan``, or ``each`` is a candidate.
     """
 
     structures: tuple[Structure, ...]
