@@ -16,7 +16,7 @@ from pathlib import Path
 from plansim import __version__
 from plansim.files import dump_json, write_atomic
 from plansim.units import format_seconds
-from plansim.validate.metrics import quantile
+from plansim.validate.metrics import NOISE, quantile
 from plansim.validate.table import RowResult, TableResult, memory_summary, validate_table
 
 GROUPS: tuple[tuple[str, str], ...] = (
@@ -178,7 +178,8 @@ def page(table: TableResult, notes: str) -> tuple[str, str]:
         "",
         f"Ranking: in {ranking['groups']} groups of rival plans (same source, model, devices and batch) the "
         f"plan we would pick ran {ranking['mean_regret']:.1%} slower than the best on average, "
-        f"{ranking['max_regret']:.1%} at worst.",
+        f"{ranking['max_regret']:.1%} at worst. Kendall tau is the mean over these groups; measured times "
+        f"within {NOISE:.0%} of each other are ties.",
         "",
         f"Memory: {memory['n']} runs, median error {memory['median_ape']:.1%}, 90th percentile "
         f"{memory['p90_ape']:.1%}. Of {memory['out_of_memory_rows']} runs that did not fit, "

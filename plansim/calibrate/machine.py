@@ -22,6 +22,7 @@ from plansim.calibrate.frameworks import measure_frameworks
 from plansim.calibrate.meeting import measure_meeting, shares
 from plansim.calibrate.pace import PIECE_S, joined, watch_pace
 from plansim.calibrate.ranks import own_core
+from plansim.calibrate.untimed import measure_untimed
 from plansim.calibrate.within import restart_costs
 from plansim.costs.compute.fit import fit_attention_curve, fit_matmul_curve, fit_memory_curve
 from plansim.errors import ExecutionError
@@ -78,7 +79,7 @@ def _cpu_profile(name: str, samples: ComputeSamples, say: Say) -> Profile:
     coding, restart = launch(_coding, 1, timeout_s=120.0)[0]
     paces.append(watch_pace(cores))
     say("framework overheads")
-    frameworks = measure_frameworks()
+    frameworks = measure_frameworks() | measure_untimed()
     paces.append(watch_pace(cores))
     relative = []  # times in passes of the pace, which is known at the end
     for ranks in sorted([*groups, *(n for n in groups if n <= cores)]):  # wall times drift: measured twice

@@ -42,6 +42,10 @@ def validate(
             "--plans", metavar="FILE", help="Plan files to run, or folders of them; may be repeated."
         ),
     ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="After --plans: more of them, as a shell pattern gives."),
+    ] = None,
     top: Annotated[
         int, typer.Option("--top", min=1, help="Without --plans: how many of the best plans.")
     ] = 5,
@@ -82,8 +86,11 @@ def validate(
     from plansim.cli import console
 
     gate = None if max_error is None else percentage(max_error)
+    if more and not plans:
+        raise typer.BadParameter(f"{more[0]}: say what it is, --plans {more[0]} or --table {more[0]}")
     if (table is None) == (profile is None and not plans):
         raise typer.BadParameter("say what to compare with: one of --table, --profile or --plans")
+    chosen = [*(plans or []), *(more or [])]
     unused = {"--model": model, "--out": out, "-o": override, "--refit": refit}
     given = [name for name, value in unused.items() if value]
     if table is not None and given:
@@ -97,10 +104,10 @@ def validate(
         )
     if table is None:
         live = (
-            _live(profile, model, plans or [], top, repeats, steps, refit, out, override)
+            _live(profile, model, chosen, top, repeats, steps, refit, out, override)
             if rates is None
             else _over_links(
-                rates, (hosts, ranks_per_host), profile, model, plans or [], repeats, steps, out, override
+                rates, (hosts, ranks_per_host), profile, model, chosen, repeats, steps, out, override
             )
         )
         console.emit_json(live.to_json()) if json else console.show(*_live_tables(live))

@@ -17,6 +17,7 @@ from plansim.costs.compression import find_method
 from plansim.costs.compute import memory_bound_s
 from plansim.costs.hostdata import HostCalibration, on_host, splits_backward
 from plansim.costs.hostlinks import HostLinks
+from plansim.costs.hostuntimed import UntimedBlock
 from plansim.costs.optimizer import expert_shard_degree
 from plansim.costs.recompute import again_s
 from plansim.costs.step import Bucket, ChunkCosts, Parts, StageEnd, StepCosts
@@ -112,16 +113,17 @@ class HostStep:
         modelled: BlockTime = self.block_time(layout, block)
         measured = self.host.block(layout, block, mode, chunk)
         if measured is None:
-            again = again_s(layout, modelled, block, mode)
-            times = (modelled.forward, again, modelled.backward_input, modelled.backward_weight)
-            f, r, i, w = (Parts(compute_s=t.compute_s, host_s=t.host_s) for t in times)
+            untimed = UntimedBlock(layout, self.host, block, modelled)
+            f, r, i, w = untimed.parts(mode)
+            adding_s = untimed.accumulate_s
         else:
+            adding_s = self._longer * measured["accumulate_s"]
             parts = self._measured_parts(measured, modelled, block, mode)
             f, r, i, w = (part.scaled(self._longer) for part in parts)
             if chunk == 0 and splits_backward(layout.plan):
                 i, w = Parts(), i + w
         m = self.layout.plan.num_microbatches
-        accumulate = self._longer * measured["accumulate_s"] * (m - 1) / m if measured else 0.0
+        accumulate = adding_s * (m - 1) / m
         compute_s = f.compute_s + r.compute_s + i.compute_s + w.compute_s
         (tp_f, tp_b), (cp_f, cp_b), (ep_f, ep_b) = (
             self._collectives(block, axis, compute_s) for axis in ("tp", "cp", "ep")

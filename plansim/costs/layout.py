@@ -105,6 +105,7 @@ class Layout:
             element_bytes=self.wide_bytes,
             operand_bytes=self.kept_operand_bytes,
             flash=self.plan.attention == "flash",
+            fused_softmax=self.stack.fused_softmax,
             split_features=p.split_features,
             joined_block=self.stack.joins_parallel_block or not self.model.parallel_block,
         )

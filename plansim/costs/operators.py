@@ -164,7 +164,11 @@ def _matmul(op: Matmul, how: Arithmetic) -> OperatorTime:
         input_ = matmul_s(how.device, op.m, op.k, op.n, dtype=dtype, batch=op.batch)
         weight = matmul_s(how.device, op.k, op.n, op.m, dtype=dtype, batch=op.batch, cast=False)
     fraction = how.product_fraction * (how.stack.grouped_efficiency if op.groups > 1 else 1.0)
-    return OperatorTime(forward_s=forward / fraction, input_s=input_ / fraction, weight_s=weight / fraction)
+    return OperatorTime(
+        forward_s=forward / fraction,
+        input_s=0.0 if op.first else input_ / fraction,
+        weight_s=weight / fraction,
+    )
 
 
 def _grouped(op: Matmul, how: Arithmetic, dtype: str) -> tuple[float, float, float]:
@@ -231,11 +235,10 @@ def _elementwise(op: Elementwise, how: Arithmetic) -> OperatorTime:
     passes = passes_of(op, how.stack, how.wide)
     if not (op.launches and passes):
         return OperatorTime(forward_s=0.0)
+    backward = op.backward_bytes + op.cleared_bytes
     return OperatorTime(
         forward_s=memory_bound_s(how.device, passes * op.forward_bytes, launches=op.launches),
-        input_s=memory_bound_s(how.device, passes * op.backward_bytes, launches=op.launches)
-        if op.backward_bytes
-        else 0.0,
+        input_s=memory_bound_s(how.device, passes * backward, launches=op.launches) if backward else 0.0,
     )
 
 
@@ -261,7 +264,9 @@ def _convolution(op: Convolution, how: Arithmetic) -> OperatorTime:
         return seconds / how.product_fraction
 
     return OperatorTime(
-        forward_s=pass_s("forward"), input_s=pass_s("backward_input"), weight_s=pass_s("backward_weight")
+        forward_s=pass_s("forward"),
+        input_s=0.0 if op.first else pass_s("backward_input"),
+        weight_s=pass_s("backward_weight"),
     )
 
 

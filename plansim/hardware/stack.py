@@ -37,6 +37,9 @@ class Stack:
         The same for grouped products of experts, beyond what their padded shapes cost.
     elementwise_passes : float
         Bytes that memory-bound operators really move over what perfect fusion would move.
+    fused_softmax : bool
+        Attention that is not fused has one kernel that scales, masks and normalises (Megatron's); eager
+        PyTorch has one for each.
     autocast : bool
         Norms and the sums of the residual stream stay in 32 bits where products have 16 (torch.autocast).
     routing_passes : float
@@ -117,6 +120,7 @@ class Stack:
     scan_efficiency: float = 1.0
     grouped_efficiency: float = 1.0
     elementwise_passes: float = 1.0
+    fused_softmax: bool = True
     autocast: bool = False
     routing_passes: float = 2.0
     collective_efficiency: float = 1.0

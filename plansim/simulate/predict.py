@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 from plansim.costs.build import step_costs, step_inflation, without_optimizer, without_weight_gradients
 from plansim.costs.compression.model import model_notes
-from plansim.costs.hostdata import on_host
+from plansim.costs.hostdata import on_host, stack_as_timed
 from plansim.costs.layout import Layout
 from plansim.costs.memory import host_notes, stage_memory, tightest_stage, with_frozen_weights
 from plansim.costs.mixed import differs, peak_flop_per_s, stage_limits_bytes
@@ -109,7 +109,8 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
     peak = peak_flop_per_s(layout)
     memory = tuple(stage_memory(layout, s) for s in range(plan.parallel.pp))
     tight, limit = tightest_stage(layout, [m.total_bytes for m in memory])
-    spread = interval_factor(layout.stack, layout.model)
+    stack = stack_as_timed(layout)
+    spread = interval_factor(stack, layout.model)
     economics = layout.profile.economics
     over_host = host_notes(layout)
     repeated = result.breakdown.recompute_s / max(1e-30, result.breakdown.compute_s)
@@ -141,7 +142,7 @@ def prediction_of(layout: Layout, result: StepResult) -> Prediction:
             **_kinds(layout),
         },
     )
-    return _with_peak(found, memory[tight].total_bytes, layout.stack)
+    return _with_peak(found, memory[tight].total_bytes, stack)
 
 
 def _with_peak(prediction: Prediction, peak: float, stack: Stack) -> Prediction:

@@ -20,7 +20,7 @@ from plansim.plan.read import plan_data
 from plansim.results import Measurement, Prediction
 from plansim.simulate.predict import predict
 from plansim.validate.flips import flips_data
-from plansim.validate.metrics import NOISE, Pair, kendall_tau, quantile, regret, summary
+from plansim.validate.metrics import Pair, mean_kendall_tau, quantile, regret, summary
 from plansim.validate.pace import at_pace, paced_summary, usual_pace_s, with_pace
 from plansim.workload.model import Model
 
@@ -186,7 +186,8 @@ class LiveResult:
         """Return the error summary: step times, memory, ranking and regret per model."""
         rows = self.compared
         pairs = [row.pair for row in rows]
-        found = summary(pairs, len(self.plans) - len(rows), _tau(rows))
+        tau = mean_kendall_tau([r.pair for r in group] for group in _rivals(rows).values())
+        found = summary(pairs, len(self.plans) - len(rows), tau)
         if not rows:
             return found
         memory = [abs(r.prediction.peak_memory_bytes / r.peak_memory_bytes - 1) for r in rows]
@@ -223,13 +224,6 @@ def _rivals(rows: Sequence[LivePlan]) -> dict[str, list[LivePlan]]:
         at = f" at {row.link}" if row.link else ""
         groups.setdefault(f"{row.model.name} batch {job.global_batch} x {job.seq_len}{at}", []).append(row)
     return groups
-
-
-def _tau(rows: Sequence[LivePlan]) -> float | None:
-    """Return the mean Kendall tau over groups of rivals, ties within noise left out."""
-    found = [kendall_tau([r.pair for r in group], NOISE) for group in _rivals(rows).values()]
-    known = [tau for tau in found if tau is not None]
-    return statistics.fmean(known) if known else None
 
 
 def validate_live(

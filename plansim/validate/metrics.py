@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,15 @@ def kendall_tau(pairs: Sequence[Pair], tie: float = 0.0) -> float | None:
             product = (a.predicted_s - b.predicted_s) * (a.measured_s - b.measured_s)
             agree += 1 if product > 0 else -1 if product < 0 else 0
     return agree / total if total else None
+
+
+def mean_kendall_tau(groups: Iterable[Sequence[Pair]]) -> float | None:
+    """Return Kendall's tau inside groups of rival plans, on average; measured ties are left out.
+
+    Every group counts alike: it stands for one choice. None where no group has a comparable pair.
+    """
+    found = [tau for group in groups if (tau := kendall_tau(group, NOISE)) is not None]
+    return statistics.fmean(found) if found else None
 
 
 def regret(pairs: Sequence[Pair]) -> float:

@@ -14,7 +14,7 @@ from plansim.errors import PlansimError
 from plansim.results import RESULT_SCHEMA, Prediction
 from plansim.simulate.predict import Z80, predict_layout
 from plansim.validate.assume import Case, case_of
-from plansim.validate.metrics import Pair, kendall_tau, quantile, regret, summary
+from plansim.validate.metrics import Pair, mean_kendall_tau, quantile, regret, summary
 from plansim.validate.rows import Row, Unpredictable, read_rows
 from plansim.validate.settle import settled
 
@@ -105,11 +105,7 @@ class TableResult:
 
     def summary(self, rows: Sequence[RowResult]) -> dict[str, Any]:
         """Return the errors of some rows; tau is taken inside groups that share model, devices and batch."""
-        taus = [
-            (t, len(g)) for g in rivals(rows) if (t := kendall_tau([r.pair for r in g if r.pair])) is not None
-        ]
-        weight = sum(n for _, n in taus)
-        tau = sum(t * n for t, n in taus) / weight if weight else None
+        tau = mean_kendall_tau([r.pair for r in group if r.pair] for group in rivals(rows))
         return summary(self.pairs(rows), sum(r.skipped is not None for r in rows), tau)
 
     def ranking(self) -> dict[str, Any]:

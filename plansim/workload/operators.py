@@ -17,7 +17,8 @@ class Matmul:
     `saved_bytes` is what the operator keeps from forward to backward, of which `normed_bytes` are what a
     norm made and `output_bytes` what it (with those beside it) hands to the attention core; `core` marks
     attention-core operators, whose saved bytes selective recomputation drops and whose forward it repeats.
-    `groups` > 1 is a grouped product: `groups` experts share the m rows evenly.
+    `groups` > 1 is a grouped product: `groups` experts share the m rows evenly. A `first` product reads the
+    batch itself, whose gradient nobody needs.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Matmul:
     normed_bytes: float = 0.0
     output_bytes: float = 0.0
     core: bool = False
+    first: bool = False
 
     @property
     def flop(self) -> float:
@@ -68,11 +70,15 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elementwise:
-    """A memory-bound operator by the bytes it moves. `launches` counts kernels."""
+    """A memory-bound operator by the bytes it moves. `launches` counts kernels.
+
+    `cleared_bytes` are moved backward whatever the microbatch: a gradient set to zero before it is summed.
+    """
 
     name: str
     forward_bytes: float
     backward_bytes: float
+    cleared_bytes: float = 0.0
     launches: int = 1
     saved_bytes: float = 0.0
     core: bool = False
@@ -86,7 +92,7 @@ class Elementwise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convolution:
-    """A 2-D convolution (as an implicit matrix product)."""
+    """A 2-D convolution (as an implicit matrix product); the `first` one reads the batch itself."""
 
     name: str
     batch: int
@@ -99,6 +105,7 @@ class Convolution:
     groups: int = 1
     saved_bytes: float = 0.0
     core: bool = False
+    first: bool = False
 
     @property
     def flop(self) -> float:
@@ -208,6 +215,8 @@ class Shard:
         Tensor ranks that cut one expert; None is all of `tp`.
     flash : bool
         Fused attention; otherwise scores are written out.
+    fused_softmax : bool
+        Scores that are written out are scaled, masked and normalised by one kernel.
     split_features : bool
         The ranks of tp hold different features of the samples.
     joined_block : bool
@@ -224,6 +233,7 @@ class Shard:
     element_bytes: float = 2.0
     operand_bytes: float = 2.0
     flash: bool = True
+    fused_softmax: bool = True
     split_features: bool = False
     joined_block: bool = True
 

@@ -97,6 +97,8 @@ def test_help_takes_under_300_ms_of_cpu():
         (["catalog", "show", "zzz"], 3, "'zzz' (plansim catalog list KIND shows what there is)\n"),
         (["testbed", "run", "{plan}", "--name", "x", "--hosts", "2"], 2, "--hosts: no effect on a testbed"),
         (["validate"], 2, "say what to compare with"),
+        (["validate", "plan.yaml"], 2, "--plans plan.yaml or --table plan.yaml"),
+        (["validate", "--plans", "/gone.yaml", "/lost.yaml"], 3, "/gone.yaml"),
         (["validate", "--table", "/gone.csv"], 3, "/gone.csv"),
         (["validate", "--table", "/gone.csv", "--out", "x"], 2, "--out: no effect on a table"),
         (["validate", "--table", "/gone.csv", "--max-error", "ten"], 2, "is no error such as 10% or 0.1"),

@@ -29,6 +29,7 @@ def row(kind, mode):
 
 
 PROFILE = load_profile("local-cpu")
+PROFILE = replace(PROFILE, calibration={k: v for k, v in PROFILE.calibration.items() if k != "meeting"})
 TIMED = replace(
     PROFILE,
     calibration={

@@ -17,9 +17,16 @@ PAYLOAD = 0.956
 """What TCP carries of a link, as the transport of gloo says."""
 
 
+def steady():
+    """Return the local CPU's profile with equal cores whose collectives no pause slows."""
+    base = load_profile("local-cpu")
+    uneven = ("meeting", "restart", "slowest_core")
+    return replace(base, calibration={k: v for k, v in base.calibration.items() if k not in uneven})
+
+
 def hosts(rate_bytes_per_s, count=2):
     """Return the local CPU's profile as `count` hosts of one rank on links of a rate."""
-    base = load_profile("local-cpu")
+    base = steady()
     links = replace(base.fabric[0], name="links", group=None, bandwidth_bytes_per_s=rate_bytes_per_s)
     return replace(base, fabric=(links,), groups=(replace(base.groups[0], devices=1, count=count),))
 
@@ -47,7 +54,7 @@ def test_gradients_take_what_they_keep_the_link_busy(ranks, share):
 
 
 def test_links_as_fast_as_the_loopback_change_nothing():
-    base = load_profile("local-cpu")
+    base = steady()
 
     assert costs(hosts(base.fabric[0].bandwidth_bytes_per_s), dp=2) == costs(base, dp=2)
 
@@ -62,7 +69,7 @@ def test_fewer_bytes_gain_more_the_slower_the_link(method):
 
 
 def test_a_pipeline_pays_for_its_boundary_and_tensor_ranks_for_every_block():
-    slow, fast = hosts(12.5e6), load_profile("local-cpu")
+    slow, fast = hosts(12.5e6), steady()
     boundary = 4 * 4 * 128 * 256  # fp32, microbatch, sequence, hidden
 
     wire_s = boundary / (12.5e6 * PAYLOAD)
@@ -114,7 +121,7 @@ def test_a_wrapper_costs_what_was_measured_of_it_or_what_lies_nearest():
         return {"collective": name, "ranks": 2, "base_s": base, "s_per_byte": 0.0, "cpu_base_s": base,
                 "cpu_s_per_byte": 0.0}  # fmt: skip
 
-    base = load_profile("local-cpu")
+    base = steady()
     names = {
         "all_reduce": 1.0, "cut:all_reduce": 2.0, "reduce_scatter": 3.0, "sharded:all_gather": 5.0,
         "sequence:all_gather": 7.0, "sequence:reduce_scatter": 7.0,
@@ -152,7 +159,7 @@ def test_replicas_that_step_alone_exchange_weights_and_no_gradients():
 
 def test_ranks_that_met_a_moment_ago_wait_less_for_each_other():
     """The fixed part of a collective shrinks; its bytes, the CPU's time and sends do not."""
-    base = load_profile("local-cpu")
+    base = steady()
     row = {"ranks": 2, "shares": [[0.0, 0.5], [0.004, 0.75], [0.016, 1.0]]}
     links = HostLinks(
         Layout.of(MODEL, base, plan(tp=2)), HostCalibration({**base.calibration, "meeting": [row]})

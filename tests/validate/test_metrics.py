@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plansim.validate.metrics import Pair, kendall_tau, quantile, regret, summary
+from plansim.validate.metrics import Pair, kendall_tau, mean_kendall_tau, quantile, regret, summary
 
 
 def pair(predicted, measured, low=None, high=None):
@@ -50,3 +50,12 @@ def test_ties_in_the_measurement_are_left_out():
 
 def test_quantile_interpolates():
     assert quantile([1.0, 2.0, 3.0], 0.25) == pytest.approx(1.5)
+
+
+def test_every_group_of_rivals_counts_alike_and_noise_for_nothing():
+    right = [pair(t, t) for t in (1.0, 2.0, 3.0, 4.0)]
+    wrong = [pair(2.0, 1.0), pair(1.0, 2.0)]
+    noise = [pair(2.0, 1.0), pair(1.0, 1.02)]
+
+    assert mean_kendall_tau([right, wrong, noise]) == 0.0
+    assert mean_kendall_tau([noise]) is None

@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import plansim
+from plansim.costs.operators import Arithmetic, operator_s
 from plansim.errors import PlansimError
+from plansim.hardware.read import load_profile
+from plansim.hardware.stack import find_stack
 from plansim.plan.modules import recomputed
 from plansim.workload.families import FAMILIES, find_family
 from plansim.workload.model import Model, MoE
-from plansim.workload.operators import Communication, Shard
+from plansim.workload.operators import Communication, Convolution, Matmul, Shard
 from plansim.workload.read import built_in_models, load_model
 from plansim.workload.totals import active_parameter_count, model_flop_per_sample, parameter_count
 
@@ -215,3 +218,53 @@ def test_prediction_of_what_a_family_has_not_is_refused(name, pattern, tmp_path)
 
     with pytest.raises(PlansimError, match="pattern"):
         load_model(path)
+
+
+@pytest.mark.parametrize("name", ["resnet-tiny", "vgg-tiny", "vit-tiny", "mlp-medium"])
+def test_only_the_first_product_of_a_network_reads_the_batch(name):
+    model = load_model(name)
+    blocks = find_family(model.family).blocks(model, Shard(microbatch=2, seq_len=model.seq_len or 1))
+    products = [op for b in blocks for op in b.operators if isinstance(op, Convolution | Matmul)]
+
+    assert [op.first for op in products] == [True] + [False] * (len(products) - 1)
+
+
+def test_a_product_that_reads_the_batch_has_no_gradient_of_its_input():
+    device = load_profile("a100x8").device
+    how = Arithmetic(device=device, dtype="bf16", stack=find_stack("pytorch-ddp"))
+    product = Matmul(name="patches", m=512, n=512, k=512)
+
+    inner, first = operator_s(product, how), operator_s(replace(product, first=True), how)
+
+    assert inner.input_s > first.input_s == 0.0
+    assert (inner.forward_s, inner.weight_s) == (first.forward_s, first.weight_s)
+
+
+def test_each_stage_of_vgg_ends_in_a_pool_that_halves_the_image():
+    model = load_model("vgg-tiny")
+    blocks = find_family("cnn").blocks(model, Shard(microbatch=1, seq_len=1, element_bytes=4.0))
+    pools = [op for b in blocks for op in b.operators if op.name == "max_pool"]
+    widths, size = model.options["widths"], model.options["image_size"]
+
+    assert len(pools) == len(model.options["stages"])
+    for i, (pool, width) in enumerate(zip(pools, widths, strict=True)):
+        elements = width * (size / 2**i) ** 2
+        assert pool.forward_bytes == elements * (
+            4 + (4 + 8) / 4
+        )  # read whole; a quarter of values and places
+
+
+def test_the_gradient_of_a_table_is_cleared_whole():
+    model, shard = load_model("gpt-mini"), Shard(microbatch=1, seq_len=128)
+    (small, large) = (
+        next(
+            op
+            for op in find_family("gpt").blocks(replace(model, vocab=vocab), shard)[0].operators
+            if op.name == "embedding"
+        )
+        for vocab in (4096, 8192)
+    )
+
+    assert large.cleared_bytes - small.cleared_bytes == 2.0 * 4096 * model.hidden
+    assert large.backward_bytes == small.backward_bytes
+    assert large.forward_bytes == small.forward_bytes

@@ -128,5 +128,5 @@ def _shared_state(name: str, parameters: Iterable[nn.Parameter], group: Any) -> 
     groups = grouped(parameters)
     flat = [p for g in groups for p in g["params"]]
     return ZeroRedundancyOptimizer(
-        flat, optimizer_class=cls, process_group=group, parameters_as_bucket_view=False, **options
+        flat, optimizer_class=cls, process_group=group, parameters_as_bucket_view=True, **options
     )

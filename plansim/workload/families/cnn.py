@@ -38,33 +38,42 @@ class Cnn:
         kind, stem = str(o.get("block", "bottleneck")), int(o.get("stem", 64))
         made: list[Block] = []
         if stem:
-            conv = _conv("stem", shard, channels, stem, size, kernel=7, stride=2)
+            conv = _conv("stem", shard, channels, stem, size, kernel=7, stride=2, first=True)
             size, channels = size // 4, stem
-            pool = 2 * _activation(shard, stem, size * 2)
-            made.append(
-                _block(
-                    "embedding",
-                    (*conv, Elementwise(name="pool", forward_bytes=pool, backward_bytes=pool)),
-                    shard,
-                    channels,
-                    size,
-                )
-            )
+            pool = _max_pool(shard, stem, size * 2)
+            made.append(_block("embedding", (*conv, pool), shard, channels, size))
         for stage, (count, width) in enumerate(
             zip(o.get("stages", (3, 4, 6, 3)), o.get("widths", (256, 512, 1024, 2048)), strict=True)
         ):
             for i in range(int(count)):
                 stride = 2 if i == 0 and (stage > 0 or not stem) and kind != "plain" else 1
-                made.append(_residual(kind, shard, channels, int(width), size, stride))
-                size, channels = size // stride, int(width)
-            if kind == "plain":
-                size //= 2
+                ends = kind == "plain" and i == int(count) - 1
+                made.append(
+                    _plain(shard, channels, int(width), size, halved=ends, first=not made)
+                    if kind == "plain"
+                    else _residual(kind, shard, channels, int(width), size, stride)
+                )
+                size, channels = size // (2 if ends else stride), int(width)
         return (*made, _classifier(model, shard, channels, size))
 
 
+def _plain(shard: Shard, cin: int, cout: int, size: int, *, halved: bool, first: bool) -> Block:
+    """Return one convolution of VGG; the last of a stage halves the image."""
+    conv = _conv("conv3x3", shard, cin, cout, size, kernel=3, first=first)
+    if not halved:
+        return _block("layer", conv, shard, cout, size)
+    return _block("layer", (*conv, _max_pool(shard, cout, size)), shard, cout, size // 2)
+
+
+def _max_pool(shard: Shard, channels: int, size: int) -> Elementwise:
+    """Return a maximum over windows that halves an image: it keeps where each was found, in 64 bits."""
+    whole = _activation(shard, channels, size)
+    places = 8 * whole / shard.element_bytes
+    moved = whole + (whole + places) / 4
+    return Elementwise(name="max_pool", forward_bytes=moved, backward_bytes=moved, saved_bytes=places / 4)
+
+
 def _residual(kind: str, shard: Shard, cin: int, cout: int, size: int, stride: int) -> Block:
-    if kind == "plain":
-        return _block("layer", _conv("conv3x3", shard, cin, cout, size, kernel=3), shard, cout, size)
     inner = cout // 4 if kind == "bottleneck" else cout
     ops: list[Operator] = []
     if kind == "bottleneck":
@@ -82,7 +91,15 @@ def _residual(kind: str, shard: Shard, cin: int, cout: int, size: int, stride: i
 
 
 def _conv(
-    name: str, shard: Shard, cin: int, cout: int, size: int, *, kernel: int, stride: int = 1
+    name: str,
+    shard: Shard,
+    cin: int,
+    cout: int,
+    size: int,
+    *,
+    kernel: int,
+    stride: int = 1,
+    first: bool = False,
 ) -> tuple[Operator, ...]:
     """Return convolution, batch norm and ReLU; each keeps its input."""
     out = _activation(shard, cout, size // stride)
@@ -97,6 +114,7 @@ def _conv(
             kernel=kernel,
             stride=stride,
             saved_bytes=_activation(shard, cin, size),
+            first=first,
         ),
         Elementwise(
             name="batch_norm_relu",

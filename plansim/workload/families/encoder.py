@@ -102,6 +102,7 @@ class ViT:
             n=model.hidden,
             k=pixels,
             saved_bytes=shard.element_bytes * shard.tokens * pixels,
+            first=True,
         )
         add = Elementwise(
             name="positions",

@@ -35,7 +35,12 @@ class Mlp:
         saved = e * rows * k_local
         ops: list[Operator] = [
             Matmul(
-                name=f"dense_{'in' if index == 0 else 'x'}", m=rows, n=n_local, k=k_local, saved_bytes=saved
+                name=f"dense_{'in' if index == 0 else 'x'}",
+                m=rows,
+                n=n_local,
+                k=k_local,
+                saved_bytes=saved,
+                first=index == 0,
             )
         ]
         moved = e * rows * n_local
@@ -47,7 +52,8 @@ class Mlp:
                 parameters=n_local,
             )
         )
-        ops.extend(_boundary_collectives(column, e * rows * n, e * rows * k, shard))
+        if not (column and index == 0):  # nobody needs the gradient of the batch
+            ops.extend(_boundary_collectives(column, e * rows * n, e * rows * k, shard))
         kind = "embedding" if index == 0 else "layer" if relu else "head"
         return block(kind, tuple(ops), e * rows * n)
 

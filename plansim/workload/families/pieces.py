@@ -200,7 +200,7 @@ def _unfused_core(model: Model, shard: Shard, width: int, v_width: int) -> tuple
     batch = shard.microbatch * heads
     ops: list[Operator] = [
         Matmul(name="scores", m=seq, n=shard.seq_len, k=width, batch=batch, weight=False, core=True),
-        _softmax(e, scores, fused=batch % FUSED_SOFTMAX_BATCH == 0),
+        _softmax(e, scores, fused=shard.fused_softmax and batch % FUSED_SOFTMAX_BATCH == 0),
     ]
     if model.dropout:
         moved = (2 * e + 1) * scores
@@ -308,7 +308,10 @@ def feed_forward(
 
 
 def embedding(model: Model, shard: Shard) -> tuple[Operator, ...]:
-    """Return the vocabulary-parallel lookup (plus learned positions and dropout)."""
+    """Return the vocabulary-parallel lookup (plus learned positions and dropout).
+
+    The gradient of the table is as large as the table: it is cleared before rows are added.
+    """
     e, nbytes = shard.element_bytes, shard.element_bytes * shard.tokens * model.hidden
     positions = model.seq_len * model.hidden if model.positions == "learned" else 0
     table = -(-model.vocab // shard.tp) * model.hidden
@@ -317,6 +320,7 @@ def embedding(model: Model, shard: Shard) -> tuple[Operator, ...]:
         name="embedding",
         forward_bytes=2 * nbytes + (2 * nbytes if positions else 0.0),
         backward_bytes=2 * nbytes + FP32 / e * nbytes,
+        cleared_bytes=e * table,
         launches=3,
         saved_bytes=mask,
         parameters=table + positions,
