@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from plansim.calibrate.alone import fresh_mesh
 from plansim.calibrate.ranks import gloo_job
 from plansim.calibrate.within import call_cost
 from plansim.calibrate.wrapped import Row, wrapped_costs
@@ -21,8 +22,10 @@ from plansim.execute.launch import Place, Rendezvous, launch
 from plansim.execute.pace import Computing
 
 SIZES = (2**12, 2**15, 2**17, 2**19, 2**20, 2**21, 2**22, 2**24)
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
-ROOTED = ("broadcast", "send_recv")
+COLLECTIVES = (
+    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "send_recv",
+)  # fmt: skip
+ROOTED = ("broadcast", "reduce", "send_recv")
 """Collectives in which ranks do different things."""
 
 COMPRESSED = tuple(HOOKS)
@@ -110,10 +113,11 @@ def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[Row]:
     with gloo_job(meet):
         compute, rows = Computing(), []
         for collective in COLLECTIVES:
+            group = fresh_mesh().get_group()
             for nbytes in sizes:
                 calls = 2 if collective == "send_recv" else 1  # there and back
                 wall, cpu, pace = call_cost(
-                    _operation(collective, nbytes, meet.world_size, meet.rank), compute, nbytes=nbytes
+                    _operation(collective, nbytes, group), compute, nbytes=nbytes
                 ).paced
                 rows.append((collective, nbytes, wall / calls, cpu / calls, pace))
         if not wrapped or meet.world_size == 1:
@@ -125,31 +129,34 @@ def _rank(sizes: tuple[int, ...], wrapped: bool, meet: Rendezvous) -> list[Row]:
         return [*rows, *wrapped_costs(compute)]
 
 
-def _operation(collective: str, nbytes: int, world: int, rank: int) -> Callable[[], Any]:
+def _operation(collective: str, nbytes: int, group: Any) -> Callable[[], Any]:
+    world, rank = group.size(), group.rank()
     whole = torch.ones(max(world, nbytes // 4 // world * world))
     part = torch.ones(whole.numel() // world)
     if collective == "all_reduce":
-        return lambda: dist.all_reduce(whole)
+        return lambda: dist.all_reduce(whole, group=group)
     if collective == "all_gather":
-        return lambda: dist.all_gather_into_tensor(whole, part)
+        return lambda: dist.all_gather_into_tensor(whole, part, group=group)
     if collective == "reduce_scatter":
-        return lambda: dist.reduce_scatter_tensor(part, whole)
+        return lambda: dist.reduce_scatter_tensor(part, whole, group=group)
     if collective == "all_to_all":
         other = torch.empty_like(whole)
-        return lambda: dist.all_to_all_single(other, whole)
+        return lambda: dist.all_to_all_single(other, whole, group=group)
     if collective == "broadcast":
-        return lambda: dist.broadcast(whole, src=0)
+        return lambda: dist.broadcast(whole, src=0, group=group)
+    if collective == "reduce":
+        return lambda: dist.reduce(whole, dst=0, group=group)
     partner = rank ^ 1
 
     def send_recv() -> None:
         if partner >= world:
             return
         if rank < partner:
-            dist.send(whole, partner)
-            dist.recv(whole, partner)
+            dist.send(whole, partner, group=group)
+            dist.recv(whole, partner, group=group)
         else:
-            dist.recv(whole, partner)
-            dist.send(whole, partner)
+            dist.recv(whole, partner, group=group)
+            dist.send(whole, partner, group=group)
 
     return send_recv
 

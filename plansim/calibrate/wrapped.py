@@ -1,8 +1,8 @@
 """Collectives as torch's parallel wrappers make them: by DTensor, by `fully_shard`, plain and coded.
 
-A wrapper copies into and out of the message, allocates it anew, dispatches through Python. Blocks that were
-timed on one rank know nothing of that where it is `fully_shard`. They know it of DTensor, so that what a rank
-does by itself is taken off there (`plansim.calibrate.alone`).
+A wrapper copies into and out of the message, allocates it anew, dispatches through Python. Blocks are timed
+in their wrapper on one rank and know of that, so what a rank does by itself is taken off
+(`plansim.calibrate.alone`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from plansim.calibrate.alone import mesh_without_peers
+from plansim.calibrate.alone import fresh_mesh, mesh_of_one, mesh_without_peers
 from plansim.calibrate.within import call_cost
 from plansim.execute.pace import Computing
 from plansim.execute.sharded_comm import SHARDED_METHODS, CodedAllGather, CodedReduceScatter, sharded_codec
@@ -36,22 +36,23 @@ Row = tuple[str, int, float, float, float]
 
 def wrapped_costs(compute: Computing) -> Iterator[Row]:
     """Yield what every wrapped collective costs over all ranks of the job."""
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    alone = mesh_without_peers()
-    for nbytes in CUT_SIZES:
-        for work, names in (
-            (_cut, ("cut:all_reduce",)),
-            (_sequence, ("sequence:reduce_scatter", "sequence:all_gather")),
-        ):
+    alone, one = mesh_without_peers(), mesh_of_one()
+    for work, names in (
+        (_cut, ("cut:all_reduce",)),
+        (_sequence, ("sequence:reduce_scatter", "sequence:all_gather")),
+    ):
+        mesh = fresh_mesh()
+        for nbytes in CUT_SIZES:
             whole, mine = (call_cost(work(nbytes, m), compute, nbytes=nbytes) for m in (mesh, alone))
             beyond = [max(LEAST_S, a - b) / len(names) for a, b in zip(whole.total, mine.total, strict=True)]
             for name in names:
                 yield name, nbytes, beyond[0], beyond[1], whole.pace_s
+    mesh = fresh_mesh()
     for nbytes in SHARDED_SIZES:
-        yield from _sharded(nbytes, mesh, compute)
+        yield from _sharded(nbytes, (mesh, one), compute)
     for method in SHARDED_METHODS:
         for nbytes in CODED_SIZES:
-            yield from _sharded(nbytes, mesh, compute, method)
+            yield from _sharded(nbytes, (mesh, one), compute, method)
 
 
 def _cut(nbytes: int, mesh: DeviceMesh) -> Callable[[], Any]:
@@ -96,32 +97,46 @@ class _Held(nn.Module):
         return x * torch.stack([p[0, 0] for p in self.held]).sum()
 
 
-def _sharded(nbytes: int, mesh: DeviceMesh, compute: Computing, method: str = "none") -> Iterator[Row]:
-    """Yield the gather and the reduction of a sharded block: what a pass takes beyond a plain one."""
-    gathering, reducing, plain = _Held(nbytes), _Held(nbytes), _Held(nbytes)
-    held = sum(4 * p.numel() for p in plain.parameters())
-    for module in (gathering, reducing):
-        fully_shard(module, mesh=mesh, reshard_after_forward=False)
-        if method != "none":
-            codec = sharded_codec(method, {})
-            module.set_custom_all_gather(CodedAllGather(codec))
-            module.set_custom_reduce_scatter(CodedReduceScatter(codec))
-    reducing.set_reshard_after_backward(False)  # its passes reduce and never gather
+def _sharded(
+    nbytes: int, meshes: tuple[DeviceMesh, DeviceMesh], compute: Computing, method: str = "none"
+) -> Iterator[Row]:
+    """Yield the gather and the reduction of a sharded block: what they take on all ranks beyond one."""
+    held = sum(4 * p.numel() for p in _Held(nbytes).parameters())
+    suffix = "" if method == "none" else f":{method}"
+    for name, work in (("all_gather", _gather), ("reduce_scatter", _reduce)):
+        whole, mine = (call_cost(work(nbytes, mesh, method), compute, nbytes=held) for mesh in meshes)
+        beyond = (max(LEAST_S, a - b) for a, b in zip(whole.total, mine.total, strict=True))
+        yield f"sharded:{name}{suffix}", held, *beyond, whole.pace_s
+
+
+def _gather(nbytes: int, mesh: DeviceMesh, method: str) -> Callable[[], Any]:
+    """Return the gather of a block, let go at once."""
+    module = _held(nbytes, mesh, method)
 
     def gather() -> None:
-        gathering.unshard()
-        gathering.reshard()
+        module.unshard()
+        module.reshard()
 
-    gathered = call_cost(gather, compute, nbytes=held)
-    passes = call_cost(lambda: _pass(reducing), compute, nbytes=held)
-    alone = call_cost(lambda: _pass(plain), compute, nbytes=held)
-    suffix = "" if method == "none" else f":{method}"
-    yield f"sharded:all_gather{suffix}", held, *gathered.paced
-    beyond = (max(LEAST_S, a - b) for a, b in zip(passes.total, alone.total, strict=True))
-    yield f"sharded:reduce_scatter{suffix}", held, *beyond, passes.pace_s
+    return gather
 
 
-def _pass(module: nn.Module) -> None:
+def _reduce(nbytes: int, mesh: DeviceMesh, method: str) -> Callable[[], Any]:
+    """Return a pass over a block that reduces gradients and never gathers."""
+    module = _held(nbytes, mesh, method)
+    module.set_reshard_after_backward(False)
+    return lambda: _pass(module)
+
+
+def _held(nbytes: int, mesh: DeviceMesh, method: str) -> FSDPModule:
+    module = fully_shard(_Held(nbytes), mesh=mesh, reshard_after_forward=False)
+    if method != "none":
+        codec = sharded_codec(method, {})
+        module.set_custom_all_gather(CodedAllGather(codec))
+        module.set_custom_reduce_scatter(CodedReduceScatter(codec))
+    return module
+
+
+def _pass(module: Any) -> None:
     module(torch.ones(1)).sum().backward()
     for parameter in module.parameters():
         parameter.grad = None

@@ -322,7 +322,7 @@ class HostStep:
         for nbytes, n, shared in self._messages(dense, experts, ranks):
             axis, coded = ("edp", Method()) if shared == "edp" else ("dp_cp", plan.compression.gradients)
             if plan.aggregation == "parameter_server":
-                seconds = 2 * self._links.collective_s("broadcast", nbytes, n, axis)
+                seconds = sum(self._links.collective_s(c, nbytes, n, axis) for c in ("reduce", "broadcast"))
             else:
                 seconds = self._links.coded_s("all_reduce", nbytes, n, axis, coded)
             if self.clock != "wire":
@@ -350,9 +350,11 @@ class HostStep:
             return given.get("step_s", 0.0)
         if self.layout.plan.compression.outer.method != "none":
             return given.get("step_s", 0.0)  # nothing wraps a model whose replicas step alone
-        flat = p.pp > 1 or p.cp > 1 or p.ep > 1 or not self.layout.plan.overlap.gradients
+        served = self.layout.plan.aggregation == "parameter_server"  # gradients are joined, then weights
+        flat = served or p.pp > 1 or p.cp > 1 or p.ep > 1 or not self.layout.plan.overlap.gradients
         wrapped = not flat and p.zero_stage <= 1
         each = given.get("flat_s_per_byte" if flat else "ddp_s_per_byte", 0.0) if flat or wrapped else 0.0
+        each *= 2 if served else 1
         wrapper = given.get("ddp_block_s", 0.0) * num_blocks if wrapped else 0.0
         return given.get("step_s", 0.0) + 4.0 * parameters * each + wrapper
 

@@ -138,7 +138,7 @@ class HostLinks:
         CPU time is left as it is, and so are sends: what a pipeline's stages wait for each other is in its
         order.
         """
-        if self.clock != "wall" or collective in ("send_recv", "broadcast"):
+        if self.clock != "wall" or collective in ("send_recv", "broadcast", "reduce"):
             return 0.0
         share = self.host.meeting_share(ranks, apart_s)
         return (1.0 - share) * self.host.fixed_s(collective, ranks)

@@ -13,5 +13,5 @@ def test_overheads_of_blocks_are_those_of_an_eager_framework():
     assert 1e-6 < found["dtensor_backward_s"] < 1e-2
     assert 1e-5 < found["sharded_forward_s"] < 1e-1
     assert 1e-5 < found["sharded_backward_s"] < 1e-1
-    assert 0 < found["sharded_backward_s_per_byte"] < 1e-7
+    assert 0 <= found["sharded_backward_s_per_byte"] < 1e-7
     assert 0 < found["max_pool_s_per_byte"] < 1e-7

@@ -66,11 +66,14 @@ def _plain(shard: Shard, cin: int, cout: int, size: int, *, halved: bool, first:
 
 
 def _max_pool(shard: Shard, channels: int, size: int) -> Elementwise:
-    """Return a maximum over windows that halves an image: it keeps where each was found, in 64 bits."""
+    """Return a maximum over windows that halves an image.
+
+    It keeps its input (what the ReLU before it made) and where each was found, in 64 bits.
+    """
     whole = _activation(shard, channels, size)
-    places = 8 * whole / shard.element_bytes
-    moved = whole + (whole + places) / 4
-    return Elementwise(name="max_pool", forward_bytes=moved, backward_bytes=moved, saved_bytes=places / 4)
+    places = 8 * whole / shard.element_bytes / 4
+    moved = whole + whole / 4 + places
+    return Elementwise(name="max_pool", forward_bytes=moved, backward_bytes=moved, saved_bytes=whole + places)
 
 
 def _residual(kind: str, shard: Shard, cin: int, cout: int, size: int, stride: int) -> Block:
