@@ -8,7 +8,7 @@ from plansim.costs.build import block_time, step_costs
 from plansim.costs.hostdata import TIMED_LOG_STD, stack_as_timed
 from plansim.costs.hostuntimed import GRU_STEP_KERNELS, eager_operators
 from plansim.costs.layout import Layout
-from plansim.hardware.read import load_profile
+from plansim.hardware.read import at_speed, load_profile
 from plansim.plan.model import Job, Parallel, Plan
 from plansim.simulate.predict import predict
 from plansim.workload.operators import Communication, Elementwise, Matmul, Recurrent
@@ -106,6 +106,15 @@ def test_repeating_a_forward_pass_dispatches_it_again():
     layers = [b for b in laid_out(PROFILE).blocks if b.kind == "layer"]
     repeated = 1e-3 * sum(eager_operators(b.operators) for b in layers)
     assert host_s("full", host(kernel_s=1e-3)) == pytest.approx(repeated)
+
+
+def test_a_slower_core_dispatches_as_much_slower():
+    def slower(profile):
+        (group,) = profile.groups
+        return replace(profile, groups=(replace(group, device=at_speed(group.device, 0.5)),))
+
+    free, dear = host(), host(kernel_s=1e-3)
+    assert added(slower(free), slower(dear)) == pytest.approx([2 * s for s in added(free, dear)])
 
 
 def test_communication_is_no_operator_and_a_gru_steps_kernel_by_kernel():
