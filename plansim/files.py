@@ -352,9 +352,9 @@ def resolve(
     roots = [Path(), *folders] if not given.is_absolute() else [Path()]
     for root in roots:
         for candidate in (root / given, *(root / f"{name}{s}" for s in suffixes)):
-            if _is_file(candidate):
+            if is_file(candidate):
                 return candidate
-    if _is_file(given, Path.is_dir):
+    if is_file(given, Path.is_dir):
         inside = "".join(f" without a {s[1:]}" for s in suffixes if s.startswith("/"))
         raise InputError(f"{name}: a folder{inside}, expected the file of a {kind}")
     names = known()
@@ -363,7 +363,8 @@ def resolve(
     raise InputError(f"no {kind} '{name}' ({hint}known: {', '.join(names)}; or give a path)")
 
 
-def _is_file(path: Path, there: Callable[[Path], bool] = Path.is_file) -> bool:
+def is_file(path: Path, there: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Return whether a file (`there`: something else) is at a path that can be asked about."""
     try:
         return there(path)
     except OSError:  # a name too long, a folder that may not be entered

@@ -18,6 +18,7 @@ from plansim.files import (
     WholeNumber,
     check,
     dump_yaml,
+    is_file,
     read_text,
     read_yaml,
     resolve,
@@ -162,8 +163,8 @@ def load_model(name: str | Path, overrides: Mapping[str, str] | None = None) -> 
     Parameters
     ----------
     name : str or Path
-        A model file, a folder or file with a Hugging Face ``config.json``, a built-in name, or
-        ``package.module:factory``; in this order.
+        A model file, a folder or file with a Hugging Face ``config.json``, a built-in name,
+        ``package.module:factory``, or a model file without its suffix; in this order.
     overrides : mapping of str to str, optional
         Dotted key to YAML text, e.g. ``{"layers": "12"}``.
 
@@ -185,7 +186,7 @@ def load_model(name: str | Path, overrides: Mapping[str, str] | None = None) -> 
     if ".py:" in text:
         raise InputError(f"{text}: Python code is named by its module, package.module:factory, not by a path")
     suffixes = (".yaml", ".yml", ".json", "/config.json")
-    found = resolve(text, [BUILT_IN], suffixes, "model", built_in_models)
+    found = _built_in(text) or resolve(text, [BUILT_IN], suffixes, "model", built_in_models)
     source = str(found) if found.parent != BUILT_IN else text
     data = _read_json(found) if found.suffix == ".json" else read_yaml(found)
     if not is_hugging_face(data):
@@ -195,6 +196,16 @@ def load_model(name: str | Path, overrides: Mapping[str, str] | None = None) -> 
         return model_from_data(made, source, overrides=overrides)
     except InputError as error:
         raise InputError(spelled(str(error), data, source, read_text(found))) from None
+
+
+def _built_in(name: str) -> Path | None:
+    """Return the file of a built-in model, unless something here has just that name.
+
+    A file that has it but for its suffix is more often a plan or a report of that model.
+    """
+    found = BUILT_IN / f"{name}.yaml"
+    known = "/" not in name and is_file(found) and not is_file(Path(name), Path.exists)
+    return found if known else None
 
 
 def _read_json(path: Path) -> Any:

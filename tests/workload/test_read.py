@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -292,3 +293,14 @@ def test_broken_json_names_its_place(tmp_path):
 
 def test_a_model_is_a_model():
     assert isinstance(load_model("llama-tiny"), Model)
+
+
+def test_a_plan_named_after_a_built_in_model_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "gpt-mini.yaml").write_text("schema: 1\nmodel: gpt-mini\n")
+    (tmp_path / "mine.yaml").write_text(dump_model(replace(load_model("gpt-mini"), name="mine", layers=7)))
+    monkeypatch.chdir(tmp_path)
+
+    assert load_model("gpt-mini").layers == 4
+    assert load_model("mine").layers == load_model("mine.yaml").layers == 7
+    with pytest.raises(InputError, match=r"gpt-mini\.yaml: name: this key is required"):
+        load_model("gpt-mini.yaml")
