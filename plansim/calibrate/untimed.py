@@ -15,7 +15,7 @@ from torch.nn import functional
 from plansim.calibrate.blocks import BlockSample, measure_blocks
 from plansim.calibrate.frameworks import TINY
 from plansim.calibrate.timing import median_s
-from plansim.costs.hostuntimed import eager_operators
+from plansim.costs.hostuntimed import OPERATORS_OF_PASS, eager_operators
 from plansim.plan.model import Job, Parallel, Plan
 from plansim.workload.families import find_family
 from plansim.workload.model import Model
@@ -31,8 +31,8 @@ def measure_untimed(*, timeout_s: float = 120.0) -> dict[str, float]:
     timed = measure_blocks([*cases, _case(TINY, tp=2)], timeout_s=timeout_s)
     layers = {(s.model, s.wrapper): s for s in timed if s.kind == "layer"}
     found = {"max_pool_s_per_byte": _max_pool_s_per_byte(torch.device("cpu"))}
-    for direction, each in (("forward", 1), ("backward", 2)):
-        found |= _overheads(layers, direction, each)
+    for direction, operators in OPERATORS_OF_PASS.items():
+        found |= _overheads(layers, direction, operators * _operators())
     return {name: float(f"{max(0.0, value):.4g}") for name, value in found.items()}
 
 
@@ -42,8 +42,10 @@ def _case(model: Model, **degrees: int) -> tuple[Model, Plan]:
     return model, Plan(model=model.name, profile="", job=job, parallel=parallel, attention="unfused")
 
 
-def _overheads(layers: dict[tuple[str, str], BlockSample], direction: str, each: int) -> dict[str, float]:
-    """Return what layers take beyond plain ones in a pass of `each` operators for one of forward."""
+def _overheads(
+    layers: dict[tuple[str, str], BlockSample], direction: str, operators: float
+) -> dict[str, float]:
+    """Return what layers take beyond plain ones in a pass; of the tiny one it runs so many operators."""
 
     def seconds(model: Model, wrapper: str) -> float:
         return float(getattr(layers[model.name, wrapper], f"{direction}_s"))
@@ -53,7 +55,7 @@ def _overheads(layers: dict[tuple[str, str], BlockSample], direction: str, each:
 
     held = [4.0 * layers[m.name, "plain"].parameters for m in (TINY, WIDE)]
     slope = (sharding_s(WIDE) - sharding_s(TINY)) / (held[1] - held[0])
-    cut = (seconds(TINY, "dtensor") - seconds(TINY, "plain")) / (each * _operators())
+    cut = (seconds(TINY, "dtensor") - seconds(TINY, "plain")) / operators
     return {
         f"dtensor_{direction}_s": cut,
         f"sharded_{direction}_s": sharding_s(TINY) - slope * held[0],

@@ -113,7 +113,7 @@ class HostStep:
         modelled: BlockTime = self.block_time(layout, block)
         measured = self.host.block(layout, block, mode, chunk)
         if measured is None:
-            untimed = UntimedBlock(layout, self.host, block, modelled)
+            untimed = UntimedBlock(layout, self.host, block, modelled, self._longer)
             f, r, i, w = untimed.parts(mode)
             adding_s = untimed.accumulate_s
         else:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 GRU_GATES, GRU_STEP_KERNELS = 3, 8
 """Two sigmoids, a tanh, three products, two sums a time step; oneDNN has one kernel for LSTM, none here."""
 
+OPERATORS_OF_PASS = {"forward": 1, "backward": 2}
+"""Operators that a pass runs for one of forward: gradients are of inputs and of weights."""
+
 ADDING_BYTES = 12.0
 """Moved for each fp32 gradient that is added to the one before: two read, one written."""
 
@@ -47,48 +50,42 @@ def _dispatched(op: Operator) -> float:
 
 @dataclass(frozen=True, slots=True)
 class UntimedBlock:
-    """One block in one mode of recomputation, from the fitted curves and the framework's overheads."""
+    """One block, from the fitted curves and the framework's overheads.
+
+    `longer` is how much longer this core computes than the one that was measured.
+    """
 
     layout: Layout
     host: HostCalibration
     block: Block
     modelled: BlockTime
+    longer: float
 
     def parts(self, mode: str) -> tuple[Parts, Parts, Parts, Parts]:
         """Return forward, recompute, and the gradients of inputs and of weights."""
         again = again_s(self.layout, self.modelled, self.block, mode)
         forward = self.modelled.forward
         share = again.compute_s / forward.compute_s if forward.compute_s else 0.0
+        forward_s, backward_s = self._dispatch_s("forward") + self._pool_s, self._dispatch_s("backward")
         passes = (
-            (forward, self._forward_s),
-            (again, share * self._forward_s),
-            (self.modelled.backward_input, self._backward_s / 2),
-            (self.modelled.backward_weight, self._backward_s / 2),
+            (forward, forward_s),
+            (again, share * forward_s),
+            (self.modelled.backward_input, backward_s / 2),
+            (self.modelled.backward_weight, backward_s / 2),
         )
-        longer = (
-            1.0 / self.layout.profile.device.sustained_fraction
-        )  # overheads are those of the core measured
-        f, r, i, w = (Parts(compute_s=p.compute_s, host_s=p.host_s + longer * s) for p, s in passes)
+        f, r, i, w = (Parts(compute_s=p.compute_s, host_s=p.host_s + self.longer * s) for p, s in passes)
         return f, r, i, w
 
     @property
     def accumulate_s(self) -> float:
         """Seconds of adding the gradients of one more microbatch."""
         held = self.block.parameters + self.block.expert_parameters
-        return memory_bound_s(self.layout.profile.device, ADDING_BYTES * held)
+        return self.longer * memory_bound_s(self.layout.profile.device, ADDING_BYTES * held)
 
-    @property
-    def _forward_s(self) -> float:
-        return self._dispatch_s("forward", 1) + self._pool_s
-
-    @property
-    def _backward_s(self) -> float:
-        return self._dispatch_s("backward", 2)
-
-    def _dispatch_s(self, direction: str, each: int) -> float:
-        """Return the seconds a pass takes beyond its kernels; backward runs two operators for one."""
+    def _dispatch_s(self, direction: str) -> float:
+        """Return the seconds a pass takes beyond its kernels."""
         p, given = self.layout.plan.parallel, self.host.frameworks
-        operators = each * eager_operators(self.block.operators)
+        operators = OPERATORS_OF_PASS[direction] * eager_operators(self.block.operators)
         seconds = operators * float(self.host.data.get("autograd_kernel_s", 0.0))
         if p.tp > 1:
             return seconds + operators * given.get(f"dtensor_{direction}_s", 0.0)
